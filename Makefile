@@ -1,0 +1,34 @@
+# make demo, make test and make lint each work on a bare clone: they create .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-fast lint clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.cpu: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[cpu]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.cpu
+	$(VENV)/bin/onnx-obc demo
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -m 'not slow'
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
