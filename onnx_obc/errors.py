@@ -1,0 +1,31 @@
+"""Every error that a user can cause. Each message names the thing, the cause and the remedy, on one line."""
+
+from __future__ import annotations
+
+
+class ObcError(Exception):
+    """Base of all errors that the command line shows as one line; `exit_code` is what the process returns."""
+
+    exit_code = 2
+
+
+class ModelError(ObcError):
+    """The ONNX model cannot be read, is not valid, or uses something that cannot be handled."""
+
+
+class CalibrationError(ObcError):
+    """The calibration data does not fit the model, or holds values that cannot be used."""
+
+
+class RecipeError(ObcError):
+    """The user asked for something that does not exist or does not go together."""
+
+
+class OutputError(ObcError):
+    """The result cannot be written where the user asked."""
+
+
+class VerificationError(ObcError):
+    """The written file failed one of its checks; it was left under a `.rejected` name."""
+
+    exit_code = 1
