@@ -1,0 +1,103 @@
+"""What a layer costs: floating-point operations for one sample, and bytes at a level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from ..level import Level
+from .layers import Contraction, Layer, Tap, Window
+
+Shape = tuple[int | str | None, ...]  # a name or None where a dimension is free
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer costs in float32.
+
+    parameters: how many weights. flops: operations for one sample, two for every multiply-add, summed over the
+    layer's uses; None where shapes are not known. free: the dimensions other than the batch that the model leaves
+    free (their names, or `?`), each counted as 1.
+    """
+
+    parameters: int
+    flops: int | None
+    free: tuple[str, ...] = ()
+
+
+def layer_costs(model: ir.Model, layers: Sequence[Layer]) -> dict[str, Cost]:
+    """The cost of every layer by name, from shapes that ONNX infers on a copy of the model."""
+    copy = model.clone()
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    values = [*copy.graph.inputs, *(value for node in copy.graph for value in node.outputs)]
+    shapes: dict[str, Shape] = {}
+    for value in values:
+        if value.shape is not None:
+            sizes = (size if isinstance(size, int) else size.value for size in value.shape)
+            shapes[str(value.name)] = tuple(sizes)
+    return {layer.name: _cost(layer, shapes) for layer in layers}
+
+
+def flops(tap: Tap, rows: int, columns: int, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
+    """Operations of one use for one sample: 2 · rows · columns · positions, summed over the groups.
+
+    Axis 0 of the input is the batch and not counted, unless the product sums over it. Conv has a position for every
+    output pixel, ConvTranspose for every input pixel, a product for every vector that is multiplied.
+    """
+    unfold = tap.unfold
+    if isinstance(unfold, Window):
+        if unfold.transposed:  # every input pixel meets the whole kernel
+            return 2 * unfold.groups * rows * columns * math.prod(input_shape[2:])
+        return 2 * unfold.groups * rows * columns * math.prod(output_shape[2:])
+    sizes = list(input_shape)
+    axis = len(sizes) + unfold.axis
+    if axis != 0:
+        sizes[0] = 1
+    del sizes[axis]
+    vectors = [sizes.pop()] if sizes else [1]  # what is left of the matrix that is multiplied
+    lead = [1] * max(0, len(unfold.batch) - len(sizes)) + sizes
+    batch = [1] * (len(lead) - len(unfold.batch)) + list(unfold.batch)
+    return 2 * rows * columns * math.prod(vectors) * math.prod(map(max, lead, batch))
+
+
+def weight_bytes(layer: Layer, level: Level) -> int:
+    """Bytes of the layer's weight at a level: packed values, a 4-byte scale for every row, packed zero points.
+
+    Counts the bits of the level, although 3-bit values are stored in 4. Zeros are stored like other values.
+    """
+    weights, rows = layer.groups * layer.rows * layer.columns, layer.groups * layer.rows
+    if level.bits is None:
+        return 4 * weights
+    zero_points = 0 if level.symmetric else math.ceil(rows * level.bits / 8)
+    return math.ceil(weights * level.bits / 8) + 4 * rows + zero_points
+
+
+def _cost(layer: Layer, shapes: Mapping[str, Shape]) -> Cost:
+    parameters = layer.groups * layer.rows * layer.columns
+    free: dict[str, None] = {}
+    total = 0
+    for use in layer.uses:
+        before, after = shapes.get(use.tap.value), shapes.get(str(use.node.outputs[0].name))
+        if before is None or after is None:
+            return Cost(parameters, None)
+        total += flops(use.tap, layer.rows, layer.columns, _fixed(before), _fixed(after))
+        free |= dict.fromkeys(_free(use.tap, before, after))
+    return Cost(parameters, total, tuple(free))
+
+
+def _fixed(shape: Shape) -> list[int]:
+    return [size if isinstance(size, int) else 1 for size in shape]
+
+
+def _free(tap: Tap, before: Shape, after: Shape) -> list[str]:
+    """The names of the free dimensions that `flops` counts as 1."""
+    if isinstance(tap.unfold, Contraction):
+        axis = len(before) + tap.unfold.axis
+        counted = [size for index, size in enumerate(before) if index not in (0, axis)]
+    else:
+        counted = list(before[2:] if tap.unfold.transposed else after[2:])
+    return [size or "?" for size in counted if not isinstance(size, int)]

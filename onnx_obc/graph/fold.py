@@ -1,0 +1,212 @@
+"""Simplifies a model without changing what it computes: constants, functions, BatchNorm and Pad fold away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants_ir
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
+
+Step = Callable[[ir.Model], str | None]
+
+FUSED_INTO = ("Conv", "ConvTranspose", "Gemm")
+SHARED_SIZE = 1024  # a constant with so many elements and several readers is kept, so that they go on sharing it
+
+
+def fold(model: ir.Model) -> tuple[ir.Model, list[str]]:
+    """A simplified copy, and sentences for the report.
+
+    Functions are inlined, constants folded (tables that would grow stay), BatchNormalization is fused into the Conv,
+    ConvTranspose or Gemm before it, Pad into the Conv behind it, and what nothing reads is removed. Inputs, outputs
+    (names, order, types, shapes), metadata and opset imports stay. A step that fails, or whose result the ONNX
+    checker refuses, is left out, and a sentence says so.
+    """
+    notes: list[str] = []
+    steps: list[tuple[str, Step]] = [
+        ("dropping the graph inputs that stand for weights", _drop_weight_inputs),
+        ("inlining functions", _inline),
+        ("folding constants", _fold_constants),
+        ("fusing Pad into Conv", _fuse_pads),
+        ("fusing BatchNormalization", _fuse_batchnorms),
+        ("removing what is not used", _remove_unused),
+    ]
+    for what, step in steps:
+        candidate = model.clone()
+        try:
+            note = step(candidate)
+            _restore_signature(candidate, model)
+            common.CheckerPass()(candidate)
+        except Exception as error:  # whatever it is, the model before this step is whole
+            cause = str(error.__cause__ or error).strip().split("\n")[0]
+            notes.append(f"{what} was left out: {cause or type(error).__name__}")
+            continue
+        model = candidate
+        if note is not None:
+            notes.append(note)
+    return model.clone(), notes
+
+
+def _restore_signature(model: ir.Model, original: ir.Model) -> None:
+    """Give inputs and outputs the declared types and shapes again. Raises ValueError if their names changed."""
+    graph, before = model.graph, original.graph
+    inputs = [value.name for value in before.inputs if value.name not in before.initializers]
+    if [value.name for value in graph.inputs if value.name not in graph.initializers] != inputs:
+        raise ValueError("it would change the model's inputs")
+    if [value.name for value in graph.outputs] != [value.name for value in before.outputs]:
+        raise ValueError("it would change the model's outputs")
+    declared = {value.name: value for value in (*before.inputs, *before.outputs)}
+    for value in (*graph.inputs, *graph.outputs):
+        value.type, value.shape = declared[value.name].type, declared[value.name].shape
+    graph.opset_imports.update({k: v for k, v in before.opset_imports.items() if k not in graph.opset_imports})
+
+
+def _drop_weight_inputs(model: ir.Model) -> str | None:
+    """IR 3 forced exporters to list every initializer among the inputs; IR 4 does not."""
+    if model.ir_version >= 4:
+        return None
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    model.graph.inputs[:] = inputs
+    model.ir_version = 4
+    return None
+
+
+def _inline(model: ir.Model) -> str | None:
+    if not model.functions:
+        return None
+    count = len(model.functions)
+    common.InlinePass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    return f"{count} function{'s' if count > 1 else ''} inlined"
+
+
+def _fold_constants(model: ir.Model) -> str | None:
+    before = sum(1 for _ in model.graph.all_nodes())
+    for _ in range(2):  # the second pass folds what the first one's shapes made constant
+        fold_constants_ir(model, onnx_shape_inference=True, should_fold=_may_fold)
+        common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    after = sum(1 for _ in model.graph.all_nodes())
+    return f"{before - after} nodes folded away" if after < before else None
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """False where folding would undo sharing or fix a random draw; None leaves it to the default limits."""
+    if node.op_type == "Bernoulli":
+        return False
+    for value in node.inputs:
+        tensor = None if value is None else value.const_value
+        if value is not None and tensor is not None and tensor.size >= SHARED_SIZE and len(value.uses()) > 1:
+            return False
+    return None
+
+
+def _remove_unused(model: ir.Model) -> str | None:
+    common.RemoveUnusedNodesPass()(model)
+    return None
+
+
+def _fuse_pads(model: ir.Model) -> str | None:
+    opset = model.opset_imports.get("", 0)
+    if opset < 11 or not any(node.op_type == "Pad" for node in model.graph):
+        return None  # the rule knows Pad with its pads as an input only
+    before = sum(node.op_type == "Pad" for node in model.graph)
+    rewrite(model, [fuse_pad_into_conv_rule])
+    common.RemoveUnusedNodesPass()(model)
+    fused = before - sum(node.op_type == "Pad" for node in model.graph)
+    return f"{fused} Pad fused into the Conv behind it" if fused else None
+
+
+def _fuse_batchnorms(model: ir.Model) -> str | None:
+    """onnxscript's rules drop the node's name, ignore training_mode and spatial, and give up on a shared bias."""
+    norms = [node for node in model.graph if node.op_type == "BatchNormalization" and node.domain == ""]
+    fused = sum(_fuse_batchnorm(model, norm) for norm in norms)
+    left = f", {len(norms) - fused} left: nothing before to fuse into" if fused < len(norms) else ""
+    return f"{fused} BatchNormalization fused into the layer before{left}" if norms else None
+
+
+def _fuse_batchnorm(model: ir.Model, norm: ir.Node) -> bool:
+    """Fuse one BatchNormalization into the node before it, where that is exact; whether it was.
+
+    y = (Wx + b − mean) · factor + shift with factor = scale / sqrt(variance + epsilon) is W′x + b′ with W′ = factor · W
+    along the output channels and b′ = (b − mean) · factor + shift. Computed in float64, rounded once.
+    """
+    attributes = norm.attributes
+    if attributes.get_int("training_mode", 0) or (model.opset_imports[""] < 9 and not attributes.get_int("spatial", 1)):
+        return False
+    if any(output.uses() or output.is_graph_output() or output.name for output in norm.outputs[1:]):
+        return False
+    value = norm.inputs[0]
+    node = None if value is None else value.producer()
+    if node is None or value is None or len(value.uses()) > 1 or value.is_graph_output():
+        return False
+    if node.op_type not in FUSED_INTO or node.domain != "" or node.graph is not model.graph:
+        return False
+    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    tensors = [_constant(model, v) for v in (weight, *norm.inputs[1:])]
+    if bias is not None:
+        tensors.append(_constant(model, bias))
+    if weight is None or len(weight.uses()) > 1 or weight.is_graph_output():
+        return False
+    if any(tensor is None or tensor.dtype != ir.DataType.FLOAT for tensor in tensors):
+        return False
+    w, scale, shift, mean, variance, *rest = [t.numpy().astype(np.float64) for t in tensors if t is not None]
+    factor = scale / np.sqrt(variance + float(attributes.get_float("epsilon", 1e-5)))
+    b = rest[0] * node.attributes.get_float("beta", 1.0) if rest else np.zeros_like(mean)
+    new_weight = (w * _along_outputs(node, factor, w.shape)).astype(np.float32)
+    new_bias = ((b - mean) * factor + shift).astype(np.float32)
+    if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
+        return False
+    if node.op_type == "Gemm":
+        node.attributes.pop("beta", None)
+    _set_initializer(model, weight, new_weight)
+    if bias is not None and len(bias.uses()) == 1 and not bias.is_graph_output():
+        _set_initializer(model, bias, new_bias)
+    else:
+        fresh = ir.Value(name=_unused_name(model, f"{weight.name}_bias"), type=ir.TensorType(ir.DataType.FLOAT))
+        _set_initializer(model, fresh, new_bias)
+        node.resize_inputs(3)
+        node.replace_input_with(2, fresh)
+    output = norm.outputs[0]
+    ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
+    value.name, value.type, value.shape = output.name, output.type, output.shape
+    model.graph.remove(norm, safe=True)
+    return True
+
+
+def _along_outputs(node: ir.Node, factor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The factor of every output channel, shaped so that it multiplies a weight of this node."""
+    # factor: (channels,) float64
+    if node.op_type == "Conv":
+        return factor.reshape(-1, *[1] * (len(shape) - 1))
+    if node.op_type == "Gemm":
+        return factor[:, None] if node.attributes.get_int("transB", 0) else factor
+    groups = node.attributes.get_int("group", 1)  # ConvTranspose: weight (C, M/groups, kernel…)
+    per_input = np.repeat(factor.reshape(groups, -1), shape[0] // groups, axis=0)  # (C, M/groups)
+    return per_input.reshape(*shape[:2], *[1] * (len(shape) - 2))
+
+
+def _constant(model: ir.Model, value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None or not value.is_initializer() else value.const_value
+
+
+def _set_initializer(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:
+    """Make `value` an initializer that holds `array`; an input that was only its default goes."""
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.shape = ir.Shape(array.shape)
+    if value in model.graph.inputs:
+        model.graph.inputs.remove(value)
+    model.graph.register_initializer(value)
+
+
+def _unused_name(model: ir.Model, name: str) -> str:
+    graph = model.graph
+    names = {v.name for v in (*graph.inputs, *graph.initializers.values())}
+    names |= {output.name for node in graph.all_nodes() for output in node.outputs}
+    names |= {value.name for body in model.graphs() for value in (*body.inputs, *body.initializers.values())}
+    while name in names:
+        name += "_"
+    return name

@@ -1,0 +1,248 @@
+"""Reads and writes models: whole files, bytes or objects, with weights inside the file or beside it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from onnx_ir.passes.common import CheckerPass
+
+from ..errors import ModelError, OutputError
+from .fold import fold
+from .opset import raise_opset
+
+__all__ = ["fold", "input_specs", "raise_opset", "read_model", "save_model"]
+
+OLDEST_OPSET = 7
+PROTOBUF_LIMIT = 1_900_000_000  # bytes of tensors; protobuf itself ends at 2³¹
+
+
+def read_model(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
+    """Read a model and check it. The result is independent of the argument, which stays as it is.
+
+    Weights beside the file are mapped, not read, and only after every location was found to lie in the model's
+    folder. Raises ModelError.
+    """
+    if isinstance(model, ir.Model):
+        loaded, name = _with_plain_domain(model.clone()), "the model"
+        _check_external(loaded, name)
+        _check_opset(loaded, name)
+        _check_valid(loaded, name)
+        return loaded
+    if isinstance(model, onnx.ModelProto):
+        return _from_proto(model, "the model", None)
+    if isinstance(model, bytes):
+        return _from_proto(_decode(model, "the model"), "the model", None)
+    path = Path(model)
+    if not path.is_file():
+        kind = "is a folder; name the .onnx file in it" if path.is_dir() else "does not exist; check the path"
+        raise ModelError(f"model {path} {kind}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"model {path} cannot be read: {error.strerror}; check its permissions") from error
+    return _from_proto(_decode(data, f"model {path}"), f"model {path}", path)
+
+
+def input_specs(model: ir.Model) -> list[tuple[str, np.dtype[np.generic], tuple[int | None, ...]]]:
+    """The inputs that a user must feed: (name, numpy dtype, shape); None in the shape is a free dimension.
+
+    Inputs with a default value (initializers that old exporters list as inputs) are not among them.
+    Raises ModelError for an input that is not a tensor of known rank.
+    """
+    specs = []
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            continue
+        if value.dtype is None or not isinstance(value.type, ir.TensorType):
+            raise ModelError(f"input {value.name!r} is not a tensor; re-export the model with tensor inputs only")
+        if value.shape is None:
+            raise ModelError(f"input {value.name!r} has no declared shape; re-export the model with one")
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        specs.append((str(value.name), np.dtype(value.dtype.numpy()), shape))
+    return specs
+
+
+def save_model(model: ir.Model, path: Path, external_threshold: int = PROTOBUF_LIMIT) -> None:
+    """Write the model to `path`, all or nothing; an existing file is replaced only by a complete one.
+
+    Weights go to `path.name + ".data"` beside it when the tensors hold more than `external_threshold` bytes or the
+    model was read with weights beside it. If that replaces the files that `model` itself was read from, read it again
+    before using its weights. Raises OutputError.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file in it, e.g. {path / 'model.onnx'}")
+    tensors = list(_tensors(model))
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    external = external or sum(tensor.nbytes for tensor in tensors) > external_threshold
+    data = f"{path.name}.data"
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            scratch = Path(folder)
+            ir.save(model, scratch / path.name, format="protobuf", external_data=data if external else None)
+            _move_in(scratch, path.parent, [data, path.name] if (scratch / data).exists() else [path.name])
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
+    except (EncodeError, ValueError) as error:
+        raise OutputError(f"cannot write {path}: {_first_line(error)}") from error
+
+
+def _move_in(scratch: Path, folder: Path, names: list[str]) -> None:
+    """Move the files to `folder`, the model itself last. If that is interrupted, the folder is left as it was."""
+    for name in names:
+        shutil.copymode(scratch / names[-1], scratch / name)
+    try:
+        for name in names[:-1]:
+            if (folder / name).exists():
+                (folder / name).replace(scratch / f"{name}.before")
+            (scratch / name).replace(folder / name)
+        (scratch / names[-1]).replace(folder / names[-1])
+    except BaseException:
+        if (scratch / names[-1]).exists():  # else all files had arrived
+            for name in names[:-1]:
+                if not (scratch / name).exists():
+                    (folder / name).unlink()
+                if (scratch / f"{name}.before").exists():
+                    (scratch / f"{name}.before").replace(folder / name)
+        raise
+
+
+def _decode(data: bytes, name: str) -> onnx.ModelProto:
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{name} is truncated or not ONNX; export or download it again") from error
+    return proto
+
+
+def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Model:
+    if not proto.graph.node:
+        raise ModelError(f"{name} is truncated or not ONNX: its graph has no nodes; export or download it again")
+    if proto.graph.sparse_initializer:
+        raise ModelError(f"{name} stores weights as sparse_initializer; export it again with dense weights")
+    try:
+        model = _with_plain_domain(ir.from_proto(proto))
+    except Exception as error:
+        raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}; export it again") from error
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            if path is None:
+                raise ModelError(
+                    f"{name} keeps the weight {tensor.name!r} in the file {tensor.location}; pass the model's path"
+                )
+            tensor.base_dir = path.parent.absolute()
+    _check_external(model, name)
+    _check_opset(model, name)
+    if path is None and proto.ByteSize() > PROTOBUF_LIMIT:
+        _check_valid(model, name)
+        return model
+    try:
+        onnx.checker.check_model(proto if path is None else str(path))
+    except Exception as error:  # the checker raises a type of its own, and RuntimeError and ValueError
+        raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}; export it again") from error
+    return model
+
+
+def _with_plain_domain(model: ir.Model) -> ir.Model:
+    """Write the ONNX domain as "" where the file says "ai.onnx", which is the same."""
+    if "ai.onnx" in model.graph.opset_imports:
+        model.graph.opset_imports.setdefault("", model.graph.opset_imports.pop("ai.onnx"))
+    return model
+
+
+def _check_valid(model: ir.Model, name: str) -> None:
+    """Run the ONNX checker without serialising large tensors."""
+    try:
+        CheckerPass()(model)
+    except Exception as error:
+        raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error.__cause__ or error)}") from error
+
+
+def _check_opset(model: ir.Model, name: str) -> None:
+    version = model.opset_imports.get("")
+    if version is None:
+        raise ModelError(f"{name} declares no ONNX opset; export it again with opset {OLDEST_OPSET} or newer")
+    if version < OLDEST_OPSET:
+        raise ModelError(
+            f"{name} uses opset {version}, older than {OLDEST_OPSET}; export it again with opset 17 or newer"
+        )
+    if version > onnx.defs.onnx_opset_version():
+        known = f"onnx {onnx.__version__} knows opset {onnx.defs.onnx_opset_version()} at most"
+        raise ModelError(f"{name} uses opset {version}, {known}; export it with an older opset or upgrade onnx")
+    with suppress(ImportError):
+        import onnxruntime
+
+        if not _runs(version, onnxruntime):
+            raise ModelError(
+                f"{name} uses opset {version}, which onnxruntime {onnxruntime.__version__} does not run; export it "
+                "with an older opset or upgrade onnxruntime"
+            )
+
+
+def _runs(opset: int, onnxruntime: object) -> bool:
+    """Whether the installed onnxruntime accepts a model of this opset: nothing but a trial tells."""
+    if opset <= 21:
+        return True
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    imports = [onnx.helper.make_opsetid("", opset)]
+    proto = onnx.helper.make_model(onnx.helper.make_graph([node], "trial", [x], [y]), opset_imports=imports)
+    proto.ir_version = onnx.helper.find_min_ir_version_for(imports)
+    try:
+        onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
+    except Exception:  # each kind of refusal has a type of its own, without a common base
+        return False
+    return True
+
+
+def _check_external(model: ir.Model, name: str) -> None:
+    """Refuse weights outside the model's folder, missing or too short, before anything is read from them."""
+    for tensor in _tensors(model):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        folder, location = Path(tensor.base_dir or ".").absolute(), Path(tensor.location)
+        what = f"{name}: weight {tensor.name!r} lies in {location}"
+        if location.is_absolute() or ".." in location.parts:
+            raise ModelError(f"{what}, outside the model's folder, and is not read; put the file beside the model")
+        path = folder / location
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{what}, a link to outside the model's folder, and is not read; copy the file there")
+        if not path.is_file():
+            raise ModelError(f"{what}, which is missing from {folder}; copy it there")
+        if path.stat().st_nlink > 1:
+            raise ModelError(f"{what}, a file with several hard links, and is not read; replace it by a copy")
+        start, length = tensor.offset or 0, tensor.length or tensor.nbytes
+        if length < tensor.nbytes or start + tensor.nbytes > path.stat().st_size:
+            raise ModelError(f"{what}, which is too short for it; export or download the model again")
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """All tensors of the model: initializers and attributes, in bodies and functions too."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+    owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for owner in owners:
+        for node in owner.all_nodes():
+            for attribute in node.attributes.values():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.as_tensor()
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from attribute.as_tensors()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
