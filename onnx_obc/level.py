@@ -79,6 +79,14 @@ FLOAT = Level()
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a layer becomes: its level, and the bits that its input is quantized to (None: it stays float)."""
+
+    level: Level
+    activation_bits: int | None = None
+
+
+@dataclass(frozen=True)
 class Grid:
     """The values that a quantized row may take: `(code − zero_point) · scale`.
 

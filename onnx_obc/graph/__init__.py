@@ -1,1 +1,1 @@
-
+"""Knows ONNX; knows nothing of solving."""

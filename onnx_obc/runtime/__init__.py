@@ -1,1 +1,1 @@
-
+"""Runs models."""

@@ -1,0 +1,155 @@
+"""The pipeline: read and fold, find, capture, solve, write, verify. Each stage takes plain values and returns them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from .calibration.capture import Captured, capture, plan_chunks, probe
+from .calibration.data import DataOptions, InputSpec, Samples, open_samples
+from .calibration.ranges import RangeObserver
+from .errors import VerificationError
+from .graph.model import check_output, input_specs, place_model, read_model, remove_unused, save_model
+from .graph.qdq import Writer, WrittenWeight
+from .level import GIB
+from .plan import Plan, make_plan
+from .recipe import Recipe
+from .report import EmbeddingReport, Report, make_report
+from .runtime.session import default_memory
+from .solving import Solved, round_embedding, solve_layer
+from .verify import Verdict, verify
+
+HELD_OUT = 256  # the last tenth of the samples, but at most so many, only serve to compare the outputs
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model and the report on it. `path` is where it was written, None if it was kept in memory."""
+
+    model: ir.Model
+    report: Report
+    path: Path | None
+
+
+def compress(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    calibration: object,
+    recipe: Recipe | None = None,
+    output: str | Path | None = None,
+    *,
+    data: DataOptions | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Result:
+    """Compress a trained ONNX model on calibration data, without labels and without training.
+
+    model:       a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model; never changed.
+    calibration: a path or text as on the command line, a dict of arrays, a list of feeds, or a function that yields
+                 feeds; see `onnx_obc.calibration.data.open_samples`.
+    recipe:      what each layer is to become; None: int8 weights and activations.
+    output:      where to write the result; None keeps it in memory.
+    data:        how the calibration data is read.
+    progress:    called with the name of a stage, how much was done since the last call, and how much there is in all.
+
+    Raises ModelError, CalibrationError, RecipeError or OutputError for what cannot be done, before anything is
+    written; VerificationError if the result fails a check: it is then left under a `.rejected` name.
+    """
+    recipe, data = recipe or Recipe(), data or DataOptions()
+    target = check_output(output, model) if output is not None else None
+    dense = read_model(model)
+    samples = open_samples(calibration, [InputSpec(*spec) for spec in input_specs(dense)], data)
+    calibrating, held_out = split(samples)
+
+    plan = make_plan(dense, recipe)
+    solved, ranges = solve_layers(plan, calibrating, recipe, progress)
+    written, embeddings, intervals = write(plan, solved, ranges, recipe)
+
+    folder = target.parent if target is not None else None
+    with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=folder) as scratch:
+        path = Path(scratch) / (target.name if target is not None else "model.onnx")
+        save_model(plan.model, path)
+        verdict = verify(path, dense, solved, written, held_out, recipe, progress) if recipe.verify else Verdict()
+        report = make_report(model, target, path, recipe, plan, samples, solved, embeddings, intervals, verdict)
+        if verdict.faults:
+            raise VerificationError(f"{verdict.faults}{leave_rejected(plan.model, target)}")
+        if target is not None:
+            place_model(path, target)
+    return Result(plan.model, report, target)
+
+
+def split(samples: Samples) -> tuple[Samples, Samples]:
+    """The samples to calibrate on and those held out of it; with too few to spare any, the same ones serve as both."""
+    spare = min(max(samples.count // 10, samples.step), HELD_OUT)
+    spare -= spare % samples.step
+    if spare == 0 or spare >= samples.count:
+        return samples, samples
+    return samples.part(0, samples.count - spare), samples.part(samples.count - spare, samples.count)
+
+
+def solve_layers(
+    plan: Plan, samples: Samples, recipe: Recipe, progress: Progress
+) -> tuple[dict[str, Solved], dict[str, RangeObserver]]:
+    """Capture and solve, chunk by chunk: the Hessians of a chunk are dropped before the next one is captured."""
+    values = [activation.value for activation in plan.activations]
+    taps = [use.tap.value for layer in plan.layers for use in layer.uses]
+    shapes = probe(plan.model, [*values, *taps], samples, recipe.device, recipe.threads)
+    memory = recipe.memory * GIB if recipe.memory is not None else default_memory()
+    chunks = plan_chunks(plan.layers, values, shapes, samples, memory)
+    rows = sum(layer.groups * layer.rows for layer in plan.layers)
+
+    solved: dict[str, Solved] = {}
+    ranges: dict[str, RangeObserver] = {}
+    for chunk in chunks:
+        captured: Captured = capture(
+            plan.model,
+            chunk,
+            samples,
+            all_positions=recipe.all_positions,
+            seed=recipe.seed,
+            device=recipe.device,
+            threads=recipe.threads,
+            progress=lambda done: progress("capture", done, samples.count * len(chunks)),
+        )
+        ranges |= captured.ranges
+        for layer in chunk.layers:
+            solved[layer.name] = solve_layer(
+                layer,
+                captured,
+                plan.choices[layer.name],
+                recipe,
+                remark=plan.remarks.get(layer.name),
+                progress=lambda done: progress("solve", done, rows),
+            )
+    return solved, ranges
+
+
+def write(
+    plan: Plan, solved: dict[str, Solved], ranges: dict[str, RangeObserver], recipe: Recipe
+) -> tuple[list[WrittenWeight], list[EmbeddingReport], dict[str, tuple[float, float]]]:
+    """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each activation's range."""
+    writer = Writer(plan.model)
+    intervals = {a.value: ranges[a.value].interval(recipe.ranges, a.bits, a.symmetric) for a in plan.activations}
+    written = [writer.weight(entry.layer, entry.solution) for entry in solved.values()]
+    embeddings = []
+    for embedding in plan.embeddings:
+        codes, grid, block, report = round_embedding(embedding, recipe)
+        writer.embedding(embedding, codes, grid, block)
+        embeddings.append(report)
+    for activation in plan.activations:
+        writer.activation(activation, *intervals[activation.value])
+    remove_unused(plan.model)
+    return written, embeddings, intervals
+
+
+def leave_rejected(model: ir.Model, target: Path | None) -> str:
+    """Keep a model that failed a check under a name that nobody takes for a good one; says where."""
+    if target is None:
+        return ""
+    rejected = target.with_name(f"{target.name}.rejected")
+    save_model(model, rejected)
+    return f"; the file was left as {rejected} for you to look at: please report it"

@@ -1,0 +1,100 @@
+"""From a model and a recipe to a plan: the graph to work on, its layers, and what each is to become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from .errors import RecipeError
+from .graph.fold import fold
+from .graph.layers import Embedding, Layer, LeftOut, find_embeddings, find_layers
+from .graph.opset import raise_opset
+from .graph.qdq import BLOCKED_OPSET, PER_AXIS_OPSET, Activation, opset_needed
+from .graph.targets import TARGETS
+from .level import FLOAT, Choice
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, before any of it is.
+
+    layers: those with a choice, in the order of the graph. embeddings: the tables to store as integers.
+    activations: the values to quantize. left_out: the weights that stay as they are, and why. notes: what else the
+    user should know; remarks: the same about single layers, by name.
+    """
+
+    model: ir.Model
+    layers: tuple[Layer, ...]
+    choices: Mapping[str, Choice]
+    embeddings: tuple[Embedding, ...]
+    activations: tuple[Activation, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...] = ()
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
+    """Fold the graph, find its layers, and give each the level that the recipe and the target allow.
+
+    Raises RecipeError if no layer can be compressed.
+    """
+    model, notes = fold(source)
+    layers, left_out = find_layers(model)
+    embeddings = find_embeddings(model) if recipe.embeddings != "float" else []
+    if embeddings and recipe.target == "tensorrt":
+        raise RecipeError("embeddings: TensorRT cannot look up integers; use --embeddings float")
+    notes += [f"the recipe's pattern {pattern!r} matches no layer" for pattern in recipe.unmatched([x.name for x in layers])]
+
+    choices: dict[str, Choice] = {}
+    remarks: dict[str, str] = {}
+    for layer in layers:
+        choice, reason = _choose(layer, recipe)
+        if reason is not None:
+            left_out.append(LeftOut(layer.name, layer.op, reason))
+            continue
+        bits, remark = TARGETS[recipe.target].activation_bits(layer, choice)
+        choices[layer.name] = Choice(choice.level, bits)
+        if remark is not None:
+            remarks[layer.name] = remark
+    if not choices:
+        raise RecipeError(_nothing_to_do(left_out))
+
+    opset = max(opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices)
+    if embeddings:
+        opset = max(opset, BLOCKED_OPSET if recipe.embeddings == "int4" else PER_AXIS_OPSET)
+    if opset > (present := model.opset_imports[""]):
+        model = raise_opset(model, opset)
+        layers, _ = find_layers(model)
+        embeddings = find_embeddings(model) if embeddings else []
+        notes.append(f"opset raised from {present} to {model.opset_imports['']}, which the integer types need")
+    return Plan(
+        model=model,
+        layers=tuple(layer for layer in layers if layer.name in choices),
+        choices=choices,
+        embeddings=tuple(embeddings),
+        activations=tuple(TARGETS[recipe.target].place(model, layers, choices)),
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+        remarks=remarks,
+    )
+
+
+def _choose(layer: Layer, recipe: Recipe) -> tuple[Choice, str | None]:
+    """The choice for a layer, and why it cannot be had, or None."""
+    choice = recipe.choose(layer.name)
+    if choice is None:
+        return Choice(FLOAT), "skipped, as the recipe says"
+    if choice.level == FLOAT:
+        return choice, "float, as the recipe says"
+    return choice, layer.impossible(choice.level) or TARGETS[recipe.target].refuse(layer, choice)
+
+
+def _nothing_to_do(left_out: list[LeftOut]) -> str:
+    if not left_out:
+        return "the model has no Conv, ConvTranspose, MatMul or Gemm with a constant weight: nothing to compress"
+    reasons = list(dict.fromkeys(entry.reason for entry in left_out))
+    shown = "; ".join(reasons[:3]) + ("; …" if len(reasons) > 3 else "")
+    return f"no layer can be compressed ({shown}); choose another level, or see `onnx-obc inspect`"

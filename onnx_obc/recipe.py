@@ -1,0 +1,139 @@
+"""What the user asked for, validated: one level for all layers, and rules for layers by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import ObcError, RecipeError
+from .level import Choice, Level, parse_bits, parse_sparsity
+
+Activations = Literal["none", "int8", "int4"]
+Weights = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
+ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
+
+
+def _as_text(value: object) -> object:
+    """YAML reads 2:4 as a number in base 60 and 0.6 as a float; both are meant as they are written."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 60:
+        return f"{value // 60}:{value % 60}"
+    return "none" if value is None else str(value)
+
+
+SparsityText = Annotated[str, BeforeValidator(_as_text)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("sparsity", check_fields=False)
+    @classmethod
+    def _sparsity_is_known(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_sparsity(value)
+        return value
+
+
+class Rule(_Strict):
+    """Overrides for the layers whose name matches the shell pattern `match`; None keeps the recipe's own value."""
+
+    match: str
+    skip: bool = False
+    weights: Weights | None = None
+    sparsity: SparsityText | None = None
+    activations: Activations | None = None
+    asymmetric: bool | None = None
+
+
+class Recipe(_Strict):
+    """How a model is to be compressed. Field by field the options of the command line; see docs/recipe.md."""
+
+    weights: Weights = "int8"
+    activations: Activations = "int8"
+    sparsity: SparsityText = "none"
+    asymmetric: bool = False
+    embeddings: Literal["float", "int8", "int4"] = "float"
+    layers: tuple[Rule, ...] = ()
+
+    target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    solver: Literal["exact", "baseline"] = "exact"
+    grid: Literal["mse", "minmax"] = "mse"
+    ranges: Literal["mse", "minmax", "percentile"] = "mse"
+    damp: float = Field(default=0.01, ge=0)
+    all_positions: bool = False
+    precision: Literal["float32", "float64"] = "float32"
+    seed: int = 0
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    memory: float | None = Field(default=None, gt=0)  # GiB
+    verify: bool = True
+
+    def choose(self, layer: str) -> Choice | None:
+        """What the layer of this name is to become: by the first rule that matches, else by the recipe itself.
+
+        None if the rule says `skip`.
+        """
+        rule = next((rule for rule in self.layers if fnmatchcase(layer, rule.match)), None)
+        if rule is None:
+            rule = Rule(match="*")
+        if rule.skip:
+            return None
+        bits = parse_bits(rule.weights or self.weights)
+        asymmetric = self.asymmetric if rule.asymmetric is None else rule.asymmetric
+        level = Level(
+            sparsity=parse_sparsity(rule.sparsity if rule.sparsity is not None else self.sparsity),
+            bits=bits,
+            symmetric=not asymmetric,
+        )
+        # Integer arithmetic needs integers on both sides: activations of a float layer stay float.
+        activation_bits = None if bits is None else ACTIVATION_BITS[rule.activations or self.activations]
+        return Choice(level, activation_bits)
+
+    def unmatched(self, layers: list[str]) -> list[str]:
+        """The patterns of this recipe's rules that match none of these layer names."""
+        return [r.match for r in self.layers if not any(fnmatchcase(layer, r.match) for layer in layers)]
+
+
+def make_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Validate plain values, as read from YAML or from the command line. Raises RecipeError with the nearest name."""
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_explain(error)}") from error
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML recipe file, not yet validated. Raises RecipeError."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path of --recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of options such as `weights: int8`; see docs/recipe.md")
+    return values
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ObcError):
+        return str(cause)
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        known = list(Rule.model_fields if "layers" in first["loc"] else Recipe.model_fields)
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"unknown option {location!r}; " + (
+            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        )
+    given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{location}: {first['msg'].removeprefix('Input ').removeprefix('Value error, ')}{given}"

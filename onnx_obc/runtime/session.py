@@ -1,0 +1,114 @@
+"""Runs a model, or parts of it, in onnxruntime."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..errors import ModelError, RecipeError
+
+try:
+    import onnxruntime
+except ImportError as error:  # the runtime comes with an extra, so that users can choose between CPU and GPU builds
+    raise ModelError(
+        "onnxruntime is not installed; install onnx-obc[cpu], or onnx-obc[gpu] for an NVIDIA GPU"
+    ) from error
+
+Device = Literal["auto", "cpu", "cuda"]
+IN_MEMORY_BYTES = 1 << 30  # larger models go to onnxruntime through a file, since a protobuf holds 2 GiB at most
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model ready to run: `run(feed)` gives the outputs by name."""
+
+    outputs: tuple[str, ...]
+    inputs: frozenset[str]
+    _session: Any
+
+    def run(self, feed: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run one feed. What the model does not read is ignored. Raises ModelError if the model fails on it."""
+        wanted = {name: array for name, array in feed.items() if name in self.inputs}
+        try:
+            values = self._session.run(list(self.outputs), wanted)
+        except Exception as error:
+            shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in wanted.items())
+            raise ModelError(f"onnxruntime failed on the feed {shapes}: {one_line(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def open_session(
+    model: ir.Model | Path, outputs: Sequence[str] | None = None, device: Device = "auto", threads: int | None = None
+) -> Session:
+    """Load a model into onnxruntime; `outputs` names the values to compute instead of the model's own outputs.
+
+    Raises ModelError if onnxruntime refuses the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # the arena never gives back what the largest feed needed
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if outputs is not None:
+        assert isinstance(model, ir.Model)
+        model = _with_outputs(model, outputs)
+    try:
+        if isinstance(model, Path):
+            session = onnxruntime.InferenceSession(model, options, providers=_providers(device))
+        else:
+            session = _load(model, options, _providers(device))
+    except (RecipeError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {one_line(error)}") from error
+    return Session(
+        outputs=tuple(value.name for value in session.get_outputs()),
+        inputs=frozenset(value.name for value in session.get_inputs()),
+        _session=session,
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split())
+
+
+def _providers(device: Device) -> list[str]:
+    cuda = "CUDAExecutionProvider"
+    if device == "cuda" and cuda not in onnxruntime.get_available_providers():
+        raise RecipeError("--device cuda: this onnxruntime has no CUDA; install onnx-obc[gpu], or use --device cpu")
+    use_cuda = device != "cpu" and cuda in onnxruntime.get_available_providers()
+    return [cuda, "CPUExecutionProvider"] if use_cuda else ["CPUExecutionProvider"]
+
+
+def _load(model: ir.Model, options: Any, providers: list[str]) -> Any:
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size < IN_MEMORY_BYTES:
+        return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)
+    with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of the model that computes these values instead of its outputs."""
+    copy = model.clone()
+    values = {value.name: value for node in copy.graph for value in node.outputs}
+    values.update({value.name: value for value in copy.graph.inputs})
+    values.update(copy.graph.initializers)
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(values[name] for name in names)
+    return copy
+
+
+def is_finite(array: npt.NDArray[Any]) -> bool:
+    """Whether no value is NaN or infinite; integers always are."""
+    return not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())

@@ -1,0 +1,125 @@
+"""One layer: from its weight and Hessian to a solution, and the figures that the report shows for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .calibration.capture import Captured
+from .graph.cost import table_bytes, weight_bytes
+from .graph.layers import Embedding, Layer
+from .level import FLOAT, Choice, Float64, Grid, Int32, Level, Solution, parse_bits
+from .recipe import Recipe
+from .report import EmbeddingReport, LayerReport
+from .solver import Damped, baseline, damp, fit_grid, layer_loss, output_energy, round_to_grid, solve
+
+EMBEDDING_BLOCK = 32  # columns that share a scale in a table of 4-bit integers
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A layer's solution and the report on it."""
+
+    layer: Layer
+    solution: Solution
+    report: LayerReport
+
+
+def solve_layer(
+    layer: Layer,
+    captured: Captured,
+    choice: Choice,
+    recipe: Recipe,
+    remark: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Solved:
+    """Solve a layer at its level and compare with the baseline. `progress` counts rows."""
+    began = time.perf_counter()
+    weight = layer.matrix()  # (groups, rows, columns)
+    hessian, positions = captured.hessian(layer)  # (groups, columns, columns)
+    damped = damp(hessian, recipe.damp)
+    simple = baseline(weight, damped, choice.level, grid=recipe.grid)
+    if recipe.solver == "baseline":
+        solution = simple
+    else:
+        solution = solve(
+            weight,
+            damped,
+            choice.level,
+            grid=recipe.grid,
+            threads=recipe.threads,
+            precision=recipe.precision,
+            progress=progress,
+        )
+    energy = output_energy(weight, hessian)
+    loss, loss_baseline = (layer_loss(weight, x.weights, hessian) for x in (solution, simple))
+    report = LayerReport(
+        name=layer.name,
+        op=layer.op,
+        groups=layer.groups,
+        rows=layer.rows,
+        columns=layer.columns,
+        level=str(choice.level),
+        activations="float" if choice.activation_bits is None else f"int{choice.activation_bits}",
+        loss_predicted=solution.loss,
+        loss_measured=layer_loss(weight, solution.weights, damped.hessian),
+        loss=loss,
+        loss_relative=loss / energy if energy > 0 else 0.0,
+        loss_baseline=loss_baseline,
+        baseline_relative=loss_baseline / energy if energy > 0 else 0.0,
+        zeros=float((solution.weights == 0).mean()),
+        damping=float(damped.damping.max()),
+        dead_columns=damped.dead,
+        positions=positions,
+        seconds=time.perf_counter() - began,
+        bytes_before=weight_bytes(layer, FLOAT),
+        bytes_after=weight_bytes(layer, choice.level),
+        notes=tuple(_notes(damped, hessian, positions, layer, recipe)) + ((remark,) if remark else ()),
+    )
+    return Solved(layer, solution, report)
+
+
+def _notes(damped: Damped, hessian: Float64, positions: int, layer: Layer, recipe: Recipe) -> list[str]:
+    notes = []
+    if positions == 0 or not hessian.any():
+        notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
+    elif (damped.damping > recipe.damp).any():
+        raised = int((damped.damping > recipe.damp).sum())
+        notes.append(f"damping raised from {recipe.damp:g} to {damped.damping.max():g} in {raised} of {layer.groups} groups")
+    if damped.dead and hessian.any():
+        notes.append(f"{damped.dead} of {layer.groups * layer.columns} inputs are always zero")
+    if 0 < positions < layer.columns:
+        notes.append(f"{positions} positions for {layer.columns} columns: the Hessian is rank-deficient and leans on damping")
+    return notes
+
+
+def round_embedding(embedding: Embedding, recipe: Recipe) -> tuple[Int32, Grid, int | None, EmbeddingReport]:
+    """A table in integers by rounding: its codes, its grid, the block if there is one, and the report on it."""
+    bits = parse_bits(recipe.embeddings)
+    assert bits is not None
+    table = embedding.table
+    block = _block(table.shape[1]) if bits < 8 else None
+    rows = table.T if block is None else table.reshape(-1, block)  # what shares a scale: a column, or a block of a row
+    grid = fit_grid(rows[None], bits, symmetric=True, method=recipe.grid)
+    codes = round_to_grid(rows[None], grid)  # (1, rows, columns)
+    error = float(((grid.dequantize(codes) - rows[None]).astype(np.float64) ** 2).sum())
+    energy = float((table.astype(np.float64) ** 2).sum())
+    report = EmbeddingReport(
+        name=embedding.name,
+        rows=table.shape[0],
+        columns=table.shape[1],
+        level=str(Level(bits=bits)),
+        error_relative=error / energy if energy > 0 else 0.0,
+        bytes_before=table.nbytes,
+        bytes_after=table_bytes(table.size, bits, grid.scale.size),
+    )
+    codes = codes[0].T if block is None else codes[0].reshape(table.shape)
+    return codes, grid, block, report
+
+
+def _block(columns: int) -> int:
+    """The widest block of at most EMBEDDING_BLOCK columns that divides a row."""
+    return next(size for size in range(min(EMBEDDING_BLOCK, columns), 0, -1) if columns % size == 0)

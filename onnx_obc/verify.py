@@ -1,0 +1,204 @@
+"""Checks a written file against what was promised. The file is read again; nothing is taken from memory but the goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, log10
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from .calibration.data import Samples
+from .errors import ModelError
+from .graph.layers import Layer
+from .graph.qdq import WrittenWeight
+from .level import NM, Block, Solution, Unstructured
+from .runtime.session import Device, one_line, open_session
+
+LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
+CLASSIFIERS = ("Gemm", "MatMul", "Softmax", "LogSoftmax")
+TRANSPARENT = ("Add", "Identity", "Flatten", "Reshape", "Squeeze", "Cast", "DequantizeLinear", "QuantizeLinear")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked, and what was found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class OutputMatch:
+    """How far an output of the compressed model is from the dense one, over all samples that were compared.
+
+    sqnr_db: signal-to-noise ratio in decibels, 10 log₁₀(Σ y² / Σ (y − ŷ)²); infinite if equal.
+    top1_agreement: the share of samples with the same largest class, where the output looks like class scores.
+    """
+
+    name: str
+    sqnr_db: float
+    top1_agreement: float | None
+
+
+def check_file(path: Path, device: Device, threads: int | None) -> Check:
+    """The file passes the ONNX checker, and onnxruntime loads it."""
+    try:
+        onnx.checker.check_model(str(path))
+        open_session(path, device=device, threads=threads)
+    except (onnx.checker.ValidationError, ModelError) as error:
+        return Check("file", False, one_line(error))
+    return Check("file", True, "passes the ONNX checker and loads in onnxruntime")
+
+
+def check_weights(path: Path, layers: Mapping[str, Layer], solved: Mapping[str, Solution], written: Sequence[WrittenWeight]) -> list[Check]:
+    """Every weight in the file, dequantized by onnxruntime, is bit for bit the solver's, and its pattern holds."""
+    model = ir.load(path)
+    values = {str(value.name): value for node in model.graph for value in node.outputs} | dict(model.graph.initializers)
+    different, broken = [], []
+    for weight in written:
+        layer, solution = layers[weight.layer], solved[weight.layer]
+        array = _evaluate(values[weight.name], model.opset_imports[""])
+        if not np.array_equal(replace(layer, weight=array).matrix(), solution.weights):
+            different.append(weight.layer)
+        fault = broken_pattern(array, layer, solution)
+        if fault is not None:
+            broken.append(f"{weight.layer}: {fault}")
+    sparse = sum(solution.level.sparsity is not None for solution in solved.values())
+    return [
+        Check("weights", not different, f"differ from the solver's in {', '.join(different)}" if different else f"{len(written)} layers dequantize bit for bit to the solver's weights"),
+        Check("patterns", not broken, "; ".join(broken) if broken else f"{sparse} sparse layers hold their pattern along the input channels"),
+    ]
+
+
+def broken_pattern(array: npt.NDArray[Any], layer: Layer, solution: Solution) -> str | None:
+    """What is wrong with the zeros of a weight, counted along its input channels in the shape that the nodes see."""
+    sparsity = solution.level.sparsity
+    if sparsity is None:
+        return None
+    along = np.moveaxis(array, _channel_axis(layer), -1)  # (…, input channels)
+    match sparsity:
+        case NM(n, m):
+            most = int((along.reshape(-1, m) != 0).sum(axis=1).max())
+            return f"{most} of {m} weights are not zero, {n} allowed" if most > n else None
+        case Block(size, fraction):
+            empty = (along.reshape(-1, size) == 0).all(axis=1)
+        case Unstructured(fraction):
+            empty = along.ravel() == 0
+    missing = int(fraction * empty.size) - int(empty.sum())
+    return f"{missing} of {empty.size} zeros are missing" if missing > 0 else None
+
+
+def check_losses(predicted: Mapping[str, float], measured: Mapping[str, float]) -> Check:
+    """The loss that the solver predicts for a layer is the one its weights have."""
+    wrong = [
+        f"{name}: predicted {predicted[name]:.6g}, measured {measured[name]:.6g}"
+        for name in measured
+        if abs(predicted[name] - measured[name]) > LOSS_TOLERANCE * abs(measured[name]) + 1e-30
+    ]
+    return Check("losses", not wrong, "; ".join(wrong) if wrong else f"predicted and measured agree to {LOSS_TOLERANCE:g}")
+
+
+def compare_outputs(
+    dense: ir.Model,
+    path: Path,
+    samples: Samples,
+    start: int,
+    device: Device,
+    threads: int | None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[OutputMatch], Check]:
+    """Run the dense and the written model on the samples from `start` on, and compare every output."""
+    reference = open_session(dense, device=device, threads=threads)
+    session = open_session(path, device=device, threads=threads)
+    scores = {str(value.name) for value in dense.graph.outputs if _is_class_scores(value)}
+    sums = {name: _Match() for name in reference.outputs}
+    faults: list[str] = []
+    for batch in samples.read(start, samples.count):
+        expected, found = reference.run(batch.feed), session.run(batch.feed)
+        for name, wanted in expected.items():
+            if found[name].shape != wanted.shape or found[name].dtype != wanted.dtype:
+                faults.append(f"{name} is {found[name].dtype}{list(found[name].shape)}, not {wanted.dtype}{list(wanted.shape)}")
+            elif np.any(~np.isfinite(found[name]) & np.isfinite(wanted)):
+                faults.append(f"{name} holds NaN or infinity where the dense model does not")
+            else:
+                sums[name].add(wanted, found[name], name in scores)
+        if faults:
+            return [], Check("outputs", False, "; ".join(faults))
+        progress(batch.count)
+    matches = [OutputMatch(name, total.sqnr_db, total.agreement) for name, total in sums.items()]
+    return matches, Check("outputs", True, f"finite, and of the dense model's shapes, on {samples.count - start} samples")
+
+
+class _Match:
+    """Running sums of one output."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+        self.same = self.rows = 0
+
+    def add(self, wanted: npt.NDArray[Any], found: npt.NDArray[Any], is_scores: bool) -> None:
+        y, error = wanted.astype(np.float64), wanted.astype(np.float64) - found.astype(np.float64)
+        usable = np.isfinite(y)
+        self.signal += float((y[usable] ** 2).sum())
+        self.noise += float((error[usable] ** 2).sum())
+        if is_scores and wanted.ndim == 2 and wanted.shape[1] > 1:
+            self.same += int((wanted.argmax(axis=1) == found.argmax(axis=1)).sum())
+            self.rows += len(wanted)
+
+    @property
+    def sqnr_db(self) -> float:
+        if self.noise == 0:
+            return inf
+        return 10 * log10(self.signal / self.noise) if self.signal > 0 else -inf
+
+    @property
+    def agreement(self) -> float | None:
+        return self.same / self.rows if self.rows else None
+
+
+def _is_class_scores(output: ir.Value) -> bool:
+    """Whether an output comes straight from a classifier: a matrix product or softmax, not a normalised embedding."""
+    value: ir.Value | None = output
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in CLASSIFIERS:
+            return True
+        if node.op_type not in TRANSPARENT:
+            return False
+        value = next((source for source in node.inputs if source is not None and source.producer() is not None), None)
+    return False
+
+
+def _channel_axis(layer: Layer) -> int:
+    """The axis of the weight, as the nodes see it, along which a runtime looks for patterns."""
+    node, index = layer.uses[0].node, layer.uses[0].index
+    match node.op_type:
+        case "Conv":
+            return 1
+        case "ConvTranspose":
+            return 0
+        case "MatMul":
+            return -1 if index == 0 or layer.weight.ndim == 1 else -2
+        case _:
+            transposed = node.attributes.get_int("transA" if index == 0 else "transB", 0)
+            return index if transposed else 1 - index
+
+
+def _evaluate(value: ir.Value, opset: int) -> npt.NDArray[Any]:
+    """An initializer, or what onnxruntime computes from initializers through DequantizeLinear."""
+    node = value.producer()
+    if node is None:
+        assert value.const_value is not None
+        return value.const_value.numpy()
+    parts = [ir.Value(name=v.name, type=v.type, shape=v.shape, const_value=v.const_value) for v in node.inputs if v]
+    copy = ir.node(node.op_type, parts, attributes=dict(node.attributes))
+    copy.outputs[0].name = "weight"
+    copy.outputs[0].dtype = ir.DataType.FLOAT
+    graph = ir.Graph([], [copy.outputs[0]], nodes=[copy], initializers=parts, opset_imports={"": opset}, name="weight")
+    return open_session(ir.Model(graph, ir_version=13 if opset > 24 else 10), device="cpu").run({})["weight"]
