@@ -72,8 +72,12 @@ def weight_bytes(layer: Layer, level: Level) -> int:
     weights, rows = layer.groups * layer.rows * layer.columns, layer.groups * layer.rows
     if level.bits is None:
         return 4 * weights
-    zero_points = 0 if level.symmetric else math.ceil(rows * level.bits / 8)
-    return math.ceil(weights * level.bits / 8) + 4 * rows + zero_points
+    return table_bytes(weights, level.bits, rows) + (0 if level.symmetric else math.ceil(rows * level.bits / 8))
+
+
+def table_bytes(values: int, bits: int, scales: int) -> int:
+    """Bytes of so many packed integers of `bits` bits and their float32 scales."""
+    return math.ceil(values * bits / 8) + 4 * scales
 
 
 def _cost(layer: Layer, shapes: Mapping[str, Shape]) -> Cost:

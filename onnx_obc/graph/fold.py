@@ -50,6 +50,16 @@ def fold(model: ir.Model) -> tuple[ir.Model, list[str]]:
     return model.clone(), notes
 
 
+def remove_unused(model: ir.Model) -> None:
+    """Remove, in place, what nothing reads: nodes, initializers, and inputs that were only an initializer's default."""
+    common.RemoveUnusedNodesPass()(model)
+    graph = model.graph
+    for value in list(graph.inputs):
+        if value.name in graph.initializers and not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
+            del graph.initializers[value.name]
+
+
 def _restore_signature(model: ir.Model, original: ir.Model) -> None:
     """Give inputs and outputs the declared types and shapes again. Raises ValueError if their names changed."""
     graph, before = model.graph, original.graph
@@ -105,7 +115,7 @@ def _may_fold(node: ir.Node) -> bool | None:
 
 
 def _remove_unused(model: ir.Model) -> str | None:
-    common.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     return None
 
 

@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx_ir.passes.common import CheckerPass
 
 from ..errors import ModelError, OutputError
-from .fold import fold
+from .fold import fold, remove_unused
 from .opset import raise_opset
 
-__all__ = ["fold", "input_specs", "raise_opset", "read_model", "save_model"]
+__all__ = ["fold", "input_specs", "move_in", "raise_opset", "read_model", "remove_unused", "save_model"]
 
 OLDEST_OPSET = 7
 PROTOBUF_LIMIT = 1_900_000_000  # bytes of tensors; protobuf itself ends at 2³¹
@@ -90,15 +90,15 @@ def save_model(model: ir.Model, path: Path, external_threshold: int = PROTOBUF_L
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             scratch = Path(folder)
             ir.save(model, scratch / path.name, format="protobuf", external_data=data if external else None)
-            _move_in(scratch, path.parent, [data, path.name] if (scratch / data).exists() else [path.name])
+            move_in(scratch, path.parent, [data, path.name] if (scratch / data).exists() else [path.name])
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
     except (EncodeError, ValueError) as error:
         raise OutputError(f"cannot write {path}: {_first_line(error)}") from error
 
 
-def _move_in(scratch: Path, folder: Path, names: list[str]) -> None:
-    """Move the files to `folder`, the model itself last. If that is interrupted, the folder is left as it was."""
+def move_in(scratch: Path, folder: Path, names: list[str]) -> None:
+    """Move files from `scratch` to `folder`, the model itself last. If that is interrupted, all stays as it was."""
     for name in names:
         shutil.copymode(scratch / names[-1], scratch / name)
     try:
