@@ -1,1 +1,11 @@
+"""Linear algebra: solves a layer's weight matrix at a level. Arrays in, arrays out; knows nothing of ONNX."""
 
+from __future__ import annotations
+
+from .baselines import baseline
+from .grid import fit_grid, round_to_grid
+from .inverse import Damped, damp
+from .loss import layer_loss, output_energy
+from .solve import solve
+
+__all__ = ["Damped", "baseline", "damp", "fit_grid", "layer_loss", "output_energy", "round_to_grid", "solve"]

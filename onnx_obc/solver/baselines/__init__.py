@@ -1,1 +1,33 @@
+"""What is usually done instead of solving, to compare with: rounding to nearest and magnitude pruning."""
 
+from __future__ import annotations
+
+import numpy as np
+
+from ...level import Float32, Level, Solution
+from ..grid import GridMethod
+from ..inverse import Damped
+from ..loss import layer_loss
+from ..solve import check_finite
+from .magnitude import magnitude_mask
+from .rounding import round_to_nearest
+
+
+def baseline(weights: Float32, damped: Damped, level: Level, *, grid: GridMethod = "mse") -> Solution:
+    """The layer at `level` by magnitude pruning, then rounding to nearest on the solver's grids; no compensation.
+
+    weights: (groups, rows, columns) float32. The solution's loss is measured, ½ tr(ΔHΔᵀ) for the damped Hessian.
+    Raises ModelError if a weight is NaN or infinite.
+    """
+    check_finite(weights)
+    solved, mask, codes, fitted = weights, None, None, None
+    if level.sparsity is not None:
+        mask = magnitude_mask(weights, level.sparsity)
+        solved = np.where(mask, weights, np.float32(0))
+    if level.bits is not None:
+        codes, fitted = round_to_nearest(solved, level.bits, level.symmetric, grid)
+        solved = fitted.dequantize(codes)
+    return Solution(level, solved, codes, fitted, mask, layer_loss(weights, solved, damped.hessian))
+
+
+__all__ = ["baseline"]

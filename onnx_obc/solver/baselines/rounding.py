@@ -1,0 +1,12 @@
+"""Round-to-nearest: every weight on its own."""
+
+from __future__ import annotations
+
+from ...level import Float32, Grid, Int32
+from ..grid import GridMethod, fit_grid, round_to_grid
+
+
+def round_to_nearest(weights: Float32, bits: int, symmetric: bool, grid: GridMethod) -> tuple[Int32, Grid]:
+    """The nearest codes, (groups, rows, columns), on the same grids that the solver would use for these weights."""
+    fitted = fit_grid(weights, bits, symmetric, grid)
+    return round_to_grid(weights, fitted), fitted

@@ -1,0 +1,115 @@
+"""Prune a layer to a sparsity pattern by the exact greedy, then re-solve what was kept."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import lapack
+
+from ..level import NM, Block, Bool, Float32, Float64, Int32, Sparsity
+from .greedy import prune_blocks, prune_rows
+from .inverse import Damped, Precision
+from .threads import Progress, over_rows
+
+
+def prune(
+    weights: Float32,
+    damped: Damped,
+    sparsity: Sparsity,
+    threads: int | None = None,
+    precision: Precision = "auto",
+    progress: Progress | None = None,
+) -> tuple[Float32, Bool, float]:
+    """Choose what to prune by the exact greedy, row by row, and give the kept weights their optimum.
+
+    Unstructured and Block: every row is pruned to the end; then the whole layer is cut, over all rows of all groups,
+    after round(sparsity · weights or blocks) of the cheapest next steps (OBC section 4; halves round to even). N:M:
+    every row on its own; of a last, shorter group of columns at most `n` are kept.
+
+    Returns (weights, mask, loss): the weights, exactly zero where mask is False and otherwise the minimum of
+    ½ tr(ΔHΔᵀ) for that mask, both (groups, rows, columns); and the loss predicted, the sum of the greedy's own
+    increments, which does not use the final weights. progress: as `over_rows`, twice over the rows.
+    """
+    order, losses, width = _greedy_order(weights, damped, sparsity, threads, precision, progress)
+    total = len(order)
+    columns = weights.shape[2]
+    depth = np.full(total, order.shape[1])
+    if not isinstance(sparsity, NM):
+        depth = cut(losses, round(sparsity.sparsity * losses.size))  # (groups · rows,)
+    pruned = np.arange(order.shape[1]) < depth[:, None]  # (groups · rows, steps)
+    kept = np.ones((total, -(-columns // width)), np.bool_)
+    kept[np.nonzero(pruned)[0], order[pruned]] = False
+    mask = np.repeat(kept, width, axis=1)[:, :columns].reshape(weights.shape)
+    return solve_kept(weights, mask, damped.hessian, threads, progress), mask, float(losses[pruned].sum())
+
+
+def cut(losses: Float64, count: int) -> np.ndarray:
+    """How many steps each row takes when `count` times the row whose next step is cheapest goes on.
+
+    losses: (rows, steps), the loss that each step of a row adds. A step waits for those before it, so it goes at the
+    largest loss among itself and them; ties go to the lower row. Returns (rows,) integers that sum to `count`.
+    """
+    due = np.maximum.accumulate(losses, axis=1)
+    first = np.argsort(due, axis=None, kind="stable")[:count]
+    return np.bincount(first // losses.shape[1], minlength=len(losses))
+
+
+def solve_kept(
+    weights: Float32,
+    mask: Bool,
+    hessian: Float64,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Float32:
+    """The weights that minimise ½ tr(ΔHΔᵀ) among those that are zero where `mask` is False.
+
+    In float64, by a Cholesky factorisation of the Hessian's kept rows and columns for every row that lost something.
+    weights, mask, result: (groups, rows, columns). hessian: (groups, columns, columns), positive definite.
+    """
+    _, rows, columns = weights.shape
+    solved = np.zeros_like(weights)
+
+    def work(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            g, r = divmod(i, rows)
+            kept, lost = np.flatnonzero(mask[g, r]), np.flatnonzero(~mask[g, r])
+            w = weights[g, r].astype(np.float64)
+            if kept.size and lost.size:
+                half = hessian[g].take(kept, axis=0)  # (kept, columns)
+                lower = np.linalg.cholesky(half.take(kept, axis=1))  # (kept, kept)
+                shift, _ = lapack.dpotrs(lower.T, half[:, lost] @ w[lost])
+                w[kept] += shift
+            solved[g, r, kept] = w[kept]
+
+    over_rows(work, weights.shape[0] * rows, columns**3 // 6, threads, progress)
+    return solved
+
+
+def _greedy_order(
+    weights: Float32,
+    damped: Damped,
+    sparsity: Sparsity,
+    threads: int | None,
+    precision: Precision,
+    progress: Progress | None,
+) -> tuple[Int32, Float64, int]:
+    """Every row's pivots and the loss of each (groups · rows, steps), and how many columns one pivot has."""
+    groups, rows, columns = weights.shape
+    base, floor, unit = damped.scaled(precision)
+    flat = np.array(weights.reshape(groups * rows, columns), order="C")
+    keep, per, width = 0, 1, 1
+    if isinstance(sparsity, Block):
+        width = sparsity.size
+    elif isinstance(sparsity, NM):
+        keep, per = sparsity.n, sparsity.m
+    steps = columns // per * (per - keep) + max(columns % per - keep, 0) if width == 1 else -(-columns // width)
+    order = np.empty((groups * rows, steps), np.int32)
+    losses = np.empty((groups * rows, steps))
+
+    def work(start: int, stop: int) -> None:
+        if width > 1:
+            prune_blocks(flat, base, floor, width, start, stop, order, losses)
+        else:
+            prune_rows(flat, base, floor, keep, per, start, stop, order, losses)
+
+    over_rows(work, groups * rows, columns**3 // 6, threads, progress)
+    return order, losses * unit.repeat(rows)[:, None], width
