@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import psutil
 
 from .calibration.capture import Captured, capture, plan_chunks, probe
 from .calibration.data import DataOptions, InputSpec, Samples, open_samples
 from .calibration.ranges import RangeObserver
 from .errors import VerificationError
-from .graph.model import check_output, input_specs, place_model, read_model, remove_unused, save_model
+from .graph.model import input_specs, read_model, save_model
+from .graph.place import check_output, place_model
 from .graph.qdq import Writer, WrittenWeight
-from .level import GIB
 from .plan import Plan, make_plan
 from .recipe import Recipe
-from .report import EmbeddingReport, Report, make_report
-from .runtime.session import default_memory
-from .solving import Solved, round_embedding, solve_layer
+from .report.report import Report, make_report
+from .solving import EmbeddingReport, Solved, round_embedding, solve_layer
+from .stopwatch import Stopwatch
 from .verify import Verdict, verify
 
 HELD_OUT = 256  # the last tenth of the samples, but at most so many, only serve to compare the outputs
@@ -59,22 +60,39 @@ def compress(
     Raises ModelError, CalibrationError, RecipeError or OutputError for what cannot be done, before anything is
     written; VerificationError if the result fails a check: it is then left under a `.rejected` name.
     """
-    recipe, data = recipe or Recipe(), data or DataOptions()
+    recipe, data = recipe or Recipe(), data or DataOptions(seed=recipe.seed if recipe else 0)
     target = check_output(output, model) if output is not None else None
-    dense = read_model(model)
-    samples = open_samples(calibration, [InputSpec(*spec) for spec in input_specs(dense)], data)
-    calibrating, held_out = split(samples)
+    watch = Stopwatch()
+    with watch("read"):
+        dense = read_model(model)
+        plan = make_plan(dense, recipe)
+        samples = open_samples(calibration, [InputSpec(*spec) for spec in input_specs(dense)], data)
+        calibrating, held_out = split(samples)
 
-    plan = make_plan(dense, recipe)
-    solved, ranges = solve_layers(plan, calibrating, recipe, progress)
-    written, embeddings, intervals = write(plan, solved, ranges, recipe)
-
-    folder = target.parent if target is not None else None
-    with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=folder) as scratch:
+    solved, ranges = solve_layers(plan, calibrating, recipe, progress, watch)
+    with watch("write"):
+        written, embeddings, intervals = write(plan, solved, ranges, recipe)
+    with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=target.parent if target is not None else None) as scratch:
         path = Path(scratch) / (target.name if target is not None else "model.onnx")
         save_model(plan.model, path)
-        verdict = verify(path, dense, solved, written, held_out, recipe, progress) if recipe.verify else Verdict()
-        report = make_report(model, target, path, recipe, plan, samples, solved, embeddings, intervals, verdict)
+        verdict = Verdict()
+        if recipe.verify:
+            with watch("verify"):
+                verdict = verify(path, dense, solved, written, held_out, recipe, progress)
+        report = make_report(
+            model=model,
+            target=target,
+            written=path,
+            recipe=recipe,
+            plan=plan,
+            samples=samples,
+            held_out=held_out,
+            solved=solved,
+            embeddings=embeddings,
+            ranges=intervals,
+            verdict=verdict,
+            seconds=watch.seconds,
+        )
         if verdict.faults:
             raise VerificationError(f"{verdict.faults}{leave_rejected(plan.model, target)}")
         if target is not None:
@@ -88,50 +106,52 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
     spare -= spare % samples.step
     if spare == 0 or spare >= samples.count:
         return samples, samples
-    return samples.part(0, samples.count - spare), samples.part(samples.count - spare, samples.count)
+    return _part(samples, 0, samples.count - spare), _part(samples, samples.count - spare, samples.count)
+
+
+def _part(samples: Samples, start: int, stop: int) -> Samples:
+    return replace(samples, count=stop - start, read=lambda a, b: samples.read(start + a, start + b))
 
 
 def solve_layers(
-    plan: Plan, samples: Samples, recipe: Recipe, progress: Progress
+    plan: Plan, samples: Samples, recipe: Recipe, progress: Progress, watch: Stopwatch
 ) -> tuple[dict[str, Solved], dict[str, RangeObserver]]:
     """Capture and solve, chunk by chunk: the Hessians of a chunk are dropped before the next one is captured."""
     values = [activation.value for activation in plan.activations]
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
     shapes = probe(plan.model, [*values, *taps], samples, recipe.device, recipe.threads)
-    memory = recipe.memory * GIB if recipe.memory is not None else default_memory()
+    memory = recipe.memory * 2**30 if recipe.memory is not None else psutil.virtual_memory().available / 2
     chunks = plan_chunks(plan.layers, values, shapes, samples, memory)
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
 
     solved: dict[str, Solved] = {}
     ranges: dict[str, RangeObserver] = {}
     for chunk in chunks:
-        captured: Captured = capture(
-            plan.model,
-            chunk,
-            samples,
-            all_positions=recipe.all_positions,
-            seed=recipe.seed,
-            device=recipe.device,
-            threads=recipe.threads,
-            progress=lambda done: progress("capture", done, samples.count * len(chunks)),
-        )
-        ranges |= captured.ranges
-        for layer in chunk.layers:
-            solved[layer.name] = solve_layer(
-                layer,
-                captured,
-                plan.choices[layer.name],
-                recipe,
-                remark=plan.remarks.get(layer.name),
-                progress=lambda done: progress("solve", done, rows),
+        with watch("capture"):
+            captured: Captured = capture(
+                plan.model,
+                chunk,
+                samples,
+                all_positions=recipe.all_positions,
+                seed=recipe.seed,
+                device=recipe.device,
+                threads=recipe.threads,
+                progress=lambda done: progress("capture", done, samples.count * len(chunks)),
             )
+        ranges |= captured.ranges
+        with watch("solve"):
+            for layer in chunk.layers:
+                choice, remark = plan.choices[layer.name], plan.remarks.get(layer.name)
+                solved[layer.name] = solve_layer(
+                    layer, captured, choice, recipe, remark, lambda done: progress("solve", done, rows)
+                )
     return solved, ranges
 
 
 def write(
     plan: Plan, solved: dict[str, Solved], ranges: dict[str, RangeObserver], recipe: Recipe
 ) -> tuple[list[WrittenWeight], list[EmbeddingReport], dict[str, tuple[float, float]]]:
-    """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each activation's range."""
+    """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each range."""
     writer = Writer(plan.model)
     intervals = {a.value: ranges[a.value].interval(recipe.ranges, a.bits, a.symmetric) for a in plan.activations}
     written = [writer.weight(entry.layer, entry.solution) for entry in solved.values()]
@@ -142,7 +162,7 @@ def write(
         embeddings.append(report)
     for activation in plan.activations:
         writer.activation(activation, *intervals[activation.value])
-    remove_unused(plan.model)
+    writer.clean_up()
     return written, embeddings, intervals
 
 

@@ -108,7 +108,7 @@ class Grid:
     @property
     def qmax(self) -> int:
         """The largest code."""
-        return self.qmin + 2**self.bits - 1
+        return int(self.qmin + 2**self.bits - 1)
 
     def dequantize(self, codes: Int32) -> Float32:
         """The weights of integer codes (groups, rows, columns), by the arithmetic of ONNX DequantizeLinear."""

@@ -46,7 +46,8 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
     embeddings = find_embeddings(model) if recipe.embeddings != "float" else []
     if embeddings and recipe.target == "tensorrt":
         raise RecipeError("embeddings: TensorRT cannot look up integers; use --embeddings float")
-    notes += [f"the recipe's pattern {pattern!r} matches no layer" for pattern in recipe.unmatched([x.name for x in layers])]
+    unmatched = recipe.unmatched([layer.name for layer in layers])
+    notes += [f"the recipe's pattern {pattern!r} matches no layer" for pattern in unmatched]
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}

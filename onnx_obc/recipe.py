@@ -67,7 +67,7 @@ class Recipe(_Strict):
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
     damp: float = Field(default=0.01, ge=0)
     all_positions: bool = False
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["auto", "float32", "float64"] = "auto"
     seed: int = 0
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

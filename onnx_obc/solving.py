@@ -13,10 +13,55 @@ from .graph.cost import table_bytes, weight_bytes
 from .graph.layers import Embedding, Layer
 from .level import FLOAT, Choice, Float64, Grid, Int32, Level, Solution, parse_bits
 from .recipe import Recipe
-from .report import EmbeddingReport, LayerReport
 from .solver import Damped, baseline, damp, fit_grid, layer_loss, output_energy, round_to_grid, solve
 
 EMBEDDING_BLOCK = 32  # columns that share a scale in a table of 4-bit integers
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One compressed layer.
+
+    All losses are layer losses ‖WX − ŴX‖² / n over the calibration positions. loss_predicted and loss_measured are on
+    the damped Hessian, which the solver works with; loss and loss_baseline (rounding or magnitude pruning at the same
+    level) are on the plain one, and relative to ‖WX‖² / n they are loss_relative and baseline_relative. damping is the
+    fraction of the mean diagonal really used. Bytes count true bits, scales and zero points included.
+    """
+
+    name: str
+    op: str
+    groups: int
+    rows: int
+    columns: int
+    level: str
+    activations: str
+    loss_predicted: float
+    loss_measured: float
+    loss: float
+    loss_relative: float
+    loss_baseline: float
+    baseline_relative: float
+    zeros: float
+    damping: float
+    dead_columns: int
+    positions: int
+    seconds: float
+    bytes_before: int
+    bytes_after: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddingReport:
+    """One table that is stored as integers, by rounding. error_relative: ‖T − T̂‖² / ‖T‖²."""
+
+    name: str
+    rows: int
+    columns: int
+    level: str
+    error_relative: float
+    bytes_before: int
+    bytes_after: int
 
 
 @dataclass(frozen=True)
@@ -34,10 +79,17 @@ def solve_layer(
     choice: Choice,
     recipe: Recipe,
     remark: str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> Solved:
-    """Solve a layer at its level and compare with the baseline. `progress` counts rows."""
+    """Solve a layer at its level and compare with the baseline. `progress` gets the rows done since the last call."""
     began = time.perf_counter()
+    finished = 0
+
+    def advance(rows: int) -> None:
+        nonlocal finished
+        progress(rows - finished)
+        finished = rows
+
     weight = layer.matrix()  # (groups, rows, columns)
     hessian, positions = captured.hessian(layer)  # (groups, columns, columns)
     damped = damp(hessian, recipe.damp)
@@ -52,8 +104,9 @@ def solve_layer(
             grid=recipe.grid,
             threads=recipe.threads,
             precision=recipe.precision,
-            progress=progress,
+            progress=advance,
         )
+    advance(layer.groups * layer.rows)
     energy = output_energy(weight, hessian)
     loss, loss_baseline = (layer_loss(weight, x.weights, hessian) for x in (solution, simple))
     report = LayerReport(
@@ -88,11 +141,13 @@ def _notes(damped: Damped, hessian: Float64, positions: int, layer: Layer, recip
         notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
     elif (damped.damping > recipe.damp).any():
         raised = int((damped.damping > recipe.damp).sum())
-        notes.append(f"damping raised from {recipe.damp:g} to {damped.damping.max():g} in {raised} of {layer.groups} groups")
+        change = f"from {recipe.damp:g} to {damped.damping.max():g}"
+        notes.append(f"damping raised {change} in {raised} of {layer.groups} groups")
     if damped.dead and hessian.any():
         notes.append(f"{damped.dead} of {layer.groups * layer.columns} inputs are always zero")
     if 0 < positions < layer.columns:
-        notes.append(f"{positions} positions for {layer.columns} columns: the Hessian is rank-deficient and leans on damping")
+        few = f"{positions} positions for {layer.columns} columns"
+        notes.append(f"{few}: the Hessian is rank-deficient and leans on damping")
     return notes
 
 
@@ -100,7 +155,7 @@ def round_embedding(embedding: Embedding, recipe: Recipe) -> tuple[Int32, Grid, 
     """A table in integers by rounding: its codes, its grid, the block if there is one, and the report on it."""
     bits = parse_bits(recipe.embeddings)
     assert bits is not None
-    table = embedding.table
+    table = embedding.table()
     block = _block(table.shape[1]) if bits < 8 else None
     rows = table.T if block is None else table.reshape(-1, block)  # what shares a scale: a column, or a block of a row
     grid = fit_grid(rows[None], bits, symmetric=True, method=recipe.grid)

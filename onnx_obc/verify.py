@@ -1,4 +1,4 @@
-"""Checks a written file against what was promised. The file is read again; nothing is taken from memory but the goal."""
+"""Checks a written file against what was promised. The file is read again: only the goal is taken from memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from .errors import ModelError
 from .graph.layers import Layer
 from .graph.qdq import WrittenWeight
 from .level import NM, Block, Solution, Unstructured
+from .recipe import Recipe
 from .runtime.session import Device, one_line, open_session
+from .solving import LayerReport, Solved
 
 LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
+TINY_LOSS = 1e-25  # a layer that loses nothing has no relative error
 CLASSIFIERS = ("Gemm", "MatMul", "Softmax", "LogSoftmax")
 TRANSPARENT = ("Add", "Identity", "Flatten", "Reshape", "Squeeze", "Cast", "DequantizeLinear", "QuantizeLinear")
 
@@ -47,6 +50,40 @@ class OutputMatch:
     top1_agreement: float | None
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """All checks of a file, and how far its outputs are from the dense model's."""
+
+    checks: tuple[Check, ...] = ()
+    outputs: tuple[OutputMatch, ...] = ()
+
+    @property
+    def faults(self) -> str:
+        """What failed, on one line; empty if nothing did."""
+        failed = (check for check in self.checks if not check.passed)
+        return "; ".join(f"check of the {check.name} failed: {check.detail}" for check in failed)
+
+
+def verify(
+    path: Path,
+    dense: ir.Model,
+    solved: Mapping[str, Solved],
+    written: Sequence[WrittenWeight],
+    held_out: Samples,
+    recipe: Recipe,
+    progress: Callable[[str, int, int], None],
+) -> Verdict:
+    """All checks of the file at `path`: that it loads, its weights, patterns and losses, and its outputs."""
+    loads = check_file(path, recipe.device, recipe.threads)
+    if not loads.passed:
+        return Verdict((loads,))
+    checks = [loads, *check_weights(path, solved, written), check_losses([entry.report for entry in solved.values()])]
+    matches, finite = compare_outputs(
+        dense, path, held_out, recipe.device, recipe.threads, lambda done: progress("verify", done, held_out.count)
+    )
+    return Verdict((*checks, finite), tuple(matches))
+
+
 def check_file(path: Path, device: Device, threads: int | None) -> Check:
     """The file passes the ONNX checker, and onnxruntime loads it."""
     try:
@@ -57,23 +94,25 @@ def check_file(path: Path, device: Device, threads: int | None) -> Check:
     return Check("file", True, "passes the ONNX checker and loads in onnxruntime")
 
 
-def check_weights(path: Path, layers: Mapping[str, Layer], solved: Mapping[str, Solution], written: Sequence[WrittenWeight]) -> list[Check]:
+def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> list[Check]:
     """Every weight in the file, dequantized by onnxruntime, is bit for bit the solver's, and its pattern holds."""
     model = ir.load(path)
     values = {str(value.name): value for node in model.graph for value in node.outputs} | dict(model.graph.initializers)
     different, broken = [], []
     for weight in written:
-        layer, solution = layers[weight.layer], solved[weight.layer]
+        layer, solution = solved[weight.layer].layer, solved[weight.layer].solution
         array = _evaluate(values[weight.name], model.opset_imports[""])
         if not np.array_equal(replace(layer, weight=array).matrix(), solution.weights):
             different.append(weight.layer)
         fault = broken_pattern(array, layer, solution)
         if fault is not None:
             broken.append(f"{weight.layer}: {fault}")
-    sparse = sum(solution.level.sparsity is not None for solution in solved.values())
+    sparse = sum(entry.solution.level.sparsity is not None for entry in solved.values())
+    exact = f"{len(written)} layers dequantize bit for bit to the solver's weights"
+    held = f"{sparse} sparse layers hold their pattern along the input channels"
     return [
-        Check("weights", not different, f"differ from the solver's in {', '.join(different)}" if different else f"{len(written)} layers dequantize bit for bit to the solver's weights"),
-        Check("patterns", not broken, "; ".join(broken) if broken else f"{sparse} sparse layers hold their pattern along the input channels"),
+        Check("weights", not different, f"not the solver's in {', '.join(different)}" if different else exact),
+        Check("patterns", not broken, "; ".join(broken) or held),
     ]
 
 
@@ -95,36 +134,37 @@ def broken_pattern(array: npt.NDArray[Any], layer: Layer, solution: Solution) ->
     return f"{missing} of {empty.size} zeros are missing" if missing > 0 else None
 
 
-def check_losses(predicted: Mapping[str, float], measured: Mapping[str, float]) -> Check:
-    """The loss that the solver predicts for a layer is the one its weights have."""
+def check_losses(reports: Sequence[LayerReport]) -> Check:
+    """The loss that the solver predicts for a layer is the one that its weights have."""
     wrong = [
-        f"{name}: predicted {predicted[name]:.6g}, measured {measured[name]:.6g}"
-        for name in measured
-        if abs(predicted[name] - measured[name]) > LOSS_TOLERANCE * abs(measured[name]) + 1e-30
+        f"{x.name}: predicted {x.loss_predicted:.6g}, measured {x.loss_measured:.6g}"
+        for x in reports
+        if abs(x.loss_predicted - x.loss_measured) > LOSS_TOLERANCE * abs(x.loss_measured) + TINY_LOSS
     ]
-    return Check("losses", not wrong, "; ".join(wrong) if wrong else f"predicted and measured agree to {LOSS_TOLERANCE:g}")
+    agree = f"predicted and measured layer losses agree to {LOSS_TOLERANCE:g}"
+    return Check("losses", not wrong, "; ".join(wrong) if wrong else agree)
 
 
 def compare_outputs(
     dense: ir.Model,
     path: Path,
     samples: Samples,
-    start: int,
     device: Device,
     threads: int | None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[OutputMatch], Check]:
-    """Run the dense and the written model on the samples from `start` on, and compare every output."""
+    """Run the dense and the written model on the samples in turn, and compare every output."""
     reference = open_session(dense, device=device, threads=threads)
     session = open_session(path, device=device, threads=threads)
     scores = {str(value.name) for value in dense.graph.outputs if _is_class_scores(value)}
     sums = {name: _Match() for name in reference.outputs}
     faults: list[str] = []
-    for batch in samples.read(start, samples.count):
+    for batch in samples.read(0, samples.count):
         expected, found = reference.run(batch.feed), session.run(batch.feed)
         for name, wanted in expected.items():
             if found[name].shape != wanted.shape or found[name].dtype != wanted.dtype:
-                faults.append(f"{name} is {found[name].dtype}{list(found[name].shape)}, not {wanted.dtype}{list(wanted.shape)}")
+                became = f"{found[name].dtype}{list(found[name].shape)}"
+                faults.append(f"{name} is {became}, not {wanted.dtype}{list(wanted.shape)}")
             elif np.any(~np.isfinite(found[name]) & np.isfinite(wanted)):
                 faults.append(f"{name} holds NaN or infinity where the dense model does not")
             else:
@@ -133,7 +173,7 @@ def compare_outputs(
             return [], Check("outputs", False, "; ".join(faults))
         progress(batch.count)
     matches = [OutputMatch(name, total.sqnr_db, total.agreement) for name, total in sums.items()]
-    return matches, Check("outputs", True, f"finite, and of the dense model's shapes, on {samples.count - start} samples")
+    return matches, Check("outputs", True, f"finite, and of the dense model's shapes, on {samples.count} samples")
 
 
 class _Match:

@@ -93,7 +93,8 @@ def unfold(value: Array, how: Window | Contraction, picks: Index | None, slots: 
         flat: Index = np.arange(slots * positions, dtype=np.intp)
     else:
         flat = (picks + np.arange(len(picks))[:, None] * positions).ravel()  # (slots · take,)
-    gather: Callable[[Index], Array] = _window_gather(value, how) if isinstance(how, Window) else _contraction_gather(value, how)
+    gather: Callable[[Index], Array]
+    gather = _window_gather(value, how) if isinstance(how, Window) else _contraction_gather(value, how)
     step = max(1, CHUNK_ELEMENTS // max(groups * columns, 1))
     for start in range(0, len(flat), step):
         yield gather(flat[start : start + step])

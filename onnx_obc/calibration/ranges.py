@@ -54,7 +54,7 @@ class RangeObserver:
         low, high = self.low, self.high
         if self._limit == 0 or method == "minmax":
             return low, high
-        centres: Float64 = (np.arange(BINS) + 0.5) * (2 * self._limit / BINS) - self._limit
+        centres = np.linspace(-self._limit, self._limit, BINS, endpoint=False) + self._limit / BINS  # (BINS,)
         if method == "percentile":
             cumulative = np.cumsum(self._counts) / self._counts.sum()
             tail = 1 - PERCENTILE / 100

@@ -57,7 +57,7 @@ def remove_unused(model: ir.Model) -> None:
     for value in list(graph.inputs):
         if value.name in graph.initializers and not value.uses() and not value.is_graph_output():
             graph.inputs.remove(value)
-            del graph.initializers[value.name]
+            del graph.initializers[str(value.name)]
 
 
 def _restore_signature(model: ir.Model, original: ir.Model) -> None:

@@ -137,6 +137,12 @@ class Embedding:
     nodes: tuple[ir.Node, ...]
     shape: tuple[int, int]  # rows, columns
 
+    def table(self) -> Float32:
+        """The table itself, of this shape."""
+        value = self.nodes[0].inputs[0]
+        assert value is not None and value.const_value is not None
+        return value.const_value.numpy()
+
 
 class _NoLayer(Exception):
     """Why a node that has a weight is not a use of a layer."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..level import Choice, Grid, Solution
 from .layers import Embedding, Layer
@@ -141,13 +142,13 @@ class Writer:
         dtype = storage_type(grid.bits, grid.symmetric)
         table = self._initializer(f"{embedding.name}_quantized", codes.astype(dtype.numpy()))
         if block is not None:
-            scale = grid.scale.reshape(codes.shape[0], -1)  # (rows, blocks)
-            node = self._dequantize(table, scale, np.zeros(scale.shape, dtype.numpy()), 1, block, embedding.name)
+            scales: Array = grid.scale.reshape(codes.shape[0], -1)  # (rows, blocks)
+            node = self._dequantize(table, scales, np.zeros(scales.shape, dtype.numpy()), 1, block, embedding.name)
             self.model.graph.insert_before(embedding.nodes[0], node)
             for gather in embedding.nodes:
                 gather.replace_input_with(0, node.outputs[0])
             return
-        scale = grid.scale.reshape(-1)  # (columns,)
+        scale = grid.scale.reshape(-1)
         zero = np.zeros(scale.shape, dtype.numpy())
         for gather in embedding.nodes:
             found = gather.outputs[0]
@@ -176,7 +177,7 @@ class Writer:
         dequantize = ir.node("DequantizeLinear", [codes, *parts], name=self._name(f"{name}_DequantizeLinear"))
         new = dequantize.outputs[0]
         new.name = self._name(f"{name}_dequantized")
-        new.dtype, new.shape = value.dtype, value.shape
+        _copy_type(value, new)
         for node, index in activation.readers:
             node.replace_input_with(index, new)
         if activation.replaces_output:
@@ -186,6 +187,12 @@ class Writer:
             self.model.graph.insert_after(producer, [quantize, dequantize])
         else:
             self.model.graph.insert_before(self.model.graph[0], [quantize, dequantize])
+
+    def clean_up(self) -> None:
+        """Remove what nothing reads any more: old weights, and inputs that only stood for one (old exporters)."""
+        graph = self.model.graph
+        graph.inputs[:] = [v for v in graph.inputs if v.name not in graph.initializers or v.uses()]
+        RemoveUnusedNodesPass()(self.model)
 
     def _dequantize(
         self, codes: ir.Value, scale: Array, zero: Array, axis: int | None, block: int | None, name: str
@@ -203,7 +210,7 @@ class Writer:
 
     def _take_over_output(self, old: ir.Value, new: ir.Value) -> None:
         """If `old` is a graph output, `new` becomes that output, under its name."""
-        new.dtype, new.shape = old.dtype, old.shape
+        _copy_type(old, new)
         if not old.is_graph_output():
             return
         outputs = self.model.graph.outputs
@@ -233,6 +240,10 @@ def activation_grid(low: float, high: float, bits: int, symmetric: bool) -> tupl
         return (scale, 0) if scale >= TINY else (1.0, 0)
     scale = float(np.float32((high - low) / (2**bits - 1)))
     return (scale, round(-low / scale)) if scale >= TINY else (1.0, 0)
+
+
+def _copy_type(source: ir.Value, target: ir.Value) -> None:
+    target.type, target.shape = source.type, source.shape
 
 
 def names_of(graph: ir.Graph) -> Iterable[str]:

@@ -1,5 +1,1 @@
-"""Says what was done, in numbers: as JSON, and as a table in the terminal."""
-
-from .report import LayerReport, Report, SCHEMA, write_json
-
-__all__ = ["SCHEMA", "LayerReport", "Report", "write_json"]
+"""Says what was done, in numbers: as JSON, and as tables in the terminal."""

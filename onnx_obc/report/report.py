@@ -5,62 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from .._version import __version__
+from ..calibration.data import Samples
 from ..errors import OutputError
 from ..graph.layers import LeftOut
-from ..verify import Check, OutputMatch
+from ..plan import Plan
+from ..recipe import Recipe
+from ..solving import EmbeddingReport, LayerReport, Solved
+from ..verify import Check, OutputMatch, Verdict
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One compressed layer.
-
-    All losses are layer losses ‖WX − ŴX‖² / n over the calibration positions. loss_predicted and loss_measured are on
-    the damped Hessian, which the solver works with; loss and loss_baseline (rounding or magnitude pruning at the same
-    level) are on the plain one, and relative to ‖WX‖² / n they are loss_relative and baseline_relative. damping is the
-    fraction of the mean diagonal really used. Bytes count true bits, scales and zero points included.
-    """
-
-    name: str
-    op: str
-    groups: int
-    rows: int
-    columns: int
-    level: str
-    activations: str
-    loss_predicted: float
-    loss_measured: float
-    loss: float
-    loss_relative: float
-    loss_baseline: float
-    baseline_relative: float
-    zeros: float
-    damping: float
-    dead_columns: int
-    positions: int
-    seconds: float
-    bytes_before: int
-    bytes_after: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class EmbeddingReport:
-    """One table that is stored as integers, by rounding. error_relative: ‖T − T̂‖² / ‖T‖²."""
-
-    name: str
-    rows: int
-    columns: int
-    level: str
-    error_relative: float
-    bytes_before: int
-    bytes_after: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +66,54 @@ class Report:
         return {**plain, "totals": _plain(self.totals)}
 
 
+def make_report(
+    model: object,
+    target: Path | None,
+    written: Path,
+    recipe: Recipe,
+    plan: Plan,
+    samples: Samples,
+    held_out: Samples,
+    solved: Mapping[str, Solved],
+    embeddings: Sequence[EmbeddingReport],
+    ranges: Mapping[str, tuple[float, float]],
+    verdict: Verdict,
+    seconds: Mapping[str, float],
+) -> Report:
+    """Gather what the stages found. `written` is where the file lies now, `target` where it is going."""
+    apart = held_out is not samples
+    notes = [*plan.notes, *samples.notes]
+    if samples.synthetic:
+        notes.append("calibrated on random numbers: the weights fit noise, not your data; do not ship this model")
+    if not apart and recipe.verify:
+        notes.append("too few samples to hold any out: outputs were compared on the calibration samples themselves")
+    if not recipe.verify:
+        notes.append("the file was not verified")
+    return Report(
+        schema=SCHEMA,
+        version=__version__,
+        model=str(model) if isinstance(model, str | Path) else type(model).__name__,
+        output="" if target is None else str(target),
+        recipe=recipe.model_dump(mode="json"),
+        calibration={
+            "source": samples.source,
+            "synthetic": samples.synthetic,
+            "samples": samples.count - (held_out.count if apart else 0),
+            "held_out": held_out.count if apart else 0,
+        },
+        layers=tuple(entry.report for entry in solved.values()),
+        left_out=plan.left_out,
+        embeddings=tuple(embeddings),
+        activations=dict(ranges),
+        outputs=verdict.outputs,
+        checks=verdict.checks,
+        notes=tuple(notes),
+        seconds=dict(seconds),
+        file_bytes_before=_model_bytes(model),
+        file_bytes_after=_file_bytes(written),
+    )
+
+
 def write_json(report: Report, path: Path) -> None:
     """Write the report under a temporary name, then rename it. Raises OutputError."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -125,3 +134,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int, bool)) or value is None else value.item()
+
+
+def _model_bytes(model: object) -> int | None:
+    if isinstance(model, bytes):
+        return len(model)
+    return _file_bytes(Path(model)) if isinstance(model, str | Path) else None
+
+
+def _file_bytes(path: Path) -> int:
+    """The size of a model on disk, with the files beside it that hold its weights."""
+    proto = onnx.load(path, load_external_data=False)
+    beside = {
+        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in beside)))

@@ -1,0 +1,35 @@
+"""Where a result goes: checked before the work starts, and moved in when it is done."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from ..errors import OutputError
+from .model import move_in
+
+
+def check_output(output: str | Path, source: object) -> Path:
+    """The path of the result, if something can be written there that is not the model itself. Raises OutputError."""
+    path = Path(output)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file in it, e.g. {path / 'model.onnx'}")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
+    if isinstance(source, str | Path) and path.resolve() == Path(source).resolve():
+        raise OutputError(f"cannot write {path}: it is the model itself; name another file")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write into {path.parent}: {error.strerror}; choose another folder") from error
+    return path
+
+
+def place_model(path: Path, target: Path) -> None:
+    """Move a model and the file with its weights, if there is one, to `target`. Raises OutputError."""
+    data = path.with_name(f"{path.name}.data")
+    try:
+        move_in(path.parent, target.parent, [data.name, path.name] if data.exists() else [path.name])
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}; choose another folder or make room") from error
