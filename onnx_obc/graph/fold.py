@@ -11,6 +11,8 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
+from .tensors import own_copy
+
 Step = Callable[[ir.Model], str | None]
 
 FUSED_INTO = ("Conv", "ConvTranspose", "Gemm")
@@ -25,6 +27,7 @@ def fold(model: ir.Model) -> tuple[ir.Model, list[str]]:
     (names, order, types, shapes), metadata and opset imports stay. A step that fails, or whose result the ONNX
     checker refuses, is left out, and a sentence says so.
     """
+    model = own_copy(model)
     notes: list[str] = []
     steps: list[tuple[str, Step]] = [
         ("dropping the graph inputs that stand for weights", _drop_weight_inputs),
@@ -47,7 +50,7 @@ def fold(model: ir.Model) -> tuple[ir.Model, list[str]]:
         model = candidate
         if note is not None:
             notes.append(note)
-    return model.clone(), notes
+    return model, notes
 
 
 def remove_unused(model: ir.Model) -> None:

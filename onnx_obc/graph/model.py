@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from onnx_ir.passes.common import CheckerPass
 from ..errors import ModelError, OutputError
 from .fold import fold, remove_unused
 from .opset import raise_opset
+from .tensors import own_copy, tensors
 
 __all__ = ["fold", "input_specs", "move_in", "raise_opset", "read_model", "remove_unused", "save_model"]
 
@@ -31,7 +31,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> ir.Mod
     folder. Raises ModelError.
     """
     if isinstance(model, ir.Model):
-        loaded, name = _with_plain_domain(model.clone()), "the model"
+        loaded, name = _with_plain_domain(own_copy(model)), "the model"
         _check_external(loaded, name)
         _check_opset(loaded, name)
         _check_valid(loaded, name)
@@ -82,9 +82,8 @@ def save_model(model: ir.Model, path: Path, external_threshold: int = PROTOBUF_L
         raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; name a file in it, e.g. {path / 'model.onnx'}")
-    tensors = list(_tensors(model))
-    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
-    external = external or sum(tensor.nbytes for tensor in tensors) > external_threshold
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model))
+    external = external or sum(tensor.nbytes for tensor in tensors(model)) > external_threshold
     data = f"{path.name}.data"
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -131,10 +130,10 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     if proto.graph.sparse_initializer:
         raise ModelError(f"{name} stores weights as sparse_initializer; export it again with dense weights")
     try:
-        model = _with_plain_domain(ir.from_proto(proto))
+        model = _with_plain_domain(own_copy(ir.from_proto(proto)))
     except Exception as error:
         raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}; export it again") from error
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             if path is None:
                 raise ModelError(
@@ -207,7 +206,7 @@ def _runs(opset: int, onnxruntime: object) -> bool:
 
 def _check_external(model: ir.Model, name: str) -> None:
     """Refuse weights outside the model's folder, missing or too short, before anything is read from them."""
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         folder, location = Path(tensor.base_dir or ".").absolute(), Path(tensor.location)
@@ -224,24 +223,6 @@ def _check_external(model: ir.Model, name: str) -> None:
         start, length = tensor.offset or 0, tensor.length or tensor.nbytes
         if length < tensor.nbytes or start + tensor.nbytes > path.stat().st_size:
             raise ModelError(f"{what}, which is too short for it; export or download the model again")
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """All tensors of the model: initializers and attributes, in bodies and functions too."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-    owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for owner in owners:
-        for node in owner.all_nodes():
-            for attribute in node.attributes.values():
-                if attribute.is_ref():
-                    continue
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    yield from attribute.as_tensors()
 
 
 def _first_line(error: BaseException) -> str:

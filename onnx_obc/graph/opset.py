@@ -12,6 +12,7 @@ from onnx import helper, version_converter
 from onnx_ir.passes import common
 
 from ..errors import ModelError
+from .tensors import own_copy
 
 SMALL = 4096  # elements; a larger constant is never an axis, a shape or a scale, so the converter need not see it
 FLATTENING = ("Softmax", "LogSoftmax", "Hardmax")
@@ -24,7 +25,7 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     Nodes that changed between the two versions are converted one by one by onnx's version converter; what they need
     in addition becomes Constant nodes before them. Raises ModelError if a node cannot be converted.
     """
-    model = model.clone()
+    model = own_copy(model)
     old = model.opset_imports.get("", 0)
     if old >= version:
         return model
