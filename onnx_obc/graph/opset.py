@@ -99,6 +99,7 @@ def _splice(node: ir.Node, part: ir.Model, names: _Names) -> None:
     outer = {value.name: value for value in node.inputs if value is not None}
     outputs = {value.name: value for value in node.outputs if value.name}
     inner = list(part.graph)
+    part.graph.outputs.clear()
     part.graph.remove(inner)
     constants = []
     for value in [v for v in part.graph.initializers.values() if v.name not in outer]:
@@ -118,7 +119,8 @@ def _splice(node: ir.Node, part: ir.Model, names: _Names) -> None:
                 value.name = names.free(f"{node.outputs[0].name}_{new.op_type}")
     main = next((new for new in inner if new.op_type == node.op_type), inner[-1])
     for new in made:
-        new.name = node.name if new is main else None
+        if new is main:
+            new.name = node.name
     main.doc_string = node.doc_string
     main.metadata_props.update(node.metadata_props)
     replaced = [by_name[name] for name in outputs]

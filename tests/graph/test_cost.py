@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper
+from small_graphs import Array, build, random
+
+from onnx_obc.graph.cost import Cost, layer_costs, table_bytes, weight_bytes
+from onnx_obc.graph.fold import fold
+from onnx_obc.graph.layers import find_layers
+from onnx_obc.graph.model import read_model
+from onnx_obc.level import parse_level
+
+node = helper.make_node
+
+
+def cost_of(nodes: list[Any], x: Any, weights: dict[str, Array], outputs: tuple[str, ...] = ("y",)) -> Cost:
+    model = ir.from_proto(build(nodes, {"x": x}, dict.fromkeys(outputs), weights))
+    layers, _ = find_layers(model)
+    (cost,) = layer_costs(model, layers).values()
+    return cost
+
+
+def test_conv() -> None:
+    conv = node("Conv", ["x", "w"], ["y"], group=2, strides=[2, 2], pads=[1] * 4)
+    cost = cost_of([conv], (7, 4, 9, 9), {"w": random(6, 2, 3, 3)})
+    assert cost == Cost(6 * 2 * 9, 2 * (6 * 5 * 5) * (2 * 9))  # output values × multiply-adds of each
+
+
+def test_conv_transpose_counts_input_pixels() -> None:
+    up = node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])
+    cost = cost_of([up], (7, 4, 9, 9), {"w": random(4, 6, 2, 2)})
+    assert cost.flops == 2 * (4 * 9 * 9) * (6 * 2 * 2)  # input values × outputs that each adds to
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "left", "expected", "free"),
+    [
+        ((7, 4), (4, 3), False, 4 * 3, ()),
+        (("N", 4), (4, 3), False, 4 * 3, ()),
+        (("N", 5, 4), (4, 3), False, 5 * 4 * 3, ()),
+        (("N", "T", 4), (4, 3), False, 4 * 3, ("T",)),
+        (("N", 2, 5, 4), (2, 4, 3), False, 2 * 5 * 4 * 3, ()),
+        (("N", 1, 5, 4), (2, 4, 3), False, 2 * 5 * 4 * 3, ()),
+        ((4,), (4, 3), False, 4 * 3, ()),
+        (("N", 4, 5), (3, 4), True, 3 * 4 * 5, ()),
+        ((4, 5), (3, 4), True, 3 * 4 * 5, ()),
+    ],
+)
+def test_products(x: Any, w: tuple[int, ...], left: bool, expected: int, free: tuple[str, ...]) -> None:
+    cost = cost_of([node("MatMul", ["w", "x"] if left else ["x", "w"], ["y"])], x, {"w": random(*w)})
+    assert cost == Cost(int(np.prod(w)), 2 * expected, free)
+
+
+def test_uses_add_up() -> None:
+    nodes = [node("Conv", ["x", "w"], ["y"]), node("Conv", ["x", "w"], ["z"], strides=[2, 2])]
+    cost = cost_of(nodes, (1, 2, 4, 4), {"w": random(2, 2, 1, 1)}, ("y", "z"))
+    assert cost.flops == 2 * 4 * (16 + 4)
+
+
+def test_unknown_shapes() -> None:
+    cost = cost_of([node("MatMul", ["x", "w"], ["y"])], None, {"w": random(4, 3)})
+    assert cost == Cost(12, None)
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = ir.from_proto(build([node("MatMul", ["x", "w"], ["y"])], {"x": (1, 4)}, {"y": None}, {"w": random(4, 3)}))
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    layer_costs(model, find_layers(model)[0])
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("float", 4 * 6 * 27),
+        ("2:4", 4 * 6 * 27),
+        ("int8", 6 * 27 + 4 * 6),
+        ("int4", 81 + 4 * 6),
+        ("int3", 61 + 4 * 6),  # 60.75
+        ("sparse-0.6+int4-asym", 81 + 4 * 6 + 3),
+    ],
+)
+def test_weight_bytes(level: str, expected: int) -> None:
+    model = build(
+        [node("Conv", ["x", "w"], ["y"], group=2)], {"x": (1, 6, 4, 4)}, {"y": None}, {"w": random(6, 3, 3, 3)}
+    )
+    (layer,) = find_layers(ir.from_proto(model))[0]
+    assert weight_bytes(layer, parse_level(level)) == expected
+
+
+def test_table_bytes() -> None:
+    assert table_bytes(1000, 4, 32) == 500 + 128
+
+
+def test_real_network() -> None:
+    path = Path(__file__).parents[2] / ".." / "shared" / "models" / "resnet20-cifar10.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    model, _ = fold(read_model(path))
+    costs = layer_costs(model, find_layers(model)[0])
+    assert sum(cost.parameters for cost in costs.values()) == 267_696 + 640  # convolutions and the classifier
+    assert sum(cost.flops or 0 for cost in costs.values()) == 2 * 40_551_040  # 40.55 M multiply-adds
