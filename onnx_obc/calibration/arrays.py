@@ -30,7 +30,7 @@ from numpy.lib import format as npy
 
 from ..errors import CalibrationError
 from .data import DataOptions, InputSpec, Samples
-from .feeds import Feed, check_dtype, check_names, check_shape, convert, deliver, plan_samples
+from .feeds import Array, Feed, check_dtype, check_names, check_shape, convert, deliver, plan_samples
 
 SUFFIXES = (".npz", ".npy")
 
@@ -49,11 +49,11 @@ class Header:
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Arrays by name. `load` reads them, or maps them into memory."""
+    """Arrays by name. `load` reads what is compressed, and gives a function from name to array."""
 
     name: str
     headers: dict[str, Header]
-    load: Callable[[], Feed]
+    load: Callable[[], Callable[[str], Array]]
 
 
 def find(folder: Path) -> list[Path]:
@@ -73,7 +73,9 @@ def open_dict(arrays: Mapping[Any, Any], inputs: list[InputSpec], options: DataO
     """Samples of a dict of input name to array. Raises CalibrationError."""
     held = {str(name): np.asarray(array) for name, array in arrays.items()}
     headers = {name: Header(array.shape, array.dtype) for name, array in held.items()}
-    return _open([ArrayFile("the dict of arrays", headers, lambda: held)], "arrays from Python", inputs, options)
+    return _open(
+        [ArrayFile("the dict of arrays", headers, lambda: held.__getitem__)], "arrays from Python", inputs, options
+    )
 
 
 def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], options: DataOptions) -> Samples:
@@ -96,7 +98,7 @@ def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], opti
         where = f"{'feed' if whole else 'sample'} {row} of {files[number].name}"
         feed = {}
         for spec in inputs:
-            array = opened(number)[spec.name]
+            array = opened(number)(spec.name)
             counted = array.ndim > len(spec.shape) if whole else bool(spec.shape)
             feed[spec.name] = convert(np.asarray(array[row] if counted else array), spec, where)
         return feed
@@ -155,16 +157,16 @@ def _read(path: Path, inputs: list[InputSpec]) -> ArrayFile:
         if header.dtype.hasobject:
             raise CalibrationError(f"{path}: {name!r} holds Python objects; save a plain array of numbers")
 
-    def load() -> Feed:
+    def load() -> Callable[[str], Array]:
         packed = [name for name, header in headers.items() if header.offset is None]
-        feed = {name: _mapped(path, header) for name, header in headers.items() if header.offset is not None}
+        arrays = {}
         try:
             if packed:
                 with np.load(path, allow_pickle=False) as archive:
-                    feed |= {name: archive[name] for name in packed}
+                    arrays = {name: archive[name] for name in packed}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise CalibrationError(f"{path}: cannot be read ({' '.join(str(error).split())}); save it anew") from error
-        return feed
+        return lambda name: arrays[name] if name in arrays else _mapped(path, headers[name])
 
     return ArrayFile(str(path), headers, load)
 
@@ -211,8 +213,8 @@ def _check_size(header: Header, file_size: int) -> None:
         raise ValueError("the file ends early")
 
 
-def _mapped(path: Path, header: Header) -> np.ndarray[Any, Any]:
-    """The array as a read-only map of the file."""
+def _mapped(path: Path, header: Header) -> Array:
+    """The array as a read-only map of the file. What was read of it counts as memory in use until the map is dropped."""
     assert header.offset is not None
     if prod(header.shape) == 0:
         return np.empty(header.shape, header.dtype)

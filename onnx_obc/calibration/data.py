@@ -131,7 +131,10 @@ def open_samples(data: object, inputs: list[InputSpec], options: DataOptions) ->
             "calibration data is read more than once: pass the function that makes it, not its result"
         )
     if not isinstance(data, str | os.PathLike):
-        raise CalibrationError(f"calibration data of type {type(data).__name__} cannot be read: give {KINDS}")
+        raise CalibrationError(
+            f"calibration data of type {type(data).__name__} cannot be read; "
+            "give a dict of input name to array, a list of such dicts, a function that yields them, or a path"
+        )
     if data == "random":
         _refuse(options, "random numbers", ("preprocess", "mean", "std", "augment", *TEXT_OPTIONS))
         return synthetic.open_random(inputs, options)
@@ -176,13 +179,15 @@ def existing(path: Path) -> Path:
 
 
 def _folder_kind(path: Path) -> str:
-    from . import arrays, images
+    from . import arrays, images, text
 
     has_arrays, has_images = bool(arrays.find(path)), bool(images.find(path))
     if has_arrays and has_images:
         raise CalibrationError(f"{path}: holds both arrays and images; give a folder that holds only one kind")
     if not has_arrays and not has_images:
-        raise CalibrationError(f"{path}: holds no .npz, .npy or image file; give a folder that does, or {KINDS}")
+        files = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".zip", *text.SUFFIXES))
+        hint = f"did you mean {files[0]}?" if files else "give a folder that does"
+        raise CalibrationError(f"{path}: this folder holds no .npz, .npy or image file; {hint}")
     return "arrays" if has_arrays else "images"
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import CalibrationError
 from ..level import Float32
@@ -248,5 +248,7 @@ def _decode(data: bytes, where: str, mode: str) -> Image.Image:
             if image.mode[0] in "IF":
                 raise CalibrationError(f"{where}: has pixels of more than 8 bits ({image.mode}); convert it to 8 bits")
             return image.convert(mode)
+    except UnidentifiedImageError as error:
+        raise CalibrationError(f"{where}: is no image of a known format; remove or replace it") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise CalibrationError(f"{where}: cannot be decoded ({error}); remove or replace this image") from error
