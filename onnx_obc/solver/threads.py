@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np  # noqa: F401  its BLAS and SciPy's must be loaded before they are looked for
 import scipy.linalg  # noqa: F401
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from threadpoolctl import OpenBLASController, ThreadpoolController  # type: ignore[import-untyped]
 
 Progress = Callable[[int], None]
 
@@ -32,6 +32,7 @@ def one_blas_thread() -> Iterator[None]:
     global _users, _limit
     with _lock:
         if _users == 0:
+            _free_control()
             _limit = _controller().limit(limits=1, user_api="blas")
         _users += 1
     try:
@@ -40,7 +41,9 @@ def one_blas_thread() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
+                _free_control()
                 _limit.restore_original_limits()
+                _free_control()
 
 
 def over_rows(
@@ -62,12 +65,9 @@ def over_rows(
                 pool.submit(work, start, min(start + chunk, rows)): min(chunk, rows - start)
                 for start in range(0, rows, chunk)
             }
-            pending = set(size)
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    finished += size[future]
+            for future in as_completed(size):
+                future.result()
+                finished += size[future]
                 if progress is not None:
                     progress(finished)
         finally:
@@ -77,3 +77,9 @@ def over_rows(
 @cache
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()
+
+
+def _free_control() -> None:
+    """Let any thread set OpenBLAS's threads next; recent threadpoolctl ignores all but the first that ever did."""
+    if hasattr(OpenBLASController, "clear_controlling_thread"):
+        OpenBLASController.clear_controlling_thread(force=True)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from problems import layer
+
+from onnx_obc.errors import CalibrationError, RecipeError
+from onnx_obc.solver.inverse import damp, invert
+
+
+@pytest.mark.parametrize("columns", [1, 9, 128, 129, 300])
+def test_invert(columns):
+    _, hessian = layer(columns=columns, samples=2 * columns)
+    damped = damp(hessian)
+    assert np.abs(damped.inverse[0] @ damped.hessian[0] - np.eye(columns)).max() < 1e-10
+    assert (damped.inverse[0] == damped.inverse[0].T).all()
+    mean = hessian[0].trace() / columns
+    np.testing.assert_allclose(damped.hessian[0], hessian[0] + 0.01 * mean * np.eye(columns), rtol=1e-14)
+    assert damped.damping.tolist() == [0.01]
+    assert damped.dead == 0
+
+
+def test_singular_hessian_without_damping_gets_the_least_that_works():
+    _, hessian = layer(columns=20, samples=1)
+    damped = damp(hessian, 0.0)
+    assert 1e-6 <= damped.damping[0] <= 1e-4
+    error = np.abs(damped.inverse[0] @ damped.hessian[0] - np.eye(20)).max()
+    assert error < 1e-6
+
+
+def test_dead_columns_are_counted_and_damped():
+    _, hessian = layer(columns=10)
+    hessian[0, [2, 7]] = hessian[0, :, [2, 7]] = 0
+    damped = damp(hessian, 0.0)
+    assert damped.dead == 2
+    assert damped.damping[0] == 1e-6
+    assert np.isfinite(damped.inverse).all()
+    assert damp(hessian, 0.01).damping[0] == 0.01
+
+
+def test_zero_group_becomes_a_multiple_of_the_identity():
+    _, hessian = layer(groups=3, columns=8)
+    hessian[1] = 0
+    damped = damp(hessian)
+    level = 0.01 * np.diagonal(hessian, axis1=1, axis2=2).mean()
+    np.testing.assert_allclose(damped.hessian[1], level * np.eye(8))
+    np.testing.assert_allclose(damped.inverse[1], np.eye(8) / level)
+    assert damped.dead == 8
+    nothing = damp(np.zeros((2, 8, 8)))
+    assert (nothing.hessian == np.eye(8)).all()
+    assert (nothing.inverse == np.eye(8)).all()
+
+
+def test_nearly_zero_group_is_finite_in_float32():
+    _, hessian = layer(groups=4, columns=8)
+    hessian[1] *= 1e-60
+    hessian[2] *= 1e-290
+    hessian[3] *= 1e60
+    damped = damp(hessian)
+    base, floor, unit = damped.scaled("float32")
+    assert np.isfinite(base).all() and np.isfinite(floor).all() and (base != 0).any(axis=(1, 2)).all()
+    np.testing.assert_allclose(base / unit[:, None, None], damped.inverse, rtol=1e-6)
+
+
+def test_auto_precision_follows_the_damping():
+    _, hessian = layer(columns=64, samples=16)
+    assert damp(hessian, 0.01).scaled("auto")[0].dtype == np.float32
+    assert damp(hessian, 1e-5).scaled("auto")[0].dtype == np.float64
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_unusable_hessian(value):
+    _, hessian = layer()
+    hessian[0, 3, 3] = value
+    with pytest.raises(CalibrationError, match="NaN"):
+        damp(hessian)
+
+
+@pytest.mark.parametrize("damping", [-0.1, np.nan])
+def test_unusable_damping(damping):
+    with pytest.raises(RecipeError, match="damping"):
+        damp(layer()[1], damping)
+
+
+def test_singular_to_rounding():
+    with pytest.raises(np.linalg.LinAlgError):
+        invert(np.ones((3, 3)))
+
+
+def test_the_hessian_is_left_as_it_is():
+    _, hessian = layer()
+    before = hessian.copy()
+    damp(hessian)
+    assert (hessian == before).all()
+
+
+def test_thousands_of_small_groups_are_quick():
+    hessian = np.tile(layer(columns=9)[1], (2000, 1, 1))
+    start = time.perf_counter()
+    damp(hessian)
+    assert time.perf_counter() - start < 5  # 0.1 s on an idle machine
