@@ -214,7 +214,7 @@ def _check_size(header: Header, file_size: int) -> None:
 
 
 def _mapped(path: Path, header: Header) -> Array:
-    """The array as a read-only map of the file. What was read of it counts as memory in use until the map is dropped."""
+    """The array as a read-only map of the file. What was read of it occupies memory until the map is dropped."""
     assert header.offset is not None
     if prod(header.shape) == 0:
         return np.empty(header.shape, header.dtype)
