@@ -16,6 +16,11 @@ from .tensors import own_copy
 Step = Callable[[ir.Model], str | None]
 
 FUSED_INTO = ("Conv", "ConvTranspose", "Gemm")
+WEIGHT_ARITHMETIC = frozenset(
+    ("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Neg", "Abs", "Exp", "Log", "Tanh", "Sigmoid", "Softplus")
+    + ("Clip", "Max", "Min", "Sign", "Round", "MatMul")
+    + ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceMax", "ReduceMin")
+)
 SHARED_SIZE = 1024  # a constant with so many elements and several readers is kept, so that they go on sharing it
 
 
@@ -107,9 +112,16 @@ def _fold_constants(model: ir.Model) -> str | None:
 
 
 def _may_fold(node: ir.Node) -> bool | None:
-    """False where folding would undo sharing or fix a random draw; None leaves it to the default limits."""
+    """Whether to fold a node of constants; None leaves it to the optimizer's default limits.
+
+    Weights that the graph computes from constants (weight normalisation and standardisation) fold at any size, as
+    long as the result is no larger than what it replaces. A rearranged copy of a shared table would undo the sharing,
+    and a random draw is no constant.
+    """
     if node.op_type == "Bernoulli":
         return False
+    if node.op_type in WEIGHT_ARITHMETIC:
+        return True
     for value in node.inputs:
         tensor = None if value is None else value.const_value
         if value is not None and tensor is not None and tensor.size >= SHARED_SIZE and len(value.uses()) > 1:

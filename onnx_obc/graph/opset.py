@@ -34,15 +34,15 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
         common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     names = _Names.of(model)
     for node in list(model.graph.all_nodes()):
-        if node.domain == "" and _changed(node.op_type, old, version):
-            try:
+        try:
+            if node.domain == "" and _changed(node.op_type, old, version):
                 _convert(node, old, version, names)
-            except Exception as error:  # the converter raises ConvertError, RuntimeError and ValueError
-                cause = str(error).strip().split("\n")[0] or type(error).__name__
-                raise ModelError(
-                    f"{node.op_type} {node.name!r} cannot be raised from opset {old} to {version} ({cause}); export "
-                    f"the model with opset {version}, or choose a level that needs no newer opset"
-                ) from error
+        except Exception as error:  # the converter raises ConvertError, RuntimeError and ValueError
+            cause = str(error).strip().split("\n")[0] or type(error).__name__
+            raise ModelError(
+                f"{node.op_type} {node.name!r} cannot be raised from opset {old} to {version} ({cause}); export "
+                f"the model with opset {version}, or choose a level that needs no newer opset"
+            ) from error
     model.graph.opset_imports[""] = version
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for([helper.make_opsetid("", version)]))
     return model
@@ -62,12 +62,12 @@ class _Names:
         return cls(taken)
 
     def free(self, name: str) -> str:
-        number = 0
-        while name in self.taken:
+        candidate, number = name, 1
+        while candidate in self.taken:
             number += 1
-            name = f"{name.rsplit('~', 1)[0]}~{number}"
-        self.taken.add(name)
-        return name
+            candidate = f"{name}_{number}"
+        self.taken.add(candidate)
+        return candidate
 
 
 def _changed(op_type: str, old: int, new: int) -> bool:
@@ -118,10 +118,7 @@ def _splice(node: ir.Node, part: ir.Model, names: _Names) -> None:
             if value.name and value.name not in outputs:
                 value.name = names.free(f"{node.outputs[0].name}_{new.op_type}")
     main = next((new for new in inner if new.op_type == node.op_type), inner[-1])
-    for new in made:
-        if new is main:
-            new.name = node.name
-    main.doc_string = node.doc_string
+    main.name, main.doc_string = node.name, node.doc_string
     main.metadata_props.update(node.metadata_props)
     replaced = [by_name[name] for name in outputs]
     assert isinstance(node.graph, ir.Graph)

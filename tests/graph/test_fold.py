@@ -253,6 +253,29 @@ def test_a_table_that_two_nodes_read_stays_shared() -> None:
     assert find_layers(model)[0][0].shared
 
 
+def test_a_computed_weight_folds_at_any_size() -> None:
+    """Weight standardisation: (w − mean) / deviation, of 36,864 values."""
+    nodes = [
+        node("ReduceMean", ["w"], ["mean"], axes=[1, 2, 3]),
+        node("Sub", ["w", "mean"], ["centred"]),
+        node("ReduceL2", ["centred"], ["norm"], axes=[1, 2, 3]),
+        node("Div", ["centred", "norm"], ["v"]),
+        node("Conv", ["x", "v"], ["y"], name="conv"),
+    ]
+    proto = build(nodes, {"x": ("N", 64, 5, 5)}, {"y": ("N", 64, 3, 3)}, {"w": random(64, 64, 3, 3)})
+    ops, model, _ = folded(proto, random(2, 64, 5, 5))
+    assert ops == ["Conv"]
+    (layer,), left = find_layers(model)
+    assert (layer.name, left) == ("conv", [])
+
+
+def test_a_product_that_would_grow_is_not_stored() -> None:
+    nodes = [node("MatMul", ["a", "b"], ["w"]), node("Mul", ["x", "w"], ["y"])]
+    weights = {"a": random(600, 2), "b": random(2, 600)}
+    ops, _, _ = folded(build(nodes, {"x": (600, 600)}, {"y": (600, 600)}, weights), random(600, 600))
+    assert ops == ["MatMul", "Mul"]
+
+
 def test_a_large_expansion_is_not_stored() -> None:
     nodes = [node("Expand", ["one", "shape"], ["large"]), node("Add", ["x", "large"], ["y"])]
     weights = {"one": np.float32(1), "shape": np.array([600, 600])}
