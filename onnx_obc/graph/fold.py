@@ -16,11 +16,26 @@ from .tensors import own_copy
 Step = Callable[[ir.Model], str | None]
 
 FUSED_INTO = ("Conv", "ConvTranspose", "Gemm")
-WEIGHT_ARITHMETIC = frozenset(
-    ("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Neg", "Abs", "Exp", "Log", "Tanh", "Sigmoid", "Softplus")
-    + ("Clip", "Max", "Min", "Sign", "Round", "MatMul")
-    + ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceMax", "ReduceMin")
-)
+WEIGHT_ARITHMETIC = {
+    *(
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Sqrt",
+        "Reciprocal",
+        "Neg",
+        "Abs",
+        "Exp",
+        "Log",
+        "Tanh",
+        "Sigmoid",
+        "Softplus",
+    ),
+    *("Clip", "Max", "Min", "Sign", "Round", "MatMul"),
+    *("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceMax", "ReduceMin"),
+}
 SHARED_SIZE = 1024  # a constant with so many elements and several readers is kept, so that they go on sharing it
 
 
@@ -38,6 +53,7 @@ def fold(model: ir.Model) -> tuple[ir.Model, list[str]]:
         ("dropping the graph inputs that stand for weights", _drop_weight_inputs),
         ("inlining functions", _inline),
         ("folding constants", _fold_constants),
+        ("turning Constant nodes into initializers", _lift_constants),
         ("fusing Pad into Conv", _fuse_pads),
         ("fusing BatchNormalization", _fuse_batchnorms),
         ("removing what is not used", _remove_unused),
@@ -106,9 +122,13 @@ def _fold_constants(model: ir.Model) -> str | None:
     for _ in range(2):  # the second pass folds what the first one's shapes made constant
         fold_constants_ir(model, onnx_shape_inference=True, should_fold=_may_fold)
         common.RemoveUnusedNodesPass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     after = sum(1 for _ in model.graph.all_nodes())
     return f"{before - after} nodes folded away" if after < before else None
+
+
+def _lift_constants(model: ir.Model) -> str | None:
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    return None
 
 
 def _may_fold(node: ir.Node) -> bool | None:
