@@ -97,10 +97,8 @@ def test_table_bytes() -> None:
     assert table_bytes(1000, 4, 32) == 500 + 128
 
 
-def test_real_network() -> None:
-    path = Path(__file__).parents[2] / ".." / "shared" / "models" / "resnet20-cifar10.onnx"
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
+def test_real_network(shared: Path) -> None:
+    path = shared / "models" / "resnet20-cifar10.onnx"
     model, _ = fold(read_model(path))
     costs = layer_costs(model, find_layers(model)[0])
     assert sum(cost.parameters for cost in costs.values()) == 267_696 + 640  # convolutions and the classifier

@@ -427,10 +427,8 @@ def test_remove_unused_drops_the_inputs_of_replaced_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20-cifar10", "resnet56-cifar10"])
-def test_real_networks(name: str) -> None:
-    path = Path(__file__).parents[2] / ".." / "shared" / "models" / f"{name}.onnx"
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
+def test_real_networks(name: str, shared: Path) -> None:
+    path = shared / "models" / f"{name}.onnx"
     model, _ = fold(read_model(path))
     assert "BatchNormalization" not in {n.op_type for n in model.graph}
     assert "Constant" not in {n.op_type for n in model.graph}

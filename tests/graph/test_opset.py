@@ -196,10 +196,8 @@ def test_per_pixel_normalization_cannot_be_raised() -> None:
 
 
 @pytest.mark.parametrize("target", [21, 25])
-def test_real_network(target: int) -> None:
-    path = Path(__file__).parents[2] / ".." / "shared" / "models" / "resnet20-cifar10.onnx"
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
+def test_real_network(target: int, shared: Path) -> None:
+    path = shared / "models" / "resnet20-cifar10.onnx"
     model, _ = fold(read_model(path))
     x = random(2, 3, 32, 32)
     raised = raise_opset(model, target)
