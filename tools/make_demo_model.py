@@ -19,7 +19,7 @@ from torch import nn
 SEED = 0
 CALIBRATION, TEST = 512, 450  # images; calibration images are training images
 EPOCHS, BATCH, RATE = 80, 64, 1e-2
-SPREAD = 1.5  # standard deviation of the logarithm of BatchNorm's initial scales
+SPREAD = 1.1  # standard deviation of the logarithm of BatchNorm's initial scales
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
