@@ -139,7 +139,7 @@ def check_losses(reports: Sequence[LayerReport]) -> Check:
     wrong = [
         f"{x.name}: predicted {x.loss_predicted:.6g}, measured {x.loss_measured:.6g}"
         for x in reports
-        if abs(x.loss_predicted - x.loss_measured) > LOSS_TOLERANCE * abs(x.loss_measured) + TINY_LOSS
+        if not abs(x.loss_predicted - x.loss_measured) <= LOSS_TOLERANCE * abs(x.loss_measured) + TINY_LOSS  # NaN too
     ]
     agree = f"predicted and measured layer losses agree to {LOSS_TOLERANCE:g}"
     return Check("losses", not wrong, "; ".join(wrong) if wrong else agree)
@@ -184,10 +184,10 @@ class _Match:
         self.same = self.rows = 0
 
     def add(self, wanted: npt.NDArray[Any], found: npt.NDArray[Any], is_scores: bool) -> None:
-        y, error = wanted.astype(np.float64), wanted.astype(np.float64) - found.astype(np.float64)
-        usable = np.isfinite(y)
-        self.signal += float((y[usable] ** 2).sum())
-        self.noise += float((error[usable] ** 2).sum())
+        usable = np.isfinite(wanted)
+        y = wanted[usable].astype(np.float64)
+        self.signal += float((y**2).sum())
+        self.noise += float(((y - found[usable]) ** 2).sum())
         if is_scores and wanted.ndim == 2 and wanted.shape[1] > 1:
             self.same += int((wanted.argmax(axis=1) == found.argmax(axis=1)).sum())
             self.rows += len(wanted)

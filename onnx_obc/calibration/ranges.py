@@ -12,19 +12,20 @@ from ..level import Float64
 BINS = 4096
 HISTOGRAM_ELEMENTS = 2**16  # of each sample, evenly strided: plenty for 4096 bins, and cheap on large images
 PERCENTILE = 99.99
+SMALLEST_LIMIT = 2.0**-150  # below every float32 but 0
 
 
 class RangeObserver:
     """Watches one activation: its exact smallest and largest value, and a histogram of it.
 
-    The histogram spans [−limit, limit] where limit is the smallest power of two that covers everything seen. When a
-    larger value comes, neighbouring bins merge, so that the result does not depend on the order of the data.
+    The histogram spans [−limit, limit) where limit is the smallest power of two above everything seen. When a larger
+    value comes, neighbouring bins merge, so that the result does not depend on the order of the data.
     """
 
     def __init__(self) -> None:
         self.low = 0.0
         self.high = 0.0
-        self._limit = 0.0
+        self._limit = SMALLEST_LIMIT
         self._counts: npt.NDArray[np.int64] = np.zeros(BINS, dtype=np.int64)
 
     def update(self, values: npt.NDArray[np.floating], count: int) -> None:
@@ -33,15 +34,13 @@ class RangeObserver:
             return
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
-        largest = max(-self.low, self.high)
-        if largest == 0:
-            return
-        self._grow(2.0 ** np.ceil(np.log2(largest)))
+        self._grow(2.0 ** int(np.frexp(max(-self.low, self.high))[1]))
         flat = values.reshape(count, -1) if values.ndim and values.shape[0] == count else values.reshape(1, -1)
         step = -(-flat.shape[1] // HISTOGRAM_ELEMENTS)
         sampled = flat[:, ::step].astype(np.float64).ravel()
-        index = ((sampled + self._limit) * (BINS / (2 * self._limit))).astype(np.int64)
-        self._counts += np.bincount(np.minimum(index, BINS - 1), minlength=BINS)
+        # Scaling by a power of two is exact, so that a value finds its bin whether or not bins merge later.
+        index = np.floor(sampled * (BINS / (2 * self._limit))).astype(np.int64) + BINS // 2
+        self._counts += np.bincount(index, minlength=BINS)
 
     def interval(
         self, method: Literal["mse", "minmax", "percentile"], bits: int, symmetric: bool
@@ -52,7 +51,7 @@ class RangeObserver:
         mean squared error of quantization to `bits`, clipping included, as the histogram shows it.
         """
         low, high = self.low, self.high
-        if self._limit == 0 or method == "minmax":
+        if low == high or method == "minmax":
             return low, high
         centres = np.linspace(-self._limit, self._limit, BINS, endpoint=False) + self._limit / BINS  # (BINS,)
         if method == "percentile":
@@ -64,13 +63,12 @@ class RangeObserver:
         return _best_clipping(centres, self._counts, low, high, bits, symmetric)
 
     def _grow(self, limit: float) -> None:
-        if self._limit == 0:
-            self._limit = limit
-        while self._limit < limit:
-            pairs = self._counts.reshape(-1, 2).sum(axis=1)  # (BINS / 2,)
-            self._counts[:] = 0
-            self._counts[BINS // 4 : BINS - BINS // 4] = pairs
-            self._limit *= 2
+        if limit <= self._limit:
+            return
+        merge = int(min(limit / self._limit, BINS))  # so many bins become one
+        merged = np.zeros_like(self._counts)
+        np.add.at(merged, (np.arange(BINS) - BINS // 2) // merge + BINS // 2, self._counts)
+        self._counts, self._limit = merged, limit
 
 
 def _best_clipping(

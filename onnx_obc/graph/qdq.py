@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,7 +157,8 @@ class Writer:
             for user, index in readers:
                 user.replace_input_with(index, node.outputs[0])
             gather.replace_input_with(0, table)
-            self._take_over_output(found, node.outputs[0])
+            self._values[str(found.name)] = node.outputs[0]
+            take_over_output(self.model.graph, found, node.outputs[0])
             found.dtype = dtype
             self.model.graph.insert_after(gather, node)
 
@@ -181,7 +182,7 @@ class Writer:
         for node, index in activation.readers:
             node.replace_input_with(index, new)
         if activation.replaces_output:
-            self._take_over_output(value, new)
+            take_over_output(self.model.graph, value, new)
         producer = value.producer()
         if producer is not None:
             self.model.graph.insert_after(producer, [quantize, dequantize])
@@ -208,17 +209,6 @@ class Writer:
         node.outputs[0].dtype = ir.DataType.FLOAT
         return node
 
-    def _take_over_output(self, old: ir.Value, new: ir.Value) -> None:
-        """If `old` is a graph output, `new` becomes that output, under its name."""
-        _copy_type(old, new)
-        if not old.is_graph_output():
-            return
-        outputs = self.model.graph.outputs
-        for position in [i for i, output in enumerate(outputs) if output is old]:
-            outputs[position] = new
-        name = old.name
-        old.name, new.name = new.name, name
-
     def _initializer(self, name: str, array: Array) -> ir.Value:
         name = self._name(name)
         tensor = ir.Tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
@@ -228,7 +218,7 @@ class Writer:
 
     def _name(self, name: str) -> str:
         """This name, or the first of name_1, name_2, … that no value or node of the model has."""
-        free = next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(self._taken) + 2))) if n not in self._taken)
+        free = free_name(name, self._taken)
         self._taken.add(free)
         return free
 
@@ -240,6 +230,22 @@ def activation_grid(low: float, high: float, bits: int, symmetric: bool) -> tupl
         return (scale, 0) if scale >= TINY else (1.0, 0)
     scale = float(np.float32((high - low) / (2**bits - 1)))
     return (scale, round(-low / scale)) if scale >= TINY else (1.0, 0)
+
+
+def take_over_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """`new` gets the type and shape of `old`; if `old` is a graph output, `new` becomes that, under its name."""
+    _copy_type(old, new)
+    if not old.is_graph_output():
+        return
+    for position in [i for i, output in enumerate(graph.outputs) if output is old]:
+        graph.outputs[position] = new
+    name = old.name
+    old.name, new.name = new.name, name
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """This name, or the first of name_1, name_2, … that is not taken."""
+    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
 
 
 def _copy_type(source: ir.Value, target: ir.Value) -> None:

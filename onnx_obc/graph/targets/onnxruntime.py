@@ -1,12 +1,16 @@
 """The rules of onnxruntime on a CPU.
 
 Source of each rule: onnxruntime's QDQ selectors and fusions (core/optimizer/qdq_transformer), and what its CPU kernels
-accept. A quantized node runs in integers only if its surroundings have exactly the form that a selector looks for:
+accept; all were tried on onnxruntime 1.31, and tests/graph/test_targets.py tries them again. A quantized node runs in
+integers only if its surroundings have exactly the form that a selector looks for:
 - Conv becomes QLinearConv when its inputs come from DequantizeLinear and its output goes to QuantizeLinear alone; a
-  Relu or Clip in between is absorbed by the range of that QuantizeLinear.
-- MatMul and Gemm with two dequantized operands run in integers with a float output.
+  Relu or Clip in between is absorbed by the range of that QuantizeLinear, if the Clip lets 0 pass.
+- MatMul and Gemm with two dequantized operands run in integers with a float output, but not with a bias: Gemm's own,
+  or that of an Add, which onnxruntime merges into the product first. They need a QuantizeLinear behind them, or the
+  bias in an Add that is not merged: one behind a Gemm, or, behind a MatMul of more axes, one of a bias of two axes.
 - Bias stays float; onnxruntime quantizes it itself.
-- Activations are unsigned with a zero point, weights are 8 bits wide.
+- Activations are unsigned with a zero point, weights are 8 bits wide, signed or not. 4-bit weights run in float.
+- 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations.
 """
 
 from __future__ import annotations
@@ -17,9 +21,7 @@ import onnx_ir as ir
 
 from ...level import FLOAT, Choice
 from ..layers import Layer
-from ..qdq import Activation, scale_layout, storage_type
-
-ABSORBED = ("Relu", "Clip")
+from ..qdq import Activation, free_name, names_of, scale_layout, storage_type, take_over_output
 
 
 def refuse(layer: Layer, choice: Choice) -> str | None:
@@ -29,7 +31,7 @@ def refuse(layer: Layer, choice: Choice) -> str | None:
 
 def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | None]:
     """The bits that a layer's input is quantized to, and why they are not the ones asked for."""
-    if choice.activation_bits is None:
+    if choice.activation_bits is None or choice.level.bits is None:
         return None, None
     if layer.op == "ConvTranspose":
         return None, "onnxruntime has no integer ConvTranspose: its input stays float"
@@ -37,11 +39,20 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
         return None, "onnxruntime has no integer kernel for a constant left operand: its input stays float"
     if scale_layout(layer).block is not None:
         return None, "onnxruntime has no integer kernel for batched or grouped weights: its input stays float"
+    width = _width(choice)
+    if width == 2:
+        return None, "onnxruntime cannot load 2-bit weights beside quantized activations: its input stays float"
+    if width == 8 and choice.activation_bits < 8:
+        return 8, f"onnxruntime cannot load {choice.activation_bits}-bit activations beside 8-bit weights: 8 bits"
     return choice.activation_bits, None
 
 
 def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
-    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once."""
+    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once.
+
+    Biases that would keep a product from running in integers are moved into an Add first.
+    """
+    _move_biases(model, layers, choices)
     readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
     widths: dict[ir.Value, int] = {}
     outputs: dict[ir.Value, None] = {}
@@ -75,14 +86,90 @@ def _may_read(node: ir.Node, model: ir.Model, float_nodes: set[ir.Node]) -> bool
     return node not in float_nodes and node.graph is model.graph
 
 
+def _width(choice: Choice) -> int:
+    assert choice.level.bits is not None
+    return int(storage_type(choice.level.bits, choice.level.symmetric).bitwidth)
+
+
 def _runs_in_integers(choice: Choice) -> bool:
-    bits = choice.level.bits
-    return choice.activation_bits == 8 and bits is not None and storage_type(bits, True).bitwidth == 8
+    return choice.activation_bits == 8 and _width(choice) == 8
 
 
 def _absorbing(value: ir.Value) -> ir.Value:
     """The value behind a Relu or Clip that reads this one alone: what the QuantizeLinear has to follow."""
-    uses = list(value.uses())
-    if len(uses) == 1 and not value.is_graph_output() and uses[0][0].op_type in ABSORBED and uses[0][1] == 0:
-        return uses[0][0].outputs[0]
+    reader = _only_reader(value)
+    if reader is not None and (reader.op_type == "Relu" or (reader.op_type == "Clip" and _lets_zero_pass(reader))):
+        return reader.outputs[0]
     return value
+
+
+def _lets_zero_pass(clip: ir.Node) -> bool:
+    for bound, sign in zip(clip.inputs[1:], (1, -1), strict=False):
+        if bound is not None:
+            tensor = ir.convenience.get_const_tensor(bound)
+            if tensor is None or sign * float(tensor.numpy()) > 0:
+                return False
+    return True
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value as its first input, if nothing else reads it."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
+
+
+def _move_biases(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
+    """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it."""
+    integer = [x for x in layers if x.op in ("MatMul", "Gemm") and x.weight.ndim == 2 and _is_integer(x, choices)]
+    quantized = {(use.node, 1 - use.index) for x in layers if _is_integer(x, choices) for use in x.uses}
+
+    def is_quantized(value: ir.Value) -> bool:
+        return not value.is_graph_output() and all((use.node, use.idx) in quantized for use in value.uses())
+
+    for node in [use.node for layer in integer for use in layer.uses]:
+        output = node.outputs[0]
+        if node.op_type == "Gemm":
+            has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+            if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(_absorbing(output)):
+                _split_gemm(model.graph, node)
+            continue
+        uses = list(output.uses())
+        if len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
+            add, index = uses[0].node, 1 - uses[0].idx
+            if not is_quantized(_absorbing(add.outputs[0])):
+                _keep_apart(model.graph, node, add, index)
+
+
+def _is_integer(layer: Layer, choices: Mapping[str, Choice]) -> bool:
+    return layer.name in choices and _runs_in_integers(choices[layer.name])
+
+
+def _split_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
+    """Move the bias of a Gemm into an Add behind it, which onnxruntime leaves there."""
+    product, bias = gemm.outputs[0], gemm.inputs[2]
+    gemm.resize_inputs(2)
+    readers = list(product.uses())
+    add = ir.node("Add", [product, bias], name=free_name(f"{gemm.name}_bias", set(names_of(graph))))
+    total = add.outputs[0]
+    total.name = free_name(f"{product.name}_biased", set(names_of(graph)))
+    for user, index in readers:
+        user.replace_input_with(index, total)
+    take_over_output(graph, product, total)
+    graph.insert_after(gemm, add)
+
+
+def _keep_apart(graph: ir.Graph, product: ir.Node, add: ir.Node, index: int) -> None:
+    """Keep onnxruntime from merging a MatMul and the Add of its bias, input `index`, into a Gemm."""
+    bias, source = add.inputs[index], product.inputs[0]
+    tensor = None if bias is None else ir.convenience.get_const_tensor(bias)
+    if tensor is None or source is None or source.shape is None:
+        return
+    if len(source.shape) == 2:
+        product.op_type = "Gemm"
+    elif len(source.shape) > 2 and len(tensor.shape) == 1:
+        assert bias is not None
+        name = free_name(f"{bias.name}_row", set(names_of(graph)))
+        row = ir.Tensor(tensor.numpy()[None], name=name)  # (1, rows)
+        value = ir.Value(name=name, type=ir.TensorType(row.dtype), shape=row.shape, const_value=row)
+        graph.register_initializer(value)
+        add.replace_input_with(index, value)
