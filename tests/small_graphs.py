@@ -1,4 +1,4 @@
-"""Small ONNX models for the tests of this folder, and onnxruntime to run them."""
+"""Small ONNX models for the tests, and onnxruntime to run them."""
 
 from __future__ import annotations
 
