@@ -249,7 +249,9 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 
 def _copy_type(source: ir.Value, target: ir.Value) -> None:
-    target.type, target.shape = source.type, source.shape
+    # A copy: setting the dtype of a value changes its type object, and two values must not share one.
+    target.type = None if source.dtype is None else ir.TensorType(source.dtype)
+    target.shape = source.shape
 
 
 def names_of(graph: ir.Graph) -> Iterable[str]:
