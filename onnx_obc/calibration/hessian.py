@@ -186,10 +186,11 @@ def _paddings(how: Window, spatial: tuple[int, ...]) -> list[tuple[int, int]]:
         if how.transposed:
             extra = how.output_padding[axis] if how.output_padding else 0
             if how.output_shape or same:
-                target = how.output_shape[axis] if how.output_shape else size * stride
-                total = (size - 1) * stride + extra + reach + 1 - target
-                begin = total // 2 if how.auto_pad == "SAME_UPPER" else total - total // 2
-                end = total - begin
+                full = (size - 1) * stride + extra + reach + 1
+                total = full - (how.output_shape[axis] if how.output_shape else size * stride)
+                positive = max(total, 0)  # onnxruntime appends to an output that is too small, if its shape is given
+                begin = positive // 2 if how.auto_pad == "SAME_UPPER" else positive - positive // 2
+                end = (total if how.output_shape else positive) - begin
             elif how.auto_pad == "VALID":
                 begin = end = 0
             else:
