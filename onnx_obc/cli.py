@@ -3,33 +3,120 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ._version import __version__
-from .calibration.data import DataOptions
-from .compress import Result, compress
+from .calibration.data import KINDS, DataOptions
+from .compress import compress
 from .demo import run_demo
-from .errors import ObcError
+from .errors import ObcError, OutputError
+from .graph.place import check_output
 from .inspect import inspect_model
-from .recipe import Activations, Recipe, Weights, make_recipe, read_recipe
+from .recipe import Activations, Recipe, Rule, Weights, make_recipe, read_recipe
 from .report.report import write_json
 from .report.table import report_table, show
 
 STAGES = {"capture": "running the calibration data", "solve": "solving rows", "verify": "comparing outputs"}
 
+USAGE = "onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]"
+
+LEVELS = Group("What the layers become", sort_key=1)
+DATA = Group("Calibration data", sort_key=2)
+METHOD = Group("How it is done", sort_key=3)
+RUN = Group("Run", sort_key=4)
+
+Flag = Parameter(negative="")
+Several = Parameter(consume_multiple=True)
+
 app = App(
     name="onnx-obc",
     help="Prune and quantize a trained ONNX model, without training, by the exact greedy of Optimal Brain Compression.",
+    usage=f"Usage: {USAGE}\n       onnx-obc inspect SOURCE\n       onnx-obc demo\n",
     version=__version__,
     help_format="plaintext",
+    default_parameter=Parameter(negative_iterable="", show_default=False),
+    suppress_keyboard_interrupt=False,
 )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RecipeOptions:
+    """The fields of a Recipe; None where the recipe file, or else the recipe's own default, decides."""
+
+    weights: Annotated[Weights | None, Parameter(group=LEVELS)] = None
+    """The weights of every layer. [default: int8]"""
+    activations: Annotated[Activations | None, Parameter(group=LEVELS)] = None
+    """The inputs of layers with integer weights; int4 is simulated: no kernel computes with it. [default: int8]"""
+    sparsity: Annotated[str | None, Parameter(group=LEVELS)] = None
+    """Which weights become zero: 2:4, 4:8, block4:0.7 (70 % of blocks of 4), 0.6 (anywhere), none. [default: none]"""
+    asymmetric: Annotated[bool | None, Parameter(group=LEVELS)] = None
+    """Give every weight row a zero point."""
+    embeddings: Annotated[Literal["float", "int8", "int4"] | None, Parameter(group=LEVELS)] = None
+    """Store the tables of Gather as integers, by rounding. [default: float]"""
+    target: Annotated[Literal["onnxruntime", "tensorrt"] | None, Parameter(group=LEVELS)] = None
+    """The runtime to write for. [default: onnxruntime]"""
+
+    solver: Annotated[Literal["exact", "baseline"] | None, Parameter(group=METHOD)] = None
+    """exact, or baseline: plain rounding and magnitude pruning, to compare with. [default: exact]"""
+    grid: Annotated[Literal["mse", "minmax"] | None, Parameter(group=METHOD)] = None
+    """How a weight row's scale is found: mse clips where that lowers the error, minmax never. [default: mse]"""
+    ranges: Annotated[Literal["mse", "minmax", "percentile"] | None, Parameter(group=METHOD)] = None
+    """How the range of an activation is found. [default: mse]"""
+    all_positions: Annotated[bool | None, Parameter(group=METHOD)] = None
+    """Use every position of every sample for the Hessians, not a draw of 64 for every column."""
+    damp: Annotated[float | None, Parameter(group=METHOD)] = None
+    """Damping, relative to the mean of the Hessian's diagonal. [default: 0.01]"""
+    precision: Annotated[Literal["auto", "float32", "float64"] | None, Parameter(group=METHOD)] = None
+    """The solver's arithmetic; auto takes float64 where float32 would not do. [default: auto]"""
+    seed: Annotated[int | None, Parameter(group=METHOD)] = None
+    """Of every random draw. [default: 0]"""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(group=RUN)] = None
+    """Where the model runs. [default: auto]"""
+    threads: Annotated[int | None, Parameter(group=RUN)] = None
+    """How many threads solve; the result does not depend on it. [default: all cores]"""
+    memory: Annotated[float | None, Parameter(group=RUN)] = None
+    """GiB for Hessians and activations at a time. [default: half of what is free]"""
+    verify: Annotated[bool | None, Parameter(group=RUN)] = None
+    """Read the file back and check it. [default: yes]"""
+
+
+@Parameter(name="*", group=DATA)
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """The fields of DataOptions, but for the seed."""
+
+    samples: int | None = None
+    """Read at most so many samples, evenly spread over the data. [default: 1024]"""
+    batch: int | None = None
+    """Samples in a feed, where the model leaves the batch free. [default: 32]"""
+    preprocess: Literal["imagenet", "tf", "unit", "raw"] | None = None
+    """How images become inputs."""
+    mean: Annotated[tuple[float, ...] | None, Several] = None
+    """Mean of every channel, of pixels in 0 … 1; instead of --preprocess."""
+    std: Annotated[tuple[float, ...] | None, Several] = None
+    """Standard deviation of every channel, of pixels in 0 … 1."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images, where the model leaves them free."""
+    layout: Literal["NCHW", "NHWC"] | None = None
+    """The order of the image dimensions, where it cannot be told from the model."""
+    augment: int = 1
+    """Use every image so often: once as it is, then flipped and cropped at random. [default: 1]"""
+    tokenizer: str | None = None
+    """The tokenizer.json for text."""
+    max_tokens: int | None = None
+    """Cut texts to so many tokens. [default: 128]"""
+    allow_random: Annotated[bool, Flag] = False
+    """Let --calib random pass."""
 
 
 @app.default
@@ -38,83 +125,46 @@ def compress_command(
     output: Path,
     /,
     *,
-    calib: str,
-    weights: Weights | None = None,
-    activations: Activations | None = None,
-    sparsity: str | None = None,
-    recipe: Path | None = None,
-    target: Literal["onnxruntime", "tensorrt"] | None = None,
-    asymmetric: bool | None = None,
-    embeddings: Literal["float", "int8", "int4"] | None = None,
-    grid: Literal["mse", "minmax"] | None = None,
-    ranges: Literal["mse", "minmax", "percentile"] | None = None,
-    skip: list[str] | None = None,
-    samples: int | None = None,
-    batch: int | None = None,
-    all_positions: bool | None = None,
-    damp: float | None = None,
-    precision: Literal["auto", "float32", "float64"] | None = None,
-    preprocess: Literal["imagenet", "tf", "unit", "raw"] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    size: tuple[int, int] | None = None,
-    layout: Literal["NCHW", "NHWC"] | None = None,
-    augment: int = 1,
-    tokenizer: Path | None = None,
-    max_tokens: int | None = None,
-    allow_random: bool = False,
-    seed: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] | None = None,
-    threads: int | None = None,
-    memory: float | None = None,
-    verify: bool | None = None,
-    report: Path | None = None,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    calib: Annotated[str, Parameter(group=DATA)],
+    recipe: Annotated[Path | None, Parameter(group=LEVELS)] = None,
+    skip: Annotated[tuple[str, ...], Parameter(group=LEVELS)] = (),
+    options: RecipeOptions = RecipeOptions(),
+    data: CalibrationOptions = CalibrationOptions(),
+    report: Annotated[Path | None, Parameter(group=RUN)] = None,
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
 ) -> None:
-    """Compress SOURCE on calibration data and write OUTPUT.
+    """Compress the model SOURCE on calibration data and write OUTPUT.
 
     Parameters
     ----------
-    source: The trained model.
-    output: Where to write the compressed model.
-    calib: Calibration data: an .npz file; a folder of .npz or .npy files; a folder or zip of images; a .csv, .txt or
-        .jsonl text with --tokenizer; module.py:function yielding feeds; or random.
-    weights: float, int8, int4, int3 or int2. [default: int8]
-    activations: none, int8, or int4 (simulated: no kernel computes with it). [default: int8]
-    sparsity: 2:4, 4:8, block4:0.7, 0.6 (unstructured), or none. [default: none]
-    recipe: A YAML file with these options, and rules for layers by name; the first rule that matches a layer wins.
-    target: The runtime to write for. [default: onnxruntime]
-    asymmetric: Give every weight row a zero point.
-    embeddings: Store the tables of Gather as integers, by rounding. [default: float]
-    grid: How a weight row's scale is found: mse clips where that lowers the error, minmax never. [default: mse]
-    ranges: How the range of an activation is found. [default: mse]
-    skip: Leave layers alone whose name matches this shell pattern; may be given several times.
-    samples: Read at most so many samples; evenly spread over the data.
-    batch: Samples in a feed, where the model leaves the batch free. [default: 32]
-    all_positions: Use every position of every sample for the Hessians, not a draw of 64 for every column.
-    damp: Damping, relative to the mean of the Hessian's diagonal. [default: 0.01]
-    precision: The solver's arithmetic; auto takes float64 where float32 would not do. [default: auto]
-    preprocess: How images become inputs: imagenet, tf, unit or raw.
-    mean: Mean of every channel, of pixels in 0 … 1; instead of --preprocess.
-    std: Standard deviation of every channel, of pixels in 0 … 1.
-    size: Height and width of the images, where the model leaves them free.
-    layout: The order of the image dimensions, where it cannot be told from the model.
-    augment: Use every image so often: once as it is, then flipped and cropped at random.
-    tokenizer: The tokenizer.json for text.
-    max_tokens: Cut texts to so many tokens. [default: 128]
-    allow_random: Let --calib random pass.
-    seed: Of every random draw. [default: 0]
-    device: Where the model runs. [default: auto]
-    threads: How many threads solve. [default: all cores]
-    memory: GiB for Hessians and activations at a time. [default: half of what is free]
-    verify: Read the file back and check it. [default: yes]
-    report: Write the report as JSON.
-    quiet: Print nothing but errors.
+    source
+        The trained model.
+    output
+        Where to write the compressed model.
+    calib
+        An .npz file; a folder of .npz or .npy files; a folder or zip of images; a .csv, .tsv, .txt or .jsonl text, for
+        which --tokenizer is needed; module.py:function yielding feeds; or random.
+    recipe
+        A YAML file with options, and rules for layers by name; options given here come before those in the file.
+    skip
+        Leave layers alone whose name matches this shell pattern; may be given several times.
+    report
+        Write the report to this file, as JSON.
+    quiet
+        Print nothing but errors.
     """
-    options = locals()
+    chosen = _recipe(recipe, skip, options)
+    if report is not None:
+        if report.resolve() == output.resolve():
+            raise OutputError(f"cannot write the report to {report}: the model goes there; name another file")
+        check_output(report, source)
     with _progress_bar(quiet) as progress:
-        result = compress(source, calib, _recipe(options), output, data=_data_options(options), progress=progress)
-    _finish(result, report, quiet)
+        found = DataOptions(**vars(data), seed=chosen.seed)
+        result = compress(source, calib, chosen, output, data=found, progress=progress)
+    if report is not None:
+        write_json(result.report, report)
+    if not quiet:
+        show(lambda width: report_table(result.report, width))
 
 
 @app.command(name="inspect")
@@ -123,31 +173,34 @@ def inspect_command(source: Path, /) -> None:
 
     Parameters
     ----------
-    source: The model.
+    source
+        The model.
     """
     show(inspect_model(source))
 
 
 @app.command(name="demo")
-def demo_command(*, quiet: Annotated[bool, Parameter(negative="")] = False) -> None:
+def demo_command(*, quiet: Annotated[bool, Flag] = False) -> None:
     """Compress the small classifier that comes with the package at five levels, and compare with rounding.
 
     Parameters
     ----------
-    quiet: Show no progress.
+    quiet
+        Show no progress.
     """
     with _progress_bar(quiet) as progress:
         table = run_demo(progress)
-    show(table)
+    show(lambda width: table)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: one line for every error that a user can cause, and its exit code."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(exit_on_error=False, print_error=False)
+        app(tokens or ["--help"], exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        errors.print(f"error: {' '.join(str(error).split())}; see onnx-obc --help")
+        errors.print(f"error: {_explain(error)}; see onnx-obc --help")
         sys.exit(2)
     except ObcError as error:
         errors.print(f"error: {error}")
@@ -157,32 +210,29 @@ def main() -> None:
         sys.exit(130)
 
 
-def _recipe(options: dict[str, Any]) -> Recipe:
-    """The recipe file, if any, with the options of the command line over it."""
-    values = read_recipe(options["recipe"]) if options["recipe"] is not None else {}
-    given = {name: options[name] for name in Recipe.model_fields if options.get(name) is not None}
-    skipped = [{"match": pattern, "skip": True} for pattern in options["skip"] or []]
-    rules = [*skipped, *(values.get("layers") or [])]
-    return make_recipe({**values, **given, "layers": rules}, source=str(options["recipe"] or "command line"))
+def _explain(error: CycloptsError) -> str:
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
+        if error.argument.name == "--calib":
+            return f"--calib is missing: name the calibration data, {KINDS}"
+        return f"{error.argument.name} is missing; usage: {USAGE}"
+    if isinstance(error, UnusedCliTokensError):
+        return f"unexpected argument {' '.join(error.unused_tokens or ())!r}; usage: {USAGE}"
+    return " ".join(str(error).split()).removesuffix(".")
 
 
-def _data_options(options: dict[str, Any]) -> DataOptions:
-    names = DataOptions.__dataclass_fields__
-    given = {name: value for name, value in options.items() if name in names and value is not None}
-    return DataOptions(**given)
-
-
-def _finish(result: Result, report: Path | None, quiet: bool) -> None:
-    if report is not None:
-        write_json(result.report, report)
-    if not quiet:
-        show(report_table(result.report))
+def _recipe(path: Path | None, skip: Sequence[str], options: RecipeOptions) -> Recipe:
+    """The recipe file, if any, with the options of the command line over it and --skip before its rules."""
+    base = Recipe() if path is None else read_recipe(path)
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    rules = (*(Rule(match=pattern, skip=True) for pattern in skip), *base.layers)
+    return make_recipe({**dict(base), **given, "layers": rules}, source="command line")
 
 
 @contextmanager
 def _progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def advance(stage: str, done: int, total: int) -> None:

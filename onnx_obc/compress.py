@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -60,7 +60,8 @@ def compress(
     Raises ModelError, CalibrationError, RecipeError or OutputError for what cannot be done, before anything is
     written; VerificationError if the result fails a check: it is then left under a `.rejected` name.
     """
-    recipe, data = recipe or Recipe(), data or DataOptions(seed=recipe.seed if recipe else 0)
+    recipe = recipe or Recipe()
+    data = data or DataOptions(seed=recipe.seed)
     target = check_output(output, model) if output is not None else None
     watch = Stopwatch()
     with watch("read"):
@@ -106,17 +107,15 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
     spare -= spare % samples.step
     if spare == 0 or spare >= samples.count:
         return samples, samples
-    return _part(samples, 0, samples.count - spare), _part(samples, samples.count - spare, samples.count)
-
-
-def _part(samples: Samples, start: int, stop: int) -> Samples:
-    return replace(samples, count=stop - start, read=lambda a, b: samples.read(start + a, start + b))
+    return samples.part(0, samples.count - spare), samples.part(samples.count - spare, samples.count)
 
 
 def solve_layers(
     plan: Plan, samples: Samples, recipe: Recipe, progress: Progress, watch: Stopwatch
 ) -> tuple[dict[str, Solved], dict[str, RangeObserver]]:
     """Capture and solve, chunk by chunk: the Hessians of a chunk are dropped before the next one is captured."""
+    if not plan.layers:  # only tables, which need no data
+        return {}, {}
     values = [activation.value for activation in plan.activations]
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
     shapes = probe(plan.model, [*values, *taps], samples, recipe.device, recipe.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -16,11 +17,13 @@ from .report.table import layer_table
 LEVELS = tuple(parse_level(text) for text in ("2:4", "4:8", "block4-0.50"))
 
 
-def inspect_model(path: Path) -> RenderableType:
-    """The layer table of a model file. Raises ModelError."""
+def inspect_model(path: Path) -> Callable[[int], RenderableType]:
+    """The layer table of a model file, for a terminal of so many columns. Raises ModelError."""
     model, _ = fold(read_model(path))
     layers, left_out = find_layers(model)
-    return layer_table(layers, layer_costs(model, layers), {x.name: impossible_levels(x) for x in layers}, left_out)
+    costs = layer_costs(model, layers)
+    impossible = {layer.name: impossible_levels(layer) for layer in layers}
+    return lambda width: layer_table(layers, costs, impossible, left_out, width)
 
 
 def impossible_levels(layer: Layer) -> list[str]:

@@ -144,7 +144,7 @@ def parse_sparsity(text: str) -> Sparsity | None:
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         n, m = int(match[1]), int(match[2])
         if not 0 < n < m:
-            raise RecipeError(f"sparsity {text!r}: of every {m} weights 1 to {m - 1} can be kept; write e.g. 2:4")
+            raise RecipeError(f"sparsity {text!r} must keep some of the weights, and not all of them; write e.g. 2:4")
         return NM(n, m)
     if match := re.fullmatch(r"(?:block(\d+)[:-]|sparse-)?(\d*\.?\d+)", text):
         fraction = float(match[2])

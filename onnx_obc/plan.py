@@ -39,7 +39,7 @@ class Plan:
 def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
     """Fold the graph, find its layers, and give each the level that the recipe and the target allow.
 
-    Raises RecipeError if no layer can be compressed.
+    Raises RecipeError if there is nothing that can be compressed.
     """
     model, notes = fold(source)
     layers, left_out = find_layers(model)
@@ -60,15 +60,16 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
         choices[layer.name] = Choice(choice.level, bits)
         if remark is not None:
             remarks[layer.name] = remark
-    if not choices:
+    if not choices and not embeddings:
         raise RecipeError(_nothing_to_do(left_out))
 
-    opset = max(opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices)
+    opset = max((opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices), default=0)
     if embeddings:
         opset = max(opset, BLOCKED_OPSET if recipe.embeddings == "int4" else PER_AXIS_OPSET)
     if opset > (present := model.opset_imports[""]):
         model = raise_opset(model, opset)
         layers, _ = find_layers(model)
+        assert choices.keys() <= {layer.name for layer in layers}, "raising the opset changes no layer"
         embeddings = find_embeddings(model) if embeddings else []
         notes.append(f"opset raised from {present} to {model.opset_imports['']}, which the integer types need")
     return Plan(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from .errors import ObcError, RecipeError
+from .errors import RecipeError
 from .level import Choice, Level, parse_bits, parse_sparsity
 
 Activations = Literal["none", "int8", "int4"]
@@ -21,9 +21,11 @@ ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
 
 def _as_text(value: object) -> object:
     """YAML reads 2:4 as a number in base 60 and 0.6 as a float; both are meant as they are written."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 60:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 60:
         return f"{value // 60}:{value % 60}"
-    return "none" if value is None else str(value)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    return value
 
 
 SparsityText = Annotated[str, BeforeValidator(_as_text)]
@@ -65,14 +67,14 @@ class Recipe(_Strict):
     solver: Literal["exact", "baseline"] = "exact"
     grid: Literal["mse", "minmax"] = "mse"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
-    damp: float = Field(default=0.01, ge=0)
+    damp: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     all_positions: bool = False
     precision: Literal["auto", "float32", "float64"] = "auto"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
-    memory: float | None = Field(default=None, gt=0)  # GiB
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    memory: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # GiB
     verify: bool = True
 
     def choose(self, layer: str) -> Choice | None:
@@ -80,9 +82,7 @@ class Recipe(_Strict):
 
         None if the rule says `skip`.
         """
-        rule = next((rule for rule in self.layers if fnmatchcase(layer, rule.match)), None)
-        if rule is None:
-            rule = Rule(match="*")
+        rule = next((rule for rule in self.layers if fnmatchcase(layer, rule.match)), Rule(match="*"))
         if rule.skip:
             return None
         bits = parse_bits(rule.weights or self.weights)
@@ -90,7 +90,7 @@ class Recipe(_Strict):
         level = Level(
             sparsity=parse_sparsity(rule.sparsity if rule.sparsity is not None else self.sparsity),
             bits=bits,
-            symmetric=not asymmetric,
+            symmetric=bits is None or not asymmetric,
         )
         # Integer arithmetic needs integers on both sides: activations of a float layer stay float.
         activation_bits = None if bits is None else ACTIVATION_BITS[rule.activations or self.activations]
@@ -107,33 +107,32 @@ def make_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(f"{source}: {_explain(error)}") from error
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from error
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The values of a YAML recipe file, not yet validated. Raises RecipeError."""
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a YAML file. Raises RecipeError."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path of --recipe") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist
+        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend it there") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise RecipeError(f"{path}: a recipe is a mapping of options such as `weights: int8`; see docs/recipe.md")
-    return values
+    return make_recipe(values, source=str(path))
 
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     location = ".".join(str(part) for part in first["loc"])
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, ObcError):
-        return str(cause)
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         known = list(Rule.model_fields if "layers" in first["loc"] else Recipe.model_fields)
         near = difflib.get_close_matches(name, known, n=1)
-        return f"unknown option {location!r}; " + (
-            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        )
-    given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
-    return f"{location}: {first['msg'].removeprefix('Input ').removeprefix('Value error, ')}{given}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return f"unknown option {location!r}; {hint}"
+    what = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], Mapping) else f", not {first['input']!r}"
+    return f"{location}: {what[0].lower()}{what[1:]}{given}"

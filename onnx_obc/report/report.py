@@ -121,7 +121,9 @@ def write_json(report: Report, path: Path) -> None:
         scratch.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         scratch.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: the report cannot be written ({error.strerror}); check --report") from error
+        raise OutputError(
+            f"{path}: the report cannot be written ({error.strerror}), though the model was; check --report"
+        ) from error
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -139,6 +141,8 @@ def _plain(value: Any) -> Any:
 def _model_bytes(model: object) -> int | None:
     if isinstance(model, bytes):
         return len(model)
+    if isinstance(model, onnx.ModelProto):
+        return int(model.ByteSize())
     return _file_bytes(Path(model)) if isinstance(model, str | Path) else None
 
 

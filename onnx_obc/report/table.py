@@ -3,75 +3,102 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ..graph.cost import Cost
 from ..graph.layers import Layer, LeftOut
+from ..solving import EmbeddingReport, LayerReport
 from .report import Report
+
+NAME_WIDTH = 40  # what the layers' names get at least, by leaving out other columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. Of those that do not fit, the ones with the highest `rank` are left out first."""
+
+    title: str
+    cells: Sequence[str]
+    rank: int = 0
+    left: bool = False
+
+    @property
+    def width(self) -> int:
+        """The terminal columns that it takes, with the space beside it."""
+        return max(len(text) for text in (self.title, *self.cells)) + 3
 
 
 def layer_table(
-    layers: Sequence[Layer], costs: Mapping[str, Cost], impossible: Mapping[str, Sequence[str]], left: Sequence[LeftOut]
+    layers: Sequence[Layer],
+    costs: Mapping[str, Cost],
+    impossible: Mapping[str, Sequence[str]],
+    left: Sequence[LeftOut],
+    width: int,
 ) -> RenderableType:
     """What `onnx-obc inspect` shows: every layer with its weight matrix and cost, and what stays as it is."""
-    table = Table()
-    _columns(table, ("layer", "op"), ("groups × rows × columns", "parameters", "FLOPs"))
-    table.add_column("impossible levels")
-    free: dict[str, None] = {}
-    for layer in layers:
-        cost = costs[layer.name]
-        free |= dict.fromkeys(cost.free)
-        table.add_row(
-            Text(layer.name),
-            layer.op,
-            f"{layer.groups} × {layer.rows} × {layer.columns}",
-            f"{cost.parameters:,}",
-            "?" if cost.flops is None else f"{cost.flops:,}" + ("*" if cost.free else ""),
-            Text("; ".join(impossible[layer.name])),
-        )
-    known = [cost.flops for cost in costs.values() if cost.flops is not None]
-    parameters = sum(cost.parameters for cost in costs.values())
-    notes = [Text(f"{len(layers)} layers, {parameters:,} parameters, {sum(known):,} FLOPs a sample")]
-    if free:
-        sizes = ", ".join(f"{name} = 1" for name in free)
-        notes.append(Text(f"* for a sample with {sizes}, which the model leaves free"))
-    return Group(table, *notes, *_left_out(left))
-
-
-def report_table(report: Report) -> RenderableType:
-    """What a run shows when it is done: every layer, the outputs, the checks, the sizes."""
-    table = Table()
-    figures = ("loss", "relative", "baseline", "damping", "seconds", "bytes", "was")
-    _columns(table, ("layer", "op", "level", "input"), figures)
-    for x in report.layers:
-        table.add_row(
-            Text(x.name + (" ¹" if x.notes else "")),
-            x.op,
-            x.level,
-            x.activations,
-            f"{x.loss:.3g}",
-            f"{x.loss_relative:.2e}",
-            f"{x.baseline_relative:.2e}",
-            f"{x.damping:g}",
-            f"{x.seconds:.2f}",
-            f"{x.bytes_after:,}",
-            f"{x.bytes_before:,}",
-        )
-    for e in report.embeddings:
-        row = (f"{e.error_relative:.2e}", "", "", "", f"{e.bytes_after:,}", f"{e.bytes_before:,}")
-        table.add_row(Text(e.name), "Gather", e.level, "", "", *row)
-    lines = [Text(f"¹ {name}: {note}") for note, name in _by_note(report)]
-    totals = report.totals
+    found = [costs[layer.name] for layer in layers]
+    free = dict.fromkeys(name for cost in found for name in cost.free)
+    flops = ["?" if x.flops is None else f"{x.flops:,}" + ("*" if x.free else "") for x in found]
+    table = _table(
+        [layer.name for layer in layers],
+        [
+            Column("op", [layer.op for layer in layers], rank=5, left=True),
+            Column("weight matrix", [f"{x.groups} × {x.rows} × {x.columns}" for x in layers]),
+            Column("parameters", [f"{cost.parameters:,}" for cost in found], rank=3),
+            Column("FLOPs", flops, rank=1),
+            Column("cannot be", [_short(impossible[layer.name]) for layer in layers], left=True),
+        ],
+        width,
+    )
+    reasons = Counter(reason for layer in layers for reason in impossible[layer.name])
+    lines = [Text(f"{reason}: {_layers(count)}") for reason, count in reasons.items()]
+    known = [cost.flops for cost in found if cost.flops is not None]
+    parameters = sum(cost.parameters for cost in found)
     lines.append(
         Text(
-            f"mean relative layer loss {totals['mean_loss_relative']:.3e}, by rounding or magnitude "
-            f"{totals['mean_baseline_relative']:.3e}"
+            f"{_layers(len(layers))}, {parameters:,} parameters, {sum(known):,} FLOPs a sample; a weight matrix is groups × rows × columns"
         )
     )
+    if free:
+        sizes = ", ".join(f"{name} = 1" for name in free)
+        lines.append(Text(f"* for a sample with {sizes}, which the model leaves free"))
+    return Group(table, *lines, *_left_out(left))
+
+
+def report_table(report: Report, width: int) -> RenderableType:
+    """What a run shows when it is done: every layer, the outputs, the checks, the sizes."""
+    layers, tables = report.layers, report.embeddings
+    blank = [""] * len(tables)
+    entries: list[LayerReport | EmbeddingReport] = [*layers, *tables]
+    table = _table(
+        [x.name + (" ¹" if x.notes else "") for x in layers] + [x.name for x in tables],
+        [
+            Column("op", [x.op for x in layers] + ["Gather"] * len(tables), rank=5, left=True),
+            Column("level", [x.level for x in entries], left=True),
+            Column("input", [x.activations for x in layers] + blank, rank=2, left=True),
+            Column("loss", [f"{x.loss:.3g}" for x in layers] + blank, rank=4),
+            Column(
+                "relative", [f"{x.loss_relative:.2e}" for x in layers] + [f"{x.error_relative:.2e}" for x in tables]
+            ),
+            Column("baseline", [f"{x.baseline_relative:.2e}" for x in layers] + blank),
+            Column("damping", [f"{x.damping:g}" for x in layers] + blank, rank=6),
+            Column("seconds", [f"{x.seconds:.2f}" for x in layers] + blank, rank=7),
+            Column("bytes", [f"{x.bytes_after:,}" for x in entries], rank=1),
+            Column("was", [f"{x.bytes_before:,}" for x in entries], rank=3),
+        ],
+        width,
+    )
+    lines = [Text(f"¹ {name}: {note}") for note, name in _by_note(report)]
+    totals = report.totals
+    if layers:
+        mean, simple = totals["mean_loss_relative"], totals["mean_baseline_relative"]
+        lines.append(Text(f"mean relative layer loss {mean:.3e}, by rounding or magnitude {simple:.3e}"))
     for output in report.outputs:
         agreement = "" if output.top1_agreement is None else f", top-1 agreement {100 * output.top1_agreement:.1f} %"
         lines.append(Text(f"output {output.name}: {output.sqnr_db:.1f} dB SQNR against the dense model{agreement}"))
@@ -82,17 +109,38 @@ def report_table(report: Report) -> RenderableType:
     return Group(table, *lines, *_left_out(report.left_out), Text(_sizes(report)))
 
 
-def show(renderable: RenderableType) -> None:
-    """Print to the terminal; where there is none, as wide as the content needs."""
+def show(render: Callable[[int], RenderableType]) -> None:
+    """Print what `render` makes for the terminal's width; where there is none, as wide as the content needs."""
     console = Console()
-    (console if console.is_terminal else Console(width=200)).print(renderable)
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(render(console.width))
 
 
-def _columns(table: Table, left: Sequence[str], right: Sequence[str]) -> None:
-    for name in left:
-        table.add_column(name, overflow="fold")
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
+def _table(names: Sequence[str], columns: Sequence[Column], width: int) -> Table:
+    """A table of layers. Columns are left out until the names have room; then long names go over several lines."""
+    shown = list(columns)
+    room = min(NAME_WIDTH, max(map(len, names), default=0))
+    for column in sorted(columns, key=lambda column: -column.rank):
+        if room + sum(other.width for other in shown) <= width or column.rank == 0:
+            break
+        shown.remove(column)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("layer", overflow="fold")
+    for column in shown:
+        table.add_column(column.title, justify="left" if column.left else "right", no_wrap=True)
+    for row in zip(names, *(column.cells for column in shown), strict=True):
+        table.add_row(*(Text(text) for text in row))
+    return table
+
+
+def _short(reasons: Sequence[str]) -> str:
+    """Only the levels of reasons such as `2:4: C/groups = 1 is not a multiple of 4`."""
+    return ", ".join(reason.split(": ")[0] for reason in reasons)
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _by_note(report: Report) -> list[tuple[str, str]]:
