@@ -58,13 +58,10 @@ def layer_table(
     )
     reasons = Counter(reason for layer in layers for reason in impossible[layer.name])
     lines = [Text(f"{reason}: {_layers(count)}") for reason, count in reasons.items()]
-    known = [cost.flops for cost in found if cost.flops is not None]
+    known = sum(cost.flops for cost in found if cost.flops is not None)
     parameters = sum(cost.parameters for cost in found)
-    lines.append(
-        Text(
-            f"{_layers(len(layers))}, {parameters:,} parameters, {sum(known):,} FLOPs a sample; a weight matrix is groups × rows × columns"
-        )
-    )
+    lines.append(Text(f"{_layers(len(layers))}, {parameters:,} parameters, {known:,} FLOPs a sample"))
+    lines.append(Text("a weight matrix is groups × rows × columns"))
     if free:
         sizes = ", ".join(f"{name} = 1" for name in free)
         lines.append(Text(f"* for a sample with {sizes}, which the model leaves free"))
