@@ -34,7 +34,9 @@ class RangeObserver:
             return
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
-        self._grow(2.0 ** int(np.frexp(max(-self.low, self.high))[1]))
+        largest = max(-self.low, self.high)
+        if largest > 0:
+            self._grow(2.0 ** int(np.frexp(largest)[1]))
         flat = values.reshape(count, -1) if values.ndim and values.shape[0] == count else values.reshape(1, -1)
         step = -(-flat.shape[1] // HISTOGRAM_ELEMENTS)
         sampled = flat[:, ::step].astype(np.float64).ravel()
@@ -57,8 +59,9 @@ class RangeObserver:
         if method == "percentile":
             cumulative = np.cumsum(self._counts) / self._counts.sum()
             tail = 1 - PERCENTILE / 100
-            below = float(centres[np.searchsorted(cumulative, tail)])
-            above = float(centres[np.searchsorted(cumulative, 1 - tail)])
+            half = self._limit / BINS  # of a bin
+            below = float(centres[np.searchsorted(cumulative, tail)]) - half
+            above = float(centres[np.searchsorted(cumulative, 1 - tail)]) + half
             return max(low, min(below, 0.0)), min(high, max(above, 0.0))
         return _best_clipping(centres, self._counts, low, high, bits, symmetric)
 

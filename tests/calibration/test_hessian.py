@@ -54,6 +54,8 @@ def windows(draw: st.DrawFn) -> tuple[str, tuple[int, ...], tuple[int, ...], dic
     size = [r + 1 + extra for r, extra in zip(reach, ints(0, 3), strict=True)]
     choices = ["pads", "VALID", "SAME_UPPER", "SAME_LOWER"] + ["output_shape"] * transposed
     form = draw(st.sampled_from(choices))
+    if form.startswith("SAME") and not transposed:
+        attributes["dilations"] = [1] * rank  # onnxruntime refuses any other
     full = [(s - 1) * t + r + 1 for s, t, r in zip(size, strides, reach, strict=True)]  # of a transposed one
     if form in ("VALID", "SAME_UPPER", "SAME_LOWER"):
         attributes["auto_pad"] = form
