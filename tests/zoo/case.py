@@ -14,7 +14,7 @@ from torch import nn
 
 Feed = dict[str, np.ndarray]
 EXAMPLE = {"batch": 2, "tokens": 7, "past": 3, "frames": 40}  # what a module is exported with
-FEED = {"batch": 4, "tokens": 10, "past": 5, "frames": 56}  # what it is then fed
+FEED = {"batch": 8, "tokens": 10, "past": 5, "frames": 56}  # what it is then fed
 FEEDS = 8
 
 

@@ -91,6 +91,17 @@ def quantized(rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
+def integers(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        "codes": rng.integers(-127, 128, (16, 16)).astype(np.int8),
+        "w": rng.standard_normal((16, 8)).astype(np.float32) / 500,
+    }
+
+
+def doubles(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"v": rng.standard_normal((16, 8)) / 4, "w": rng.standard_normal((8, 4)).astype(np.float32) / 3}
+
+
 def broken_rows(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """A row of zeros, a constant row, and rows that differ in size by twelve orders of magnitude."""
     w = rng.standard_normal((16, 8)).astype(np.float32) / 4
@@ -224,6 +235,102 @@ net (float[batch, 16] x) => (float[batch, 8] y) {
   y = MatMul (g, b)
 }"""
 
+UNRANKED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[16] x, int64[n] shape) => (float[8] y, float z, int64 best) {
+  h = MatMul (x, a)
+  g = MatMul (h, b)
+  y = Identity (g)
+  r = Reshape (h, shape)
+  z = MatMul (r, b)
+  best = ArgMax <keepdims = 0> (g)
+}"""
+
+EXPOSED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 16] x) => (float[batch, 16] h, float[batch, 8] y, float[16, 8] b, float[batch, 8] twice) {
+  h = MatMul (x, a)
+  y = MatMul (h, b)
+  y_dequantized = Relu (y)
+  twice = Add (y_dequantized, y_dequantized)
+}"""
+
+BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 8, 9, 9] x) => (float[batch, 8, 9, 9] y, float[batch, 8, 9, 9] z) {
+  c = Conv <pads = [1, 1, 1, 1]> (x, u)
+  n = BatchNormalization (c, gamma, beta, mean, var)
+  y = Add (n, c)
+  s = ReduceMean <axes = [0, 2, 3], keepdims = 0> (x)
+  d = Conv <pads = [1, 1, 1, 1]> (y, u, s)
+  z, unused = Dropout (d)
+}"""
+
+NINE = """<ir_version: 4, opset_import: ["" : 9]>
+net (float[batch, 8, 9, 9] x) => (float[batch, 10] y) {
+  p = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1], mode = "reflect"> (x)
+  c = Conv <group = 2> (p, u)
+  n = BatchNormalization <epsilon = 0.001> (c, gamma, beta, mean, var)
+  r = Clip <min = 0.0, max = 6.0> (n)
+  s = Slice <axes = [2, 3], starts = [1, 1], ends = [9, 9]> (r)
+  m = Upsample <mode = "nearest"> (s, sizes)
+  g = GlobalAveragePool (m)
+  f = Flatten (g)
+  q = Squeeze <axes = [0]> (bias)
+  y = Gemm <transB = 1> (f, w, q)
+}"""
+
+DOUBLE = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 16] x) => (float[batch, 4] y) {
+  d = Cast <to = 11> (x)
+  m = MatMul (d, v)
+  f = Cast <to = 1> (m)
+  y = MatMul (f, w)
+}"""
+
+FLAT = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 16] x) => (float[batch, 8] y) {
+  zero = Constant <value = float {0}> ()
+  nothing = Mul (x, zero)
+  h = MatMul (nothing, a)
+  i = Add (h, c)
+  j = MatMul (i, b)
+  k = MatMul (x, b)
+  y = Add (j, k)
+}"""
+
+SCAN = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 16] x) => (float[5, batch, 16] y) {
+  h = MatMul (x, a)
+  last, y = Scan <num_scan_inputs = 1, body = step (float[batch, 16] s, float[16] k)
+      => (float[batch, 16] t, float[batch, 16] o) { g = MatMul (s, a)  t = Mul (g, k)  o = Add (t, h) }> (h, ks)
+}"""
+
+SEQUENCE = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 16] x) => (float[batch, 8] y) {
+  parts = SplitToSequence <axis = 1, keepdims = 1> (x, eight)
+  one = Constant <value = int64 {1}> ()
+  right = SequenceAt (parts, one)
+  h = MatMul (right, a)
+  more = SequenceInsert (parts, h)
+  all = ConcatFromSequence <axis = 1> (more)
+  y = MatMul (all, b)
+}"""
+
+INTEGERS = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 16] x) => (float[batch, 8] y) {
+  q, scale, zero = DynamicQuantizeLinear (x)
+  m = MatMulInteger (q, codes, zero)
+  f = Cast <to = 1> (m)
+  h = Mul (f, scale)
+  y = MatMul (h, w)
+}"""
+
+RESIZE = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 8, 9, 9] x) => (float[batch, 12, 18, 18] y) {
+  c = Conv <kernel_shape = [1, 1]> (x, u)
+  r = Resize <mode = "linear"> (c, , scales)
+  p, indices = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (r)
+  y = Conv (p, v)
+}"""
+
 AB = normal(a=(16, 16), b=(16, 8), c=(8, 16))
 CASES: list[Case] = [
     graph_case("if", IF, AB),
@@ -249,5 +356,20 @@ CASES: list[Case] = [
     graph_case("constant-nodes", LEFT, normal(a=(8, 16), b=(1, 4, 8)), {"x": Input(("batch", 16, 6))},
                change=constants),
     graph_case("odd-names", IF, AB, change=unnamed),
+    graph_case("unranked", UNRANKED, normal(a=(16, 16), b=(16, 8)),
+               {"x": Input((16,)), "shape": Input((1,), 17, 16)}),
+    graph_case("exposed-values", EXPOSED, normal(a=(16, 16), b=(16, 8))),
+    graph_case("branches", BRANCHES, lambda rng: normal(u=(8, 8, 3, 3), gamma=(8,), beta=(8,), mean=(8,))(rng)
+               | {"var": np.linspace(0.1, 4, 8, dtype=np.float32)}, IMAGE),
+    graph_case("opset-9", NINE, lambda rng:
+               normal(u=(16, 4, 3, 3), gamma=(16,), beta=(16,), mean=(16,), w=(10, 16), bias=(1, 10))(rng)
+               | {"var": np.ones(16, np.float32), "sizes": np.array([1, 1, 2, 2], np.float32)}, IMAGE),
+    graph_case("double", DOUBLE, doubles),
+    graph_case("flat-activations", FLAT, normal(a=(16, 16), b=(16, 8), c=(16,))),
+    graph_case("scan", SCAN, normal(a=(16, 16), ks=(5, 16))),
+    graph_case("sequence", SEQUENCE, lambda rng: normal(a=(8, 4), b=(20, 8))(rng) | {"eight": np.array(8)}),
+    graph_case("integers-already", INTEGERS, integers),
+    graph_case("resize", RESIZE, lambda rng: normal(u=(16, 8, 1, 1), v=(12, 16, 1, 1))(rng)
+               | {"scales": np.array([1, 1, 2, 2], np.float32)}, IMAGE),
     graph_case("fixed-batch-one", ONE.replace("batch", "1"), normal(w=(16, 8)), {"x": Input((1, 16))}),
 ]  # fmt: skip

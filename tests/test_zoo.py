@@ -1,0 +1,129 @@
+"""Whole graphs of many kinds: what comes out runs, has the same interface and is close to what went in."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+pytest.importorskip("torch", reason="the zoo is exported from torch")
+pytest.importorskip("transformers", reason="the zoo is exported from transformers")
+
+from zoo.builders import CASES, Case
+
+from onnx_obc import Recipe, compress
+from onnx_obc.errors import RecipeError
+from onnx_obc.report.report import Report
+
+pytestmark = pytest.mark.slow
+
+NOTHING_TO_COMPRESS = {"half": "float16", "einsum": "Einsum", "no-layers": "nothing to compress"}
+REFUSED_BY_TENSORRT = dict.fromkeys(["batched", "experts", "transposed-groups"], "one scale for each output channel")
+# Of the graphs written by hand: how many layers there are, and what must be left out, for what reason.
+HAND_WRITTEN = {
+    "if": (1, ["inside the body of If"] * 2),
+    "loop": (1, ["inside the body of Loop"]),
+    "scan": (1, ["inside the body of Scan"]),
+    "function": (2, []),
+    "gemm-alpha-beta": (3, []),
+    "auto-pad": (4, []),
+    "pads": (1, []),
+    "weight-chain": (2, []),
+    "quantized-already": (1, ["already quantized"]),
+    "integers-already": (1, ["already quantized"]),
+    "broken-rows": (1, []),
+    "vector": (2, []),
+    "shared-three-ways": (2, []),
+    "batched": (1, []),
+    "left": (2, []),
+    "foreign-operators": (1, ["com.microsoft"]),
+    "ir3-inputs": (1, ["inside the body of If"] * 2),
+    "constant-nodes": (2, []),
+    "odd-names": (1, ["inside the body of If"] * 2),
+    "unranked": (2, []),
+    "exposed-values": (2, []),
+    "branches": (1, []),
+    "opset-9": (2, []),
+    "double": (1, ["float64"]),
+    "flat-activations": (2, []),
+    "sequence": (2, []),
+    "resize": (2, []),
+    "fixed-batch-one": (1, []),
+}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Path]:
+    case: Case = request.param
+    path = tmp_path_factory.mktemp(case.name) / "dense.onnx"
+    with contextlib.redirect_stdout(io.StringIO()):  # the exporters talk
+        case.build(path)
+    return case, path
+
+
+@pytest.mark.parametrize(
+    ("recipe", "decibels"),
+    [
+        pytest.param(Recipe(embeddings="int8"), 15, id="int8"),
+        pytest.param(Recipe(weights="int4", activations="none"), 5, id="int4"),
+        pytest.param(Recipe(weights="int8", sparsity="2:4", target="tensorrt"), None, id="2:4-tensorrt"),
+    ],
+)
+def test_the_compressed_graph_does_the_same(built: tuple[Case, Path], recipe: Recipe, decibels: float | None) -> None:
+    case, dense = built
+    output = dense.with_name("small.onnx")
+    feeds = case.feeds(np.random.default_rng(1))
+    refusals = NOTHING_TO_COMPRESS | (REFUSED_BY_TENSORRT if recipe.target == "tensorrt" else {})
+    if case.name in refusals:
+        with pytest.raises(RecipeError, match=refusals[case.name]):
+            compress(dense, feeds, recipe, output=output)
+        assert not output.exists()
+        return
+
+    report = compress(dense, feeds, recipe, output=output).report
+    assert report.layers
+    assert all(check.passed for check in report.checks)
+    assert all(left.name and left.reason for left in report.left_out)
+
+    before, after = session(dense), session(output)
+    assert interface(before) == interface(after)
+    signal, noise = np.zeros(len(before.get_outputs())), np.zeros(len(before.get_outputs()))
+    for feed in case.feeds(np.random.default_rng(2)):
+        for i, (expected, got) in enumerate(zip(before.run(None, feed), after.run(None, feed), strict=True)):
+            assert expected.shape == got.shape
+            assert expected.dtype == got.dtype
+            assert np.isfinite(expected).all()
+            assert np.isfinite(got).all()
+            if expected.dtype == np.float32:
+                signal[i] += np.square(expected, dtype=np.float64).sum()
+                noise[i] += np.square(expected - got, dtype=np.float64).sum()
+    if decibels is not None:
+        assert (noise <= signal * 10 ** (-decibels / 10)).all(), 10 * np.log10(signal / noise)
+
+
+def test_every_weight_is_a_layer_or_left_out_for_a_reason(built: tuple[Case, Path]) -> None:
+    case, dense = built
+    if case.name not in HAND_WRITTEN:
+        pytest.skip("only where the graph is known node by node")
+    layers, reasons = HAND_WRITTEN[case.name]
+    report: Report = compress(
+        dense, case.feeds(np.random.default_rng(1)), Recipe(weights="int4", activations="none")
+    ).report
+    assert len(report.layers) == layers
+    assert len(report.left_out) == len(reasons)
+    for left, reason in zip(report.left_out, reasons, strict=True):
+        assert reason in left.reason
+
+
+def session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def interface(session: ort.InferenceSession) -> list[tuple[str, str, list[int | str | None]]]:
+    return [(v.name, v.type, v.shape) for v in (*session.get_inputs(), *session.get_outputs())]
