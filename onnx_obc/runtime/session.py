@@ -53,7 +53,6 @@ def open_session(
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # the arena never gives back what the largest feed needed
     if threads is not None:
         options.intra_op_num_threads = threads
     if outputs is not None:
