@@ -88,8 +88,10 @@ def _providers(device: Device) -> list[str]:
 
 
 def _load(model: ir.Model, options: Any, providers: list[str]) -> Any:
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size < IN_MEMORY_BYTES:
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    weights = [value.const_value for value in values if value.const_value is not None]
+    beside = any(isinstance(tensor, ir.ExternalTensor) for tensor in weights)  # onnxruntime wants a path for those
+    if not beside and sum(tensor.nbytes for tensor in weights) < IN_MEMORY_BYTES:
         return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         path = Path(folder) / "model.onnx"
