@@ -136,12 +136,15 @@ def _may_fold(node: ir.Node) -> bool | None:
 
     Weights that the graph computes from constants (weight normalisation and standardisation) fold at any size, as
     long as the result is no larger than what it replaces. A rearranged copy of a shared table would undo the sharing,
-    and a random draw is no constant.
+    and a random draw is no constant. Small fills fold, large ones stay the few bytes that they are.
     """
     if node.op_type == "Bernoulli":
         return False
     if node.op_type in WEIGHT_ARITHMETIC:
         return True
+    if node.op_type == "ConstantOfShape" and node.inputs[0] is not None:  # exporters compute Pad's pads with it
+        shape = ir.convenience.get_const_tensor(node.inputs[0])
+        return None if shape is None else bool(np.prod(shape.numpy()) < SHARED_SIZE)
     for value in node.inputs:
         tensor = None if value is None else value.const_value
         if value is not None and tensor is not None and tensor.size >= SHARED_SIZE and len(value.uses()) > 1:

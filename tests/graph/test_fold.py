@@ -213,6 +213,21 @@ def test_pad_into_conv(opset: int) -> None:
     assert "1 Pad fused into the Conv behind it" in notes
 
 
+def test_pads_that_the_graph_computes() -> None:
+    """As torch exports F.pad: zeros for the leading axes are made with ConstantOfShape and put before the rest."""
+    nodes = [
+        node("ConstantOfShape", ["four"], ["zeros"], value=numpy_helper.from_array(np.zeros(1, np.int64))),
+        node("Concat", ["zeros", "last"], ["pads"], axis=0),
+        node("Pad", ["x", "pads"], ["p"]),
+        node("Conv", ["p", "w"], ["y"]),
+    ]
+    weights = {"w": random(3, 2, 3, 3), "four": np.array([6]), "last": np.array([1, 1])}
+    proto = build(nodes, {"x": (1, 2, 5, 5)}, {"y": (1, 3, 4, 4)}, weights)
+    ops, model, _ = folded(proto, random(1, 2, 5, 5))
+    assert ops == ["Conv"]
+    assert tuple(model.graph[0].attributes.get_ints("pads")) == (0, 0, 1, 1)
+
+
 def test_pads_that_must_stay() -> None:
     weights = {"w": random(3, 2, 3, 3), "p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "one": np.float32(1)}
     for attributes, names in ({"mode": "reflect"}, ["x", "p"]), ({}, ["x", "p", "one"]):
