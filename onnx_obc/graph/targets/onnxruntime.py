@@ -7,7 +7,7 @@ integers only if its surroundings have exactly the form that a selector looks fo
   Relu or Clip in between is absorbed by the range of that QuantizeLinear, if the Clip lets 0 pass.
 - MatMul and Gemm with two dequantized operands run in integers with a float output, but not with a bias: Gemm's own,
   or that of an Add, which onnxruntime merges into the product first. They need a QuantizeLinear behind them, or the
-  bias in an Add that is not merged: one behind a Gemm, or, behind a MatMul of more axes, one of a bias of two axes.
+  bias in an Add that is not merged: any behind a Gemm, and one of a bias of two axes behind a MatMul of more axes.
 - Bias stays float; onnxruntime quantizes it itself.
 - Activations are unsigned with a zero point, weights are 8 bits wide, signed or not. 4-bit weights run in float.
 - 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations.
@@ -120,28 +120,26 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 def _move_biases(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
     """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it."""
-    integer = [x for x in layers if x.op in ("MatMul", "Gemm") and x.weight.ndim == 2 and _is_integer(x, choices)]
-    quantized = {(use.node, 1 - use.index) for x in layers if _is_integer(x, choices) for use in x.uses}
+    integer = [layer for layer in layers if layer.name in choices and _runs_in_integers(choices[layer.name])]
+    quantized = {(use.node, 1 - use.index) for layer in integer for use in layer.uses}
 
     def is_quantized(value: ir.Value) -> bool:
+        value = _absorbing(value)
         return not value.is_graph_output() and all((use.node, use.idx) in quantized for use in value.uses())
 
-    for node in [use.node for layer in integer for use in layer.uses]:
-        output = node.outputs[0]
+    for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
+        output, uses = node.outputs[0], list(node.outputs[0].uses())
         if node.op_type == "Gemm":
             has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-            if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(_absorbing(output)):
+            if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(output):
                 _split_gemm(model.graph, node)
-            continue
-        uses = list(output.uses())
-        if len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
-            add, index = uses[0].node, 1 - uses[0].idx
-            if not is_quantized(_absorbing(add.outputs[0])):
-                _keep_apart(model.graph, node, add, index)
-
-
-def _is_integer(layer: Layer, choices: Mapping[str, Choice]) -> bool:
-    return layer.name in choices and _runs_in_integers(choices[layer.name])
+        elif len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
+            add, index, source = uses[0].node, 1 - uses[0].idx, node.inputs[0]
+            rank = len(source.shape) if source is not None and source.shape is not None else 0
+            if rank == 2 and not is_quantized(add.outputs[0]):
+                node.op_type = "Gemm"
+            elif rank > 2:
+                _widen_bias(model.graph, add, index)
 
 
 def _split_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
@@ -158,18 +156,14 @@ def _split_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
     graph.insert_after(gemm, add)
 
 
-def _keep_apart(graph: ir.Graph, product: ir.Node, add: ir.Node, index: int) -> None:
-    """Keep onnxruntime from merging a MatMul and the Add of its bias, input `index`, into a Gemm."""
-    bias, source = add.inputs[index], product.inputs[0]
+def _widen_bias(graph: ir.Graph, add: ir.Node, index: int) -> None:
+    """Give the bias of an Add, its input `index`, an axis in front, so that onnxruntime takes it for none."""
+    bias = add.inputs[index]
     tensor = None if bias is None else ir.convenience.get_const_tensor(bias)
-    if tensor is None or source is None or source.shape is None:
+    if bias is None or tensor is None or len(tensor.shape) != 1:
         return
-    if len(source.shape) == 2:
-        product.op_type = "Gemm"
-    elif len(source.shape) > 2 and len(tensor.shape) == 1:
-        assert bias is not None
-        name = free_name(f"{bias.name}_row", set(names_of(graph)))
-        row = ir.Tensor(tensor.numpy()[None], name=name)  # (1, rows)
-        value = ir.Value(name=name, type=ir.TensorType(row.dtype), shape=row.shape, const_value=row)
-        graph.register_initializer(value)
-        add.replace_input_with(index, value)
+    name = free_name(f"{bias.name}_row", set(names_of(graph)))
+    row = ir.Tensor(tensor.numpy()[None], name=name)  # (1, rows)
+    value = ir.Value(name=name, type=ir.TensorType(row.dtype), shape=row.shape, const_value=row)
+    graph.register_initializer(value)
+    add.replace_input_with(index, value)
