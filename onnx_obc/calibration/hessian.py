@@ -93,8 +93,10 @@ def unfold(value: Array, how: Window | Contraction, picks: Index | None, slots: 
         flat: Index = np.arange(slots * positions, dtype=np.intp)
     else:
         flat = (picks + np.arange(len(picks))[:, None] * positions).ravel()  # (slots · take,)
-    gather: Callable[[Index], Array]
-    gather = _window_gather(value, how) if isinstance(how, Window) else _contraction_gather(value, how)
+    if isinstance(how, Window):
+        gather = _window_gather(value, how, everything=picks is None)
+    else:
+        gather = _contraction_gather(value, how)
     step = max(1, CHUNK_ELEMENTS // max(groups * columns, 1))
     for start in range(0, len(flat), step):
         yield gather(flat[start : start + step])
@@ -125,36 +127,33 @@ def _broadcast(how: Contraction, shape: tuple[int, ...]) -> tuple[tuple[int, ...
     return full, tuple(first + axis for axis, size in enumerate(how.batch) if size > 1)
 
 
-def _window_gather(value: Array, how: Window) -> Callable[[Index], Array]:
-    spatial = value.shape[2:]
-    out = _output_shape(how, spatial)
-    channels = value.shape[1] // how.groups
-    last = np.moveaxis(value, 1, -1)  # (N, spatial…, C)
-    if how.transposed:
-        # A transposed convolution is one of stride 1 over the input with zeros between, its kernel mirrored.
-        spread = tuple((size - 1) * stride + 1 for size, stride in zip(spatial, how.strides, strict=True))
-        wide = np.zeros((value.shape[0], *spread, value.shape[1]), dtype=value.dtype)
-        wide[(slice(None), *(slice(None, None, stride) for stride in how.strides))] = last
-        last, strides = wide, (1,) * len(spatial)
-    else:
-        strides = how.strides
-    padded = _pad(last, _paddings(how, spatial))  # (N, padded spatial…, C)
-    size = padded.shape[1:-1]
-    pixels = padded.reshape(-1, padded.shape[-1])  # (N · padded spatial, C)
+def _window_gather(value: Array, how: Window, everything: bool) -> Callable[[Index], Array]:
+    size = value.shape[2:]
+    out, padding = _output_shape(how, size), _paddings(how, size)
+    column = (-1, 1, 1)
+    taps = np.indices(how.kernel).reshape(len(out), 1, -1)  # (axes, 1, kernel positions)
+    if how.transposed:  # a convolution of stride 1 over the input with zeros between its values, its kernel mirrored
+        taps = np.array(how.kernel).reshape(column) - 1 - taps
+    taps = taps * np.array(how.dilations).reshape(column) - np.array([begin for begin, _ in padding]).reshape(column)
+    sizes, strides = np.array(size).reshape(column), np.array(how.strides).reshape(column)
 
-    steps = np.cumprod((1, *size[:0:-1]))[::-1]  # of one pixel along each spatial axis, in pixels
-    taps = np.indices(how.kernel).reshape(len(out), -1)  # (axes, kernel positions)
-    if how.transposed:
-        taps = np.array(how.kernel)[:, None] - 1 - taps
-    offsets = (taps * (np.array(how.dilations) * steps)[:, None]).sum(axis=0)  # (kernel positions,)
-    positions = prod(out)
+    pixels = np.moveaxis(value.reshape(*value.shape[:2], -1), 1, 2)  # (N, spatial, C)
+    if everything:  # then every pixel is read several times: worth bringing its channels together
+        pixels = np.ascontiguousarray(pixels)
 
     def gather(index: Index) -> Array:
-        image, position = np.divmod(index, positions)
-        corner = np.array(np.unravel_index(position, out))  # (axes, n)
-        start = image * prod(size) + (corner * (np.array(strides) * steps)[:, None]).sum(axis=0)  # (n,)
-        patches = pixels[start[:, None] + offsets]  # (n, kernel positions, C)
-        patches = patches.reshape(len(index), -1, how.groups, channels).transpose(2, 0, 1, 3)
+        image, position = np.divmod(index, prod(out))
+        corner = np.array(np.unravel_index(position, out))[:, :, None]  # (axes, n, 1)
+        if how.transposed:
+            at, between = np.divmod(corner + taps, strides)  # (axes, n, kernel positions)
+            inside = ((at >= 0) & (at < sizes) & (between == 0)).all(axis=0)
+        else:
+            at = corner * strides + taps  # (axes, n, kernel positions)
+            inside = ((at >= 0) & (at < sizes)).all(axis=0)  # (n, kernel positions)
+        where = np.ravel_multi_index(tuple(np.where(inside, at, 0)), size)
+        patches = pixels[image[:, None], where]  # (n, kernel positions, C)
+        patches[~inside] = 0
+        patches = patches.reshape(*patches.shape[:2], how.groups, -1).transpose(2, 0, 1, 3)
         x: Array = patches.reshape(how.groups, len(index), -1)
         return x  # (groups, n, kernel positions · C/groups)
 
@@ -163,12 +162,10 @@ def _window_gather(value: Array, how: Window) -> Callable[[Index], Array]:
 
 def _output_shape(how: Window, spatial: tuple[int, ...]) -> tuple[int, ...]:
     """The spatial shape of the layer's output."""
+    padding, strides = _paddings(how, spatial), how.strides
     if how.transposed:
+        strides = (1,) * len(spatial)
         spatial = tuple((size - 1) * stride + 1 for size, stride in zip(spatial, how.strides, strict=True))
-        strides: tuple[int, ...] = (1,) * len(spatial)
-        padding = _paddings(how, tuple((s - 1) // t + 1 for s, t in zip(spatial, how.strides, strict=True)))
-    else:
-        strides, padding = how.strides, _paddings(how, spatial)
     return tuple(
         (size + before + after - (kernel - 1) * dilation - 1) // stride + 1
         for size, (before, after), kernel, dilation, stride in zip(
@@ -205,10 +202,3 @@ def _paddings(how: Window, spatial: tuple[int, ...]) -> list[tuple[int, int]]:
         else:
             result.append((how.pads[axis], how.pads[axis + len(spatial)]))
     return result
-
-
-def _pad(x: Array, padding: list[tuple[int, int]]) -> Array:
-    """x (N, spatial…, C) with zeros around its spatial axes; a negative number crops."""
-    cropped = x[(slice(None), *(slice(max(-b, 0), x.shape[a + 1] - max(-e, 0)) for a, (b, e) in enumerate(padding)))]
-    around = [(0, 0), *((max(b, 0), max(e, 0)) for b, e in padding), (0, 0)]
-    return np.ascontiguousarray(np.pad(cropped, around))
