@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("torch", reason="the zoo is exported from torch")
 pytest.importorskip("transformers", reason="the zoo is exported from transformers")
 
+from zoo import graphs
 from zoo.builders import CASES, Case
 
 from onnx_obc import Recipe, compress
 from onnx_obc.errors import RecipeError
-from onnx_obc.report.report import Report
 
 pytestmark = pytest.mark.slow
 
@@ -73,9 +73,11 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         pytest.param(Recipe(weights="int8", sparsity="2:4", target="tensorrt"), None, id="2:4-tensorrt"),
     ],
 )
-def test_the_compressed_graph_does_the_same(built: tuple[Case, Path], recipe: Recipe, decibels: float | None) -> None:
+def test_the_compressed_graph_does_the_same(
+    built: tuple[Case, Path], recipe: Recipe, decibels: float | None, tmp_path: Path
+) -> None:
     case, dense = built
-    output = dense.with_name("small.onnx")
+    output = tmp_path / "small.onnx"
     feeds = case.feeds(np.random.default_rng(1))
     refusals = NOTHING_TO_COMPRESS | (REFUSED_BY_TENSORRT if recipe.target == "tensorrt" else {})
     if case.name in refusals:
@@ -105,14 +107,14 @@ def test_the_compressed_graph_does_the_same(built: tuple[Case, Path], recipe: Re
         assert (noise <= signal * 10 ** (-decibels / 10)).all(), 10 * np.log10(signal / noise)
 
 
-def test_every_weight_is_a_layer_or_left_out_for_a_reason(built: tuple[Case, Path]) -> None:
-    case, dense = built
-    if case.name not in HAND_WRITTEN:
-        pytest.skip("only where the graph is known node by node")
+@pytest.mark.parametrize(
+    "case", [c for c in graphs.CASES if c.name not in NOTHING_TO_COMPRESS], ids=lambda case: case.name
+)
+def test_every_weight_is_a_layer_or_left_out_for_a_reason(case: Case, tmp_path: Path) -> None:
     layers, reasons = HAND_WRITTEN[case.name]
-    report: Report = compress(
-        dense, case.feeds(np.random.default_rng(1)), Recipe(weights="int4", activations="none")
-    ).report
+    case.build(tmp_path / "dense.onnx")
+    recipe = Recipe(weights="int4", activations="none")
+    report = compress(tmp_path / "dense.onnx", case.feeds(np.random.default_rng(1)), recipe).report
     assert len(report.layers) == layers
     assert len(report.left_out) == len(reasons)
     for left, reason in zip(report.left_out, reasons, strict=True):

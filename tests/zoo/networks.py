@@ -157,7 +157,8 @@ def convnext() -> nn.Module:
 
 
 def mobilenet_v2() -> nn.Module:
-    return network("MobileNetV2ForImageClassification", "MobileNetV2Config", depth_multiplier=0.25, image_size=32)
+    sizes = {"image_size": 32, "depth_multiplier": 0.25, "finegrained_output": False}
+    return network("MobileNetV2ForImageClassification", "MobileNetV2Config", **sizes)
 
 
 def mobilevit() -> nn.Module:
