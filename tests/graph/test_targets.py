@@ -243,6 +243,15 @@ def test_biases_stay_where_they_are_without_integers() -> None:
         assert gemm.input[2] == "b"
 
 
+def test_biases_stay_where_a_quantized_output_lets_them() -> None:
+    written = write_for("onnxruntime", MATRIX_PRODUCTS["gemm relu gemm"][0])
+    first, last = written.nodes("Gemm")
+    assert list(first.input[2:]) == ["b"]
+    assert len(last.input) == 2
+    (add,) = written.nodes("Add")
+    assert list(add.input) == [last.output[0], "c"]
+
+
 @pytest.mark.parametrize("skipped", ["conv_a", "conv_s", "conv_y"])
 def test_a_layer_left_in_float_reads_no_dequantized_value(skipped: str, tmp_path: Path) -> None:
     proto, _ = CONVOLUTIONS["residual"]
@@ -434,6 +443,12 @@ def test_tensorrt_adds_of_constants_and_of_two_convolutions() -> None:
     assert written.activations == ("x", "s")
     (add,) = written.nodes("Add")
     assert add.input[0] == "a"
+
+
+def test_tensorrt_leaves_the_skip_branch_of_a_convolution_that_others_read_too() -> None:
+    shared = image(conv("x", "a", "w"), op("Add", "a x", "y"), op("Relu", "a", "z"), outputs="y z")
+    (add,) = write_for("tensorrt", shared).nodes("Add")
+    assert list(add.input) == ["a", "x"]
 
 
 @pytest.mark.parametrize(
