@@ -25,6 +25,7 @@ class Target:
     refuse(layer, choice) → the reason why not, or None.
     activation_bits(layer, choice) → the bits that this runtime has a use for, and why if they differ.
     place(model, layers, choice of each layer by name) → what to quantize. Layers without a choice stay float.
+    It may also rewrite the model to an equal form that the runtime takes better (onnxruntime: biases of products).
     """
 
     name: str
