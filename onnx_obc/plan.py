@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
-from .errors import RecipeError
+from .errors import ModelError, RecipeError
 from .graph.fold import fold
 from .graph.layers import Embedding, Layer, LeftOut, find_embeddings, find_layers
 from .graph.opset import raise_opset
@@ -39,7 +40,7 @@ class Plan:
 def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
     """Fold the graph, find its layers, and give each the level that the recipe and the target allow.
 
-    Raises RecipeError if there is nothing that can be compressed.
+    Raises RecipeError if there is nothing that can be compressed, ModelError if a weight is NaN or infinite.
     """
     model, notes = fold(source)
     layers, left_out = find_layers(model)
@@ -56,6 +57,8 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
         if reason is not None:
             left_out.append(LeftOut(layer.name, layer.op, reason))
             continue
+        if not np.isfinite(layer.weight).all():
+            raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
         bits, remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
         if remark is not None:
@@ -72,12 +75,14 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
         assert choices.keys() <= {layer.name for layer in layers}, "raising the opset changes no layer"
         embeddings = find_embeddings(model) if embeddings else []
         notes.append(f"opset raised from {present} to {model.opset_imports['']}, which the integer types need")
+    target = TARGETS[recipe.target]
+    target.prepare(model, layers, choices)
     return Plan(
         model=model,
         layers=tuple(layer for layer in layers if layer.name in choices),
         choices=choices,
         embeddings=tuple(embeddings),
-        activations=tuple(TARGETS[recipe.target].place(model, layers, choices)),
+        activations=tuple(target.place(model, layers, choices)),
         left_out=tuple(left_out),
         notes=tuple(notes),
         remarks=remarks,

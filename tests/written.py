@@ -92,6 +92,7 @@ def write_for(
     needed = max((opset_needed(x, choices[x.name]) for x in find_layers(model)[0] if x.name in choices), default=0)
     model = raise_opset(model, needed)
     layers, _ = find_layers(model)
+    rules.prepare(model, layers, choices)
     placed = rules.place(model, layers, choices)
 
     sizes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in proto.graph.input}

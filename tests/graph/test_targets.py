@@ -229,7 +229,7 @@ def test_a_moved_bias_changes_no_number() -> None:
         model = ir.from_proto(proto)
         layers, _ = find_layers(model)
         choices = {layer.name: Choice(parse_level("int8"), 8) for layer in layers}
-        TARGETS["onnxruntime"].place(model, layers, choices)
+        TARGETS["onnxruntime"].prepare(model, layers, choices)
         feed = {"x": random(*[d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim])}
         for found, expected in zip(run(model, feed), run(proto, feed), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -1,8 +1,6 @@
 """The runtimes that a graph is written for: one module each, with its rules, and where they come from.
 
-A target answers two questions. `refuse`: why a layer cannot take a level with activations of so many bits on this
-runtime, None if it can. `place`: which activations are to be quantized, and for which readers, once every layer's
-choice is known.
+Everything that is particular to a runtime stands in its module, and is reached through `TARGETS`.
 """
 
 from __future__ import annotations
@@ -24,17 +22,18 @@ class Target:
 
     refuse(layer, choice) → the reason why not, or None.
     activation_bits(layer, choice) → the bits that this runtime has a use for, and why if they differ.
-    place(model, layers, choice of each layer by name) → what to quantize. Layers without a choice stay float.
-    It may also rewrite the model to an equal form that the runtime takes better (onnxruntime: biases of products).
+    prepare(model, layers, choice of each layer by name): rewrites the model, in place, to an equal form that the
+    runtime takes better. Layers without a choice stay float.
+    place(model, layers, choices) → what to quantize in a model that was prepared.
     """
 
-    name: str
     refuse: Callable[[Layer, Choice], str | None]
     activation_bits: Callable[[Layer, Choice], tuple[int | None, str | None]]
+    prepare: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], None]
     place: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], list[Activation]]
 
 
 TARGETS = {
-    "onnxruntime": Target("onnxruntime", onnxruntime.refuse, onnxruntime.activation_bits, onnxruntime.place),
-    "tensorrt": Target("tensorrt", tensorrt.refuse, tensorrt.activation_bits, tensorrt.place),
+    module.__name__.rpartition(".")[2]: Target(module.refuse, module.activation_bits, module.prepare, module.place)
+    for module in (onnxruntime, tensorrt)
 }

@@ -47,12 +47,32 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
     return choice.activation_bits, None
 
 
-def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
-    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once.
+def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
+    """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it."""
+    integer = [layer for layer in layers if layer.name in choices and _runs_in_integers(choices[layer.name])]
+    quantized = {(use.node, 1 - use.index) for layer in integer for use in layer.uses}
 
-    Biases that would keep a product from running in integers are moved into an Add first.
-    """
-    _move_biases(model, layers, choices)
+    def is_quantized(value: ir.Value) -> bool:
+        value = _absorbing(value)
+        return not value.is_graph_output() and all((use.node, use.idx) in quantized for use in value.uses())
+
+    for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
+        output, uses = node.outputs[0], list(node.outputs[0].uses())
+        if node.op_type == "Gemm":
+            has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+            if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(output):
+                _split_gemm(model.graph, node)
+        elif len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
+            add, index, source = uses[0].node, 1 - uses[0].idx, node.inputs[0]
+            rank = len(source.shape) if source is not None and source.shape is not None else 0
+            if rank == 2 and not is_quantized(add.outputs[0]):
+                node.op_type = "Gemm"
+            elif rank > 2:
+                _widen_bias(model.graph, add, index)
+
+
+def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
+    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once."""
     readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
     widths: dict[ir.Value, int] = {}
     outputs: dict[ir.Value, None] = {}
@@ -116,30 +136,6 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     """The node that reads a value as its first input, if nothing else reads it."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
-
-
-def _move_biases(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
-    """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it."""
-    integer = [layer for layer in layers if layer.name in choices and _runs_in_integers(choices[layer.name])]
-    quantized = {(use.node, 1 - use.index) for layer in integer for use in layer.uses}
-
-    def is_quantized(value: ir.Value) -> bool:
-        value = _absorbing(value)
-        return not value.is_graph_output() and all((use.node, use.idx) in quantized for use in value.uses())
-
-    for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
-        output, uses = node.outputs[0], list(node.outputs[0].uses())
-        if node.op_type == "Gemm":
-            has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-            if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(output):
-                _split_gemm(model.graph, node)
-        elif len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
-            add, index, source = uses[0].node, 1 - uses[0].idx, node.inputs[0]
-            rank = len(source.shape) if source is not None and source.shape is not None else 0
-            if rank == 2 and not is_quantized(add.outputs[0]):
-                node.op_type = "Gemm"
-            elif rank > 2:
-                _widen_bias(model.graph, add, index)
 
 
 def _split_gemm(graph: ir.Graph, gemm: ir.Node) -> None:

@@ -44,6 +44,10 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
     return choice.activation_bits, None
 
 
+def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
+    """TensorRT takes the graph as it is."""
+
+
 def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
     """The inputs of quantized layers, and the skip branches that are added to the outputs of quantized convolutions."""
     readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
