@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _explain(error: CycloptsError) -> str:
-    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
+    if isinstance(error, MissingArgumentError) and error.argument is not None and error.argument.required:
         if error.argument.name == "--calib":
             return f"--calib is missing: name the calibration data, {KINDS}"
         return f"{error.argument.name} is missing; usage: {USAGE}"

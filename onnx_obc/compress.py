@@ -21,6 +21,7 @@ from .graph.qdq import Writer, WrittenWeight
 from .plan import Plan, make_plan
 from .recipe import Recipe
 from .report.report import Report, make_report
+from .solver.threads import one_blas_thread
 from .solving import EmbeddingReport, Solved, round_embedding, solve_layer
 from .stopwatch import Stopwatch
 from .verify import Verdict, verify
@@ -126,7 +127,8 @@ def solve_layers(
     solved: dict[str, Solved] = {}
     ranges: dict[str, RangeObserver] = {}
     for chunk in chunks:
-        with watch("capture"):
+        # One BLAS thread: Hessians then do not depend on the cores, and do not wait for onnxruntime's spinning threads.
+        with watch("capture"), one_blas_thread():
             captured: Captured = capture(
                 plan.model,
                 chunk,

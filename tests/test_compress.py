@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from onnx_obc import DataOptions, Recipe, Samples, VerificationError, compress
 from onnx_obc.compress import HELD_OUT, split
 from onnx_obc.graph.model import read_model
 from onnx_obc.recipe import make_recipe
-from onnx_obc.solver.threads import one_blas_thread
 from onnx_obc.verify import Check
 
 FEW = DataOptions(samples=64)
@@ -39,13 +37,6 @@ GOLDEN: dict[str, tuple[dict[str, Any], int, float]] = {
     "sparse-0.60": ({"sparsity": "0.6", "weights": "float"}, 20, 0.95),
     "sparse-0.60+int4": ({"sparsity": "0.6", "weights": "int4", "activations": "none"}, 20, 0.92),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    """BLAS threads only get in each other's way on matrices this small."""
-    with one_blas_thread():
-        yield
 
 
 @pytest.mark.parametrize("level", GOLDEN)

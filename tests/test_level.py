@@ -73,7 +73,28 @@ def test_sparsity(text: str, sparsity: Sparsity | None) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    "3:2 4:4 0:4 1:0 -1:4 2:4:8 block4 block:0.5 block1:0.5 block4:1 1.0 1 1.5 -0.5 nan inf 1e-1 60% 0.5.5 two:four".split(),
+    [
+        "3:2",
+        "4:4",
+        "0:4",
+        "1:0",
+        "-1:4",
+        "2:4:8",
+        "block4",
+        "block:0.5",
+        "block1:0.5",
+        "block4:1",
+        "1.0",
+        "1",
+        "1.5",
+        "-0.5",
+        "nan",
+        "inf",
+        "1e-1",
+        "60%",
+        "0.5.5",
+        "two:four",
+    ],
 )
 def test_sparsity_that_is_none(text: str) -> None:
     with pytest.raises(RecipeError) as caught:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from digits import MODEL, build, small, text_like
+from onnx import TensorProto, helper
+
+from onnx_obc import Recipe, RecipeError
+from onnx_obc.graph.model import read_model
+from onnx_obc.level import NM, Choice, Level
+from onnx_obc.plan import Plan, make_plan
+from onnx_obc.recipe import Rule
+
+
+def plan(model: onnx.ModelProto, recipe: Recipe) -> Plan:
+    return make_plan(read_model(model), recipe)
+
+
+def test_a_plan_names_what_every_layer_becomes() -> None:
+    found = plan(text_like(), Recipe(layers=(Rule(match="*up", sparsity="2:4"),)))
+    assert [layer.name for layer in found.layers] == ["block/up", "block/down"]
+    assert dict(found.choices) == {
+        "block/up": Choice(Level(NM(2, 4), 8), 8),
+        "block/down": Choice(Level(bits=8), 8),
+    }
+    assert found.embeddings == () and found.left_out == ()
+    assert {activation.value for activation in found.activations} == {"e", "r"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "opset"),
+    [
+        (Recipe(), 17),
+        (Recipe(weights="int4", activations="none"), 21),
+        (Recipe(weights="int3", activations="none"), 21),
+        (Recipe(weights="int2", activations="none"), 25),
+        (Recipe(weights="int4", activations="int4"), 21),
+        (Recipe(weights="float", sparsity="2:4"), 17),
+        (Recipe(embeddings="int4"), 21),
+    ],
+)
+def test_the_opset_is_raised_only_as_far_as_needed(recipe: Recipe, opset: int) -> None:
+    found = plan(text_like(), recipe)
+    assert found.model.opset_imports[""] == opset
+    noted = [note for note in found.notes if note.startswith("opset raised from 17")]
+    assert len(noted) == (opset > 17)
+    assert {node for layer in found.layers for node in (use.node for use in layer.uses)} <= set(found.model.graph)
+
+
+def test_the_source_stays_as_it_is() -> None:
+    model = read_model(MODEL)
+    before = [node.op_type for node in model.graph]
+    make_plan(model, Recipe(weights="int4"))
+    assert [node.op_type for node in model.graph] == before and "BatchNormalization" in before
+    assert model.opset_imports[""] == 17
+
+
+def test_what_the_target_refuses_is_left_out() -> None:
+    recipe = Recipe(target="tensorrt", layers=(Rule(match="*up", weights="int4"),))
+    found = plan(text_like(), recipe)
+    assert [layer.name for layer in found.layers] == ["block/down"]
+    assert [(x.name, x.op) for x in found.left_out] == [("block/up", "MatMul")]
+    assert "int4" in found.left_out[0].reason
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe(weights="float"), "float, as the recipe says"),
+        (Recipe(sparsity="2:3", weights="float"), "2:3: the number of columns = 4 is not a multiple of 3"),
+        (Recipe(layers=(Rule(match="*", skip=True),)), "skipped, as the recipe says"),
+        (Recipe(target="tensorrt", asymmetric=True), "TensorRT takes symmetric weights only; leave out --asymmetric"),
+    ],
+)
+def test_nothing_left_to_do_is_an_error_that_says_why(recipe: Recipe, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        plan(small(), recipe)
+    assert message in str(caught.value) and "onnx-obc inspect" in str(caught.value)
+
+
+def test_a_model_without_a_layer() -> None:
+    x = {"x": (TensorProto.FLOAT, ["N", 4])}
+    relu = build([helper.make_node("Relu", ["x"], ["y"])], x, {"y": ["N", 4]}, {})
+    with pytest.raises(RecipeError, match="no Conv, ConvTranspose, MatMul or Gemm with a constant weight"):
+        plan(relu, Recipe())
+
+
+def test_tables_alone_are_enough_to_do() -> None:
+    found = plan(text_like(), Recipe(weights="float", embeddings="int8"))
+    assert found.layers == () and [x.name for x in found.embeddings] == ["table"]
+    with pytest.raises(RecipeError, match="TensorRT cannot look up integers; use --embeddings float"):
+        plan(text_like(), Recipe(embeddings="int8", target="tensorrt"))
+
+
+def test_patterns_that_match_nothing_are_noted() -> None:
+    found = plan(small(), Recipe(layers=(Rule(match="prodcut", skip=True),)))
+    assert found.notes == ("the recipe's pattern 'prodcut' matches no layer",)
+
+
+def test_remarks_say_why_an_input_stays_float() -> None:
+    weight = np.ones((3, 4, 2, 2), np.float32)
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="up")
+    model = build([node], {"x": (TensorProto.FLOAT, ["N", 3, 5, 5])}, {"y": ["N", 4, 6, 6]}, {"w": weight})
+    found = plan(model, Recipe())
+    assert found.choices["up"].activation_bits is None
+    assert "no integer ConvTranspose" in found.remarks["up"]
