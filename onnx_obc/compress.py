@@ -16,7 +16,7 @@ from .calibration.data import DataOptions, InputSpec, Samples, open_samples
 from .calibration.ranges import RangeObserver
 from .errors import VerificationError
 from .graph.model import input_specs, read_model, save_model
-from .graph.place import check_output, place_model
+from .graph.place import check_beside, check_output, place_model
 from .graph.qdq import Writer, WrittenWeight
 from .plan import Plan, make_plan
 from .recipe import Recipe
@@ -67,6 +67,8 @@ def compress(
     watch = Stopwatch()
     with watch("read"):
         dense = read_model(model)
+        if target is not None:
+            check_beside(dense, target)
         plan = make_plan(dense, recipe)
         samples = open_samples(calibration, [InputSpec(*spec) for spec in input_specs(dense)], data)
         calibrating, held_out = split(samples)

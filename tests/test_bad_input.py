@@ -261,6 +261,14 @@ def test_outputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "cannot write into /proc" in refuse(capsys, output="/proc/out.onnx")
 
 
+def test_the_weights_of_the_model_are_not_replaced_by_those_of_the_result(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(small(rows=64), "in.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    assert "out.onnx.data holds the model's own weights; name another file" in refuse(capsys)
+    assert run_cli("in.onnx", "other.onnx", "--calib", "x.npz") == 0
+
+
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
 def test_folders_that_are_read_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("locked").mkdir(mode=0o555)

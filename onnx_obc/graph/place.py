@@ -5,8 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import onnx_ir as ir
+
 from ..errors import OutputError
 from .model import move_in
+from .tensors import tensors
 
 
 def check_output(output: str | Path, source: object) -> Path:
@@ -24,6 +27,14 @@ def check_output(output: str | Path, source: object) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write into {path.parent}: {error.strerror}; choose another folder") from error
     return path
+
+
+def check_beside(model: ir.Model, output: Path) -> None:
+    """Raise OutputError if the weights of the result would replace the file that the model's own weights lie in."""
+    beside = output.with_name(f"{output.name}.data").resolve()
+    for tensor in tensors(model):
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == beside:
+            raise OutputError(f"cannot write {output}: {beside.name} holds the model's own weights; name another file")
 
 
 def place_model(path: Path, target: Path) -> None:
