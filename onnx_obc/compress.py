@@ -113,6 +113,7 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
     return samples.part(0, samples.count - spare), samples.part(samples.count - spare, samples.count)
 
 
+@one_blas_thread()  # or the last digits would depend on the cores, and BLAS would wait for onnxruntime's threads
 def solve_layers(
     plan: Plan, samples: Samples, recipe: Recipe, progress: Progress, watch: Stopwatch
 ) -> tuple[dict[str, Solved], dict[str, RangeObserver]]:
@@ -129,8 +130,7 @@ def solve_layers(
     solved: dict[str, Solved] = {}
     ranges: dict[str, RangeObserver] = {}
     for chunk in chunks:
-        # One BLAS thread: Hessians then do not depend on the cores, and do not wait for onnxruntime's spinning threads.
-        with watch("capture"), one_blas_thread():
+        with watch("capture"):
             captured: Captured = capture(
                 plan.model,
                 chunk,
