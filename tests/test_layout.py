@@ -79,9 +79,7 @@ def test_imports_of_our_own_are_relative() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_files_hold_one_idea(path: Path, request: pytest.FixtureRequest) -> None:
-    if path == PACKAGE / "solver" / "greedy.py":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="is to be split"))
+def test_files_hold_one_idea(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines < (250 if part(path) == "solver" else 400)
 

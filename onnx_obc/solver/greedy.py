@@ -9,7 +9,7 @@ V, one vector for every step:
 
 That is d³/6 multiply-adds for a row of d columns instead of d³, and no inverse is copied. The diagonal of the current
 inverse and the weights are running float64 vectors; H⁻¹ and V have the precision of `base`. Positions are the columns
-that can still be chosen, in ascending order; every `_EPOCH` columns the others are dropped. Ties go to the lowest
+that can still be chosen, in ascending order; every `EPOCH` columns the others are dropped. Ties go to the lowest
 column. A row's result depends on nothing but that row: not on the rows or the threads that it was computed with.
 
 Arguments that all kernels share:
@@ -31,7 +31,7 @@ import numpy as np
 
 from ..level import Float32, Float64, Int32
 
-_EPOCH = 32  # columns removed between two compactions
+EPOCH = 32  # columns removed between two compactions
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -67,7 +67,7 @@ def prune_rows(
     columns = weights.shape[1]
     rows = weights.shape[0] // base.shape[0]
     steps = order.shape[1]
-    room = np.empty(((columns + _EPOCH) // 2 + 1) ** 2, base.dtype)  # (k + epoch)(columns − k) never exceeds it
+    room = np.empty(((columns + EPOCH) // 2 + 1) ** 2, base.dtype)  # (k + epoch)(columns − k) never exceeds it
     left = np.empty((columns + per - 1) // per, np.int64)
     for i in range(start, stop):
         inverse = base[i // rows]
@@ -87,10 +87,10 @@ def prune_rows(
                 score[b * per : columns] = np.inf
         size, k = columns, 0
         while k < steps:
-            last = min(k + _EPOCH, steps)
+            last = min(k + EPOCH, steps)
             factor = room[: last * size].reshape(last, size)  # V: (last, size)
             while k < last:
-                q = _first_minimum(score, size)
+                q = int(np.argmin(score[:size]))
                 order[i, k] = alive[q]
                 losses[i, k] = 0.5 * score[q]
                 group = alive[q] // per
@@ -105,7 +105,7 @@ def prune_rows(
                     while p < size and alive[p] // per == group:
                         gone[p] = 1
                         p += 1
-                _append_column(inverse[alive[q]], alive, factor, k, q, diagonal[q])
+                append_column(inverse[alive[q]], alive, factor, k, q, diagonal[q])
                 v, shift = factor[k], w[q] / np.sqrt(diagonal[q])
                 for j in range(size):
                     x = w[j] - shift * v[j]
@@ -115,71 +115,8 @@ def prune_rows(
                     diagonal[j] = d
                     score[j] = np.inf if gone[j] else x * x / d
                 k += 1
-            stay = _compact_factor(room, k, size, gone)
+            stay = compact_factor(room, k, size, gone)
             alive, w, low, diagonal, score = alive[stay], w[stay], low[stay], diagonal[stay], score[stay]
-            size = stay.size
-            gone[:size] = 0
-
-
-@compiled
-def prune_blocks(
-    weights: Float32,
-    base: np.ndarray,
-    floor: Float64,
-    block: int,
-    start: int,
-    stop: int,
-    order: Int32,
-    losses: Float64,
-) -> None:
-    """Prune blocks of `block` consecutive columns, the last one possibly shorter, to the end (OBC equation 5).
-
-    order, losses: (groups · rows, blocks) int32 and float64, written: the blocks as they go, and the loss of each.
-    """
-    columns = weights.shape[1]
-    rows = weights.shape[0] // base.shape[0]
-    room = np.empty(((columns + _EPOCH + block) // 2 + 1) ** 2, base.dtype)
-    scratch = np.empty((block + 1, block))
-    for i in range(start, stop):
-        inverse = base[i // rows]
-        alive = np.arange(columns)
-        gone = np.zeros(columns, np.uint8)
-        w = weights[i].astype(np.float64)
-        low = floor[i // rows].copy()
-        near = np.zeros((columns, block))  # row j: current inverse of column j with the columns of its own block
-        for j in range(columns):
-            first = j - j % block
-            for c in range(min(block, columns - first)):
-                near[j, c] = inverse[j, first + c]
-        size, k, step = columns, 0, 0
-        while size > 0:
-            last = min(k + _EPOCH + block - 1, columns)
-            factor = room[: last * size].reshape(last, size)  # V: (last, size)
-            epoch_end = min(k + _EPOCH, columns)
-            while k < epoch_end:
-                best, first = np.inf, -1
-                for j in range(0, size, block):  # only the last block is short, and it stays last
-                    if gone[j] == 0:
-                        score = _block_score(w, near, low, j, min(block, size - j), scratch)
-                        if first < 0 or score < best:
-                            best, first = score, j
-                order[i, step] = alive[first] // block
-                losses[i, step] = 0.5 * best
-                step += 1
-                for q in range(first, min(first + block, size)):
-                    pivot = max(near[q, q - first], low[q])
-                    _append_column(inverse[alive[q]], alive, factor, k, q, pivot)
-                    v, shift = factor[k], w[q] / np.sqrt(pivot)
-                    for j in range(size):
-                        w[j] -= shift * v[j]
-                    for head in range(0, size, block):
-                        for j in range(head, min(head + block, size)):
-                            for c in range(min(block, size - head)):
-                                near[j, c] -= np.float64(v[j]) * v[head + c]
-                    gone[q] = 1
-                    k += 1
-            stay = _compact_factor(room, k, size, gone)
-            alive, w, low, near = alive[stay], w[stay], low[stay], near[stay]
             size = stay.size
             gone[:size] = 0
 
@@ -209,7 +146,7 @@ def quantize_rows(
     """
     columns = weights.shape[1]
     rows = weights.shape[0] // base.shape[0]
-    room = np.empty(((columns + _EPOCH) // 2 + 1) ** 2, base.dtype)
+    room = np.empty(((columns + EPOCH) // 2 + 1) ** 2, base.dtype)
     for i in range(start, stop):
         inverse = base[i // rows]
         alive = np.arange(columns)
@@ -225,16 +162,16 @@ def quantize_rows(
         _round(w, diagonal, gone, columns, step, zero, qmin, qmax, error, key)
         size, k, loss = columns, 0, 0.0
         while k < columns:
-            last = min(k + _EPOCH, columns)
+            last = min(k + EPOCH, columns)
             factor = room[: last * size].reshape(last, size)  # V: (last, size)
             while k < last:
-                q = _first_minimum(key, size)
+                q = int(np.argmin(key[:size]))
                 order[i, k] = alive[q]
                 code = min(max(np.rint(w[q] / step) + zero, qmin), qmax)
                 codes[i, alive[q]] = np.int32(code)
                 loss += 0.5 * error[q] * error[q] / diagonal[q]
                 gone[q] = 1
-                _append_column(inverse[alive[q]], alive, factor, k, q, diagonal[q])
+                append_column(inverse[alive[q]], alive, factor, k, q, diagonal[q])
                 v, shift = factor[k], error[q] / np.sqrt(diagonal[q])
                 for j in range(size):
                     d = diagonal[j] - np.float64(v[j]) * v[j]
@@ -242,7 +179,7 @@ def quantize_rows(
                     w[j] -= shift * v[j]
                 _round(w, diagonal, gone, size, step, zero, qmin, qmax, error, key)
                 k += 1
-            stay = _compact_factor(room, k, size, gone)
+            stay = compact_factor(room, k, size, gone)
             alive, w, low, diagonal = alive[stay], w[stay], low[stay], diagonal[stay]
             error, key = error[stay], key[stay]
             size = stay.size
@@ -251,7 +188,7 @@ def quantize_rows(
 
 
 @_compiled_fma
-def _append_column(base_row: np.ndarray, alive: np.ndarray, factor: np.ndarray, k: int, q: int, pivot: float) -> None:
+def append_column(base_row: np.ndarray, alive: np.ndarray, factor: np.ndarray, k: int, q: int, pivot: float) -> None:
     """factor[k] = column q of the current inverse, (H⁻¹ − V[:k]ᵀ V[:k])[q], over the root of its pivot."""
     size = factor.shape[1]
     out = factor[k]
@@ -275,7 +212,7 @@ def _append_column(base_row: np.ndarray, alive: np.ndarray, factor: np.ndarray, 
 
 
 @compiled
-def _compact_factor(room: np.ndarray, k: int, size: int, gone: np.ndarray) -> np.ndarray:
+def compact_factor(room: np.ndarray, k: int, size: int, gone: np.ndarray) -> np.ndarray:
     """Drop the positions that are gone from V[:k] (k, size), in place; returns those that stay, ascending."""
     stay = np.flatnonzero(gone[:size] == 0)
     for t in range(k):
@@ -283,39 +220,6 @@ def _compact_factor(room: np.ndarray, k: int, size: int, gone: np.ndarray) -> np
         for j in range(stay.size):
             room[target + j] = room[source + stay[j]]
     return stay
-
-
-@compiled
-def _first_minimum(values: Float64, size: int) -> int:
-    best, at = values[0], 0
-    for j in range(1, size):
-        if values[j] < best:
-            best, at = values[j], j
-    return at
-
-
-@compiled
-def _block_score(w: Float64, near: Float64, low: Float64, first: int, count: int, scratch: Float64) -> float:
-    """wᵀ D⁻¹ w for the block's weights w and its diagonal block D of the current inverse: D = L diag(d) Lᵀ, y = L⁻¹ w.
-
-    scratch: (block + 1, block); holds L below and d on its diagonal, y in its last row.
-    """
-    score = 0.0
-    y = scratch[scratch.shape[0] - 1]
-    for r in range(count):
-        y[r] = w[first + r]
-        for c in range(r):
-            value = near[first + r, c]
-            for t in range(c):
-                value -= scratch[r, t] * scratch[c, t] * scratch[t, t]
-            scratch[r, c] = value / scratch[c, c]
-            y[r] -= scratch[r, c] * y[c]
-        pivot = near[first + r, r]
-        for c in range(r):
-            pivot -= scratch[r, c] * scratch[r, c] * scratch[c, c]
-        scratch[r, r] = max(pivot, low[first + r])
-        score += y[r] * y[r] / scratch[r, r]
-    return score
 
 
 @compiled

@@ -6,7 +6,8 @@ import numpy as np
 from scipy.linalg import lapack
 
 from ..level import NM, Block, Bool, Float32, Float64, Int32, Sparsity
-from .greedy import prune_blocks, prune_rows
+from .blocks import prune_blocks
+from .greedy import prune_rows
 from .inverse import Damped, Precision
 from .threads import Progress, over_rows
 

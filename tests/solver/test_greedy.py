@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import layer
 
-from onnx_obc.solver.greedy import prune_blocks, prune_rows, quantize_rows
+from onnx_obc.solver.blocks import prune_blocks
+from onnx_obc.solver.greedy import prune_rows, quantize_rows
 from onnx_obc.solver.grid import fit_grid
 from onnx_obc.solver.inverse import damp
 
