@@ -114,11 +114,14 @@ def main() -> None:
         options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(table(rows))
     if not options.quick:
-        (RESULTS / "sampling.md").write_text(
-            f"# What sampling positions costs\n\n`python benchmarks/sampling.py`, on {machine()}. Layer loss on held-out "
-            f"samples, mean over the layers of at most {WIDEST} columns, over that of {DRAWS[-1]} positions a column. "
-            f"The default draws {POSITIONS_PER_COLUMN} positions for every column.\n\n{table(rows)}\n"
-        )
+        (RESULTS / "sampling.md").write_text(f"""# What sampling positions costs
+
+`python benchmarks/sampling.py`, on {machine()}. Layer loss on held-out samples, mean over the layers of at most
+{WIDEST} columns, over that of {DRAWS[-1]} positions a column. The default draws {POSITIONS_PER_COLUMN} positions for
+every column.
+
+{table(rows)}
+""")
 
 
 if __name__ == "__main__":
