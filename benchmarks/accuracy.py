@@ -140,6 +140,7 @@ def run(
         }
         rows.append(row)
         if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a") as lines:
                 lines.write(json.dumps(row) + "\n")
         print(f"{subject.name} {level}: dense {reference.value:.4f}, baseline {both['baseline']['score']:.4f}, "
@@ -197,10 +198,13 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         for name in NAMES
         if name in counts
     )
+    ran = {(row["model"], row["level"]) for row in rows}
+    missing = {name: [level for level in LEVELS if (name, level) not in ran] for name in NAMES}
+    absent = "; ".join(f"{name}: {', '.join(levels)}" for name, levels in missing.items() if levels)
     return f"""# Accuracy
 
-`python benchmarks/accuracy.py`, on {machine()}. Seconds are those of solving alone and
-include the comparison with the baseline.
+`python benchmarks/accuracy.py`, on {machine()}. Seconds are those of solving alone,
+with the comparison with the baseline and any compilation of kernels; they depend on what else the machine runs.
 
 {models}
 
@@ -212,6 +216,8 @@ class is the dense model's. *Layer loss*: ‖WX − ŴX‖² / ‖WX‖² on the
 depthwise convolutions and first layers lack). Every layer is compressed alone on dense inputs; nothing is
 fine-tuned and no statistics are corrected. Sparse float weights are stored with their zeros, and 3-bit weights as
 4-bit integers, so MB is not what a sparse runtime or packed storage would need.
+
+{f"Not run: {absent}." if absent else "Every level was run on every model."}
 
 {table(rows)}
 """
@@ -241,6 +247,7 @@ def main() -> None:
         sys.exit("there is nothing to report")
     print(table(rows))
     if not options.quick:
+        RESULTS.mkdir(exist_ok=True)
         (RESULTS / "accuracy.md").write_text(page(rows))
 
 
