@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -24,7 +24,7 @@ from .report.report import Report, make_report
 from .solver.threads import one_blas_thread
 from .solving import EmbeddingReport, Solved, round_embedding, solve_layer
 from .stopwatch import Stopwatch
-from .verify import Verdict, verify
+from .verify import Verdict, check_graph, verify
 
 HELD_OUT = 256  # the last tenth of the samples, but at most so many, only serve to compare the outputs
 Progress = Callable[[str, int, int], None]
@@ -72,6 +72,7 @@ def compress(
         plan = make_plan(dense, recipe)
         samples = open_samples(calibration, [InputSpec(*spec) for spec in input_specs(dense)], data)
         calibrating, held_out = split(samples)
+        checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
     solved, ranges = solve_layers(plan, calibrating, recipe, progress, watch)
     with watch("write"):
@@ -83,6 +84,7 @@ def compress(
         if recipe.verify:
             with watch("verify"):
                 verdict = verify(path, dense, solved, written, held_out, recipe, progress)
+            verdict = replace(verdict, checks=(*checks, *verdict.checks))
         report = make_report(
             model=model,
             target=target,
@@ -98,7 +100,7 @@ def compress(
             seconds=watch.seconds,
         )
         if verdict.faults:
-            raise VerificationError(f"{verdict.faults}{leave_rejected(plan.model, target)}")
+            raise VerificationError(f"{verdict.faults}{leave_rejected(path, target)}")
         if target is not None:
             place_model(path, target)
     return Result(plan.model, report, target)
@@ -169,10 +171,13 @@ def write(
     return written, embeddings, intervals
 
 
-def leave_rejected(model: ir.Model, target: Path | None) -> str:
-    """Keep a model that failed a check under a name that nobody takes for a good one; says where."""
+def leave_rejected(path: Path, target: Path | None) -> str:
+    """Keep a file that failed a check under a name that nobody takes for a good one; says where."""
     if target is None:
         return ""
     rejected = target.with_name(f"{target.name}.rejected")
-    save_model(model, rejected)
+    if path.with_name(f"{path.name}.data").exists():  # weights beside it go by the name of the file
+        save_model(ir.load(path), rejected)
+    else:
+        path.replace(rejected)
     return f"; the file was left as {rejected} for you to look at: please report it"

@@ -14,14 +14,15 @@ import onnx
 import onnx_ir as ir
 
 from .calibration.data import Samples
-from .errors import ModelError
-from .graph.layers import Layer
+from .errors import ModelError, VerificationError
+from .graph.layers import Layer, Use
 from .graph.qdq import WrittenWeight
 from .level import NM, Block, Solution, Unstructured
 from .recipe import Recipe
 from .runtime.session import Device, one_line, open_session
 from .solving import LayerReport, Solved
 
+SAME_DB = 40  # two float32 graphs of the same function agree to some 120 dB; what is below is another function
 LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
 TINY_LOSS = 1e-25  # a layer that loses nothing has no relative error
 CLASSIFIERS = ("Gemm", "MatMul", "Softmax", "LogSoftmax")
@@ -98,22 +99,32 @@ def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[Wr
     """Every weight in the file, dequantized by onnxruntime, is bit for bit the solver's, and its pattern holds."""
     model = ir.load(path)
     values = {str(value.name): value for node in model.graph for value in node.outputs} | dict(model.graph.initializers)
-    different, broken = [], []
+    different, broken, elsewhere = [], [], []
     for weight in written:
         layer, solution = solved[weight.layer].layer, solved[weight.layer].solution
         array = _evaluate(values[weight.name], model.opset_imports[""])
         if not np.array_equal(replace(layer, weight=array).matrix(), solution.weights):
             different.append(weight.layer)
+        if not all(_reads(values, use, weight.name) for use in layer.uses):
+            elsewhere.append(weight.layer)
         fault = broken_pattern(array, layer, solution)
         if fault is not None:
             broken.append(f"{weight.layer}: {fault}")
     sparse = sum(entry.solution.level.sparsity is not None for entry in solved.values())
-    exact = f"{len(written)} layers dequantize bit for bit to the solver's weights"
+    exact = f"{len(written)} layers read weights that dequantize bit for bit to the solver's"
+    faults = {"not the solver's": different, "not what the layer reads": elsewhere}
+    wrong = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
     held = f"{sparse} sparse layers hold their pattern along the input channels"
     return [
-        Check("weights", not different, f"not the solver's in {', '.join(different)}" if different else exact),
+        Check("weights", not wrong, wrong or exact),
         Check("patterns", not broken, "; ".join(broken) or held),
     ]
+
+
+def _reads(values: Mapping[str, ir.Value], use: Use, weight: str) -> bool:
+    """Whether the node of the file that computes this use's output reads the weight of this name."""
+    node = values[str(use.node.outputs[0].name)].producer()
+    return node is not None and any(source is not None and source.name == weight for source in node.inputs)
 
 
 def broken_pattern(array: npt.NDArray[Any], layer: Layer, solution: Solution) -> str | None:
@@ -145,6 +156,37 @@ def check_losses(reports: Sequence[LayerReport]) -> Check:
     return Check("losses", not wrong, "; ".join(wrong) if wrong else agree)
 
 
+def check_graph(dense: ir.Model, prepared: ir.Model, samples: Samples, recipe: Recipe) -> Check:
+    """The graph that is worked on, folded and raised but still dense, computes what the model does.
+
+    Compared on the first feed. A model that draws random numbers cannot be compared, and the check says so. Raises
+    VerificationError otherwise, since all that follows would be for nothing.
+    """
+    reference, session = (open_session(m, device=recipe.device, threads=recipe.threads) for m in (dense, prepared))
+    feed = next(samples.read(0, samples.step)).feed
+    expected, found = reference.run(feed), session.run(feed)
+    worst = _worst_sqnr(expected, found)
+    if worst >= SAME_DB:
+        return Check("graph", True, f"folded, it computes what the model does ({worst:.0f} dB)")
+    if _worst_sqnr(expected, reference.run(feed)) < SAME_DB:
+        return Check("graph", True, "the model draws random numbers, so that two runs of it cannot be compared")
+    raise VerificationError(
+        f"the graph, folded and at opset {prepared.opset_imports['']}, no longer computes what the model does "
+        f"({worst:.1f} dB); nothing was written; please report it"
+    )
+
+
+def _worst_sqnr(expected: dict[str, Any], found: dict[str, Any]) -> float:
+    """The lowest ratio over the float outputs, in decibels. Integers such as classes may turn on the last digit."""
+    worst = inf
+    for name, wanted in expected.items():
+        if _is_float(wanted):
+            match = _Match()
+            match.add(wanted, found[name], is_scores=False)
+            worst = min(worst, match.sqnr_db)
+    return worst
+
+
 def compare_outputs(
     dense: ir.Model,
     path: Path,
@@ -153,27 +195,50 @@ def compare_outputs(
     threads: int | None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[OutputMatch], Check]:
-    """Run the dense and the written model on the samples in turn, and compare every output."""
+    """Run the dense and the written model on the samples in turn, and compare every output that is a numeric array."""
     reference = open_session(dense, device=device, threads=threads)
     session = open_session(path, device=device, threads=threads)
     scores = {str(value.name) for value in dense.graph.outputs if _is_class_scores(value)}
-    sums = {name: _Match() for name in reference.outputs}
-    faults: list[str] = []
+    sums: dict[str, _Match] = {}
     for batch in samples.read(0, samples.count):
-        expected, found = reference.run(batch.feed), session.run(batch.feed)
-        for name, wanted in expected.items():
-            if found[name].shape != wanted.shape or found[name].dtype != wanted.dtype:
-                became = f"{found[name].dtype}{list(found[name].shape)}"
-                faults.append(f"{name} is {became}, not {wanted.dtype}{list(wanted.shape)}")
-            elif np.any(~np.isfinite(found[name]) & np.isfinite(wanted)):
-                faults.append(f"{name} holds NaN or infinity where the dense model does not")
-            else:
-                sums[name].add(wanted, found[name], name in scores)
+        expected = reference.run(batch.feed)
+        try:
+            found = session.run(batch.feed)
+        except ModelError as error:
+            return [], Check("outputs", False, str(error))
+        faults = [fault for name in expected if (fault := _fault(name, expected[name], found[name])) is not None]
         if faults:
             return [], Check("outputs", False, "; ".join(faults))
+        for name, wanted in expected.items():
+            if _is_numeric(wanted):
+                sums.setdefault(name, _Match()).add(wanted, found[name], name in scores)
         progress(batch.count)
     matches = [OutputMatch(name, total.sqnr_db, total.agreement) for name, total in sums.items()]
-    return matches, Check("outputs", True, f"finite, and of the dense model's shapes, on {samples.count} samples")
+    others = ", ".join(name for name in reference.outputs if name not in sums)
+    detail = f"finite, and of the dense model's shapes, on {samples.count} samples"
+    if others:
+        detail += f"; not numeric arrays, and not compared: {others}"
+    return matches, Check("outputs", True, detail)
+
+
+def _fault(name: str, wanted: Any, found: Any) -> str | None:
+    """What is wrong with an output, whatever its values are; None if nothing is."""
+    if not _is_numeric(wanted):
+        return None
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return f"{name} is {found.dtype}{list(found.shape)}, not {wanted.dtype}{list(wanted.shape)}"
+    if _is_float(wanted) and np.any(~np.isfinite(found) & np.isfinite(wanted)):
+        return f"{name} holds NaN or infinity where the dense model does not"
+    return None
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether an output is an array of numbers, not of strings and not a sequence or a map."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 class _Match:
@@ -184,7 +249,7 @@ class _Match:
         self.same = self.rows = 0
 
     def add(self, wanted: npt.NDArray[Any], found: npt.NDArray[Any], is_scores: bool) -> None:
-        usable = np.isfinite(wanted)
+        usable = np.isfinite(wanted) & np.isfinite(found)
         y = wanted[usable].astype(np.float64)
         self.signal += float((y**2).sum())
         self.noise += float(((y - found[usable]) ** 2).sum())

@@ -15,13 +15,14 @@ from small_graphs import build, random
 from written import rounded
 
 from onnx_obc.calibration.data import Batch, Samples
+from onnx_obc.errors import VerificationError
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.model import save_model
 from onnx_obc.graph.qdq import Writer, WrittenWeight
 from onnx_obc.level import Level, Solution, parse_level
 from onnx_obc.recipe import Recipe
 from onnx_obc.solving import LayerReport, Solved
-from onnx_obc.verify import Verdict, broken_pattern, check_losses, compare_outputs, verify
+from onnx_obc.verify import Verdict, broken_pattern, check_graph, check_losses, compare_outputs, verify
 
 node = helper.make_node
 X = random(6, 8, 5, 5)
@@ -146,7 +147,7 @@ def test_one_wrong_integer(level: str, layer: str, tmp_path: Path) -> None:
     file.change(edit)
     verdict = file.verify()
     assert failed(verdict) == ["weights"]
-    assert verdict.faults == f"check of the weights failed: not the solver's in {layer}"
+    assert verdict.faults == f"check of the weights failed: not the solver's: {layer}"
 
 
 @pytest.mark.parametrize("part", ["_scale", "_zero_point"])
@@ -306,6 +307,56 @@ def test_outputs_that_are_nan(tmp_path: Path) -> None:
     assert "y holds NaN or infinity where the dense model does not" in verdict.faults
 
 
+def test_a_layer_that_reads_another_weight(tmp_path: Path) -> None:
+    file = write("float", tmp_path)
+
+    def edit(proto: onnx.ModelProto) -> None:
+        copy = next(t for t in proto.graph.initializer if t.name == file.weight("conv").name)
+        proto.graph.initializer.append(copy)
+        proto.graph.initializer[-1].name = "another"
+        next(n for n in proto.graph.node if n.op_type == "Conv").input[1] = "another"
+
+    file.change(edit)
+    verdict = file.verify()
+    assert failed(verdict) == ["weights"]
+    assert "not what the layer reads: conv" in verdict.faults
+
+
+def test_a_graph_that_computes_something_else() -> None:
+    recipe = Recipe(device="cpu", threads=1)
+    model = ir.from_proto(dense())
+    assert check_graph(model, ir.from_proto(dense()), SAMPLES, recipe).passed
+    other = dense()
+    next(t for t in other.graph.initializer if t.name == "b").raw_data = (2 * random(3)).tobytes()
+    with pytest.raises(VerificationError, match="no longer computes what the model does"):
+        check_graph(model, ir.from_proto(other), SAMPLES, recipe)
+
+
+def test_a_graph_that_draws_random_numbers() -> None:
+    def noisy(seed: float) -> ir.Model:
+        nodes = [node("RandomNormalLike", ["x"], ["r"], seed=seed), node("MatMul", ["r", "w"], ["y"])]
+        return ir.from_proto(build(nodes, {"x": ("n", 4)}, {"y": ("n", 3)}, {"w": random(4, 3)}))
+
+    x = random(4, 4)
+    samples = Samples(4, "", lambda a, b: iter([Batch({"x": x[a:b]}, a, b - a)]))
+    check = check_graph(noisy(1.0), noisy(2.0), samples, Recipe(device="cpu", threads=1))
+    assert check.passed
+    assert "random" in check.detail
+
+
+def test_outputs_that_are_no_numbers(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], ["y"]), node("Cast", ["y"], ["s"], to=onnx.TensorProto.STRING)]
+    proto = build(nodes, {"x": ("n", 4)}, {"y": ("n", 3), "s": ("n", 3)}, {"w": random(4, 3)})
+    proto.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.STRING
+    onnx.save(proto, tmp_path / "m.onnx")
+    x = random(4, 4)
+    samples = Samples(4, "", lambda a, b: iter([Batch({"x": x[a:b]}, a, b - a)]))
+    matches, check = compare_outputs(ir.from_proto(proto), tmp_path / "m.onnx", samples, "cpu", 1)
+    assert [match.name for match in matches] == ["y"]
+    assert check.passed
+    assert "not compared: s" in check.detail
+
+
 def replaced_end(kind: str, **attributes: Any) -> Callable[[onnx.ModelProto], None]:
     def edit(proto: onnx.ModelProto) -> None:
         proto.graph.node[-1].output[0] = "before"
@@ -320,7 +371,7 @@ def test_an_output_of_another_shape(tmp_path: Path) -> None:
     file = write("int8", tmp_path)
     file.change(replaced_end("Transpose"))
     verdict = file.verify()
-    assert failed(verdict) == ["outputs"]
+    assert failed(verdict) == ["weights", "outputs"]  # the output no longer comes from the layer that it came from
     assert "y is float32[3, 6], not float32[6, 3]" in verdict.faults
 
 

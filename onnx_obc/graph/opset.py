@@ -84,6 +84,10 @@ def _convert(node: ir.Node, old: int, new: int, names: _Names) -> None:
     if node.op_type in FLATTENING and old < 13 <= new and _along_last(node):
         node.attributes["axis"] = ir.AttrInt64("axis", -1)  # saves the Flatten and Reshape that other axes need
         return
+    if node.op_type == "Hardmax" and old < 13 <= new:
+        raise ValueError("it flattens all axes from its own on, which later opsets cannot express")
+    if node.op_type == "Dropout" and old < 10 <= new and len(node.outputs) > 1 and node.outputs[1].uses():
+        raise ValueError("its mask is read as numbers, and later opsets make it true or false")
     if node.op_type == "GroupNormalization" and old < 21 <= new:
         _widen_group_norm(node, names)
         return

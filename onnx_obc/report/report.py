@@ -22,6 +22,7 @@ from ..solving import EmbeddingReport, LayerReport, Solved
 from ..verify import Check, OutputMatch, Verdict
 
 SCHEMA = 1
+POOR_DB = 10  # below this a note says so
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def make_report(
         notes.append("calibrated on random numbers: the weights fit noise, not your data; do not ship this model")
     if not apart and recipe.verify:
         notes.append("too few samples to hold any out: outputs were compared on the calibration samples themselves")
+    notes += [
+        f"output {match.name} is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
+        for match in verdict.outputs
+        if match.sqnr_db < POOR_DB
+    ]
     if not recipe.verify:
         notes.append("the file was not verified")
     return Report(

@@ -181,6 +181,14 @@ def test_what_cannot_be_raised() -> None:
     )
 
 
+@pytest.mark.parametrize(("op", "opset", "outputs"), [("Hardmax", 11, ["y"]), ("Dropout", 9, ["d", "y"])])
+def test_what_the_converter_would_get_wrong(op: str, opset: int, outputs: list[str]) -> None:
+    nodes = [node(op, ["x"], outputs)] + ([node("Neg", ["y"], ["z"])] if op == "Dropout" else [])
+    proto = build(nodes, {"x": (2, 3, 4)}, {nodes[-1].output[0]: (2, 3, 4)}, opset=opset)
+    with pytest.raises(ModelError, match=f"{op}.*cannot be raised from opset {opset} to 13"):
+        raise_opset(ir.from_proto(proto), 13)
+
+
 def test_per_pixel_normalization_cannot_be_raised() -> None:
     """spatial=0 was removed in opset 9: it must never be dropped in silence."""
     weights = {name: random(4, 2, 2) for name in "abmv"}
