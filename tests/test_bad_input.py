@@ -322,6 +322,17 @@ main()
     assert time.monotonic() - began < 10
 
 
+def test_no_onnxruntime(folder: Path) -> None:
+    code = "import sys; sys.modules['onnxruntime'] = None; from onnx_obc.cli import main; main()"
+    command, before = [sys.executable, "-c", code], listing(folder)
+    shown = subprocess.run([*command, "inspect", "in.onnx"], capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "") and "product" in shown.stdout
+    failed = subprocess.run([*command, "in.onnx", "out.onnx", "--calib", "x.npz"], capture_output=True, text=True)
+    assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
+    assert failed.stderr.startswith("error: onnxruntime is not installed; install onnx-obc[cpu]")
+    assert listing(folder) == before
+
+
 def test_a_rejected_file(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnx_obc.verify.broken_pattern", lambda *args: "3 of 4 weights are not zero, 2 allowed")
     assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", "--sparsity", "2:4") == 1

@@ -14,13 +14,6 @@ import onnx_ir as ir
 
 from ..errors import ModelError, RecipeError
 
-try:
-    import onnxruntime
-except ImportError as error:  # the runtime comes with an extra, so that users can choose between CPU and GPU builds
-    raise ModelError(
-        "onnxruntime is not installed; install onnx-obc[cpu], or onnx-obc[gpu] for an NVIDIA GPU"
-    ) from error
-
 Device = Literal["auto", "cpu", "cuda"]
 IN_MEMORY_BYTES = 1 << 30  # larger models go to onnxruntime through a file, since a protobuf holds 2 GiB at most
 
@@ -49,10 +42,11 @@ def open_session(
 ) -> Session:
     """Load a model into onnxruntime; `outputs` names the values to compute instead of the model's own outputs.
 
-    Raises ModelError if onnxruntime refuses the model.
+    Raises ModelError if onnxruntime refuses the model or is not installed.
     """
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is told by the exception
     if threads is not None:
         options.intra_op_num_threads = threads
     if outputs is not None:
@@ -79,15 +73,27 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _onnxruntime() -> Any:
+    """The runtime, which comes with an extra, so that users can choose between CPU and GPU builds."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelError(
+            "onnxruntime is not installed; install onnx-obc[cpu], or onnx-obc[gpu] for an NVIDIA GPU"
+        ) from error
+    return onnxruntime
+
+
 def _providers(device: Device) -> list[str]:
-    cuda = "CUDAExecutionProvider"
-    if device == "cuda" and cuda not in onnxruntime.get_available_providers():
+    cuda, available = "CUDAExecutionProvider", _onnxruntime().get_available_providers()
+    if device == "cuda" and cuda not in available:
         raise RecipeError("--device cuda: this onnxruntime has no CUDA; install onnx-obc[gpu], or use --device cpu")
-    use_cuda = device != "cpu" and cuda in onnxruntime.get_available_providers()
+    use_cuda = device != "cpu" and cuda in available
     return [cuda, "CPUExecutionProvider"] if use_cuda else ["CPUExecutionProvider"]
 
 
 def _load(model: ir.Model, options: Any, providers: list[str]) -> Any:
+    onnxruntime = _onnxruntime()
     values = (value for graph in model.graphs() for value in graph.initializers.values())
     weights = [value.const_value for value in values if value.const_value is not None]
     beside = any(isinstance(tensor, ir.ExternalTensor) for tensor in weights)  # onnxruntime wants a path for those

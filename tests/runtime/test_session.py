@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,23 @@ def test_from_a_file(tmp_path: Path) -> None:
     assert open_session(tmp_path / "m.onnx", device="cpu", threads=1).outputs == ("y",)
 
 
-def test_a_feed_that_fails_is_named_with_its_shapes() -> None:
+def test_a_feed_that_fails_is_named_with_its_shapes(capfd: pytest.CaptureFixture[str]) -> None:
     opened = open_session(ir.from_proto(small()), device="cpu")
     with pytest.raises(ModelError) as error:
         opened.run({"x": random(5, 4), "unread": np.zeros(1, np.float32)})
     assert "x float32[5, 4]" in str(error.value)
     assert "unread float32[1]" in str(error.value)
     assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_node_that_fails_is_told_by_the_error_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    proto = build([helper.make_node("Reshape", ["x", "s"], ["y"])], {"x": ("n",), "s": (1,)}, {"y": None})
+    proto.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    opened = open_session(ir.from_proto(proto), device="cpu")
+    with pytest.raises(ModelError, match=r"Reshape.*cannot be reshaped"):
+        opened.run({"x": np.zeros(5, np.float32), "s": np.array([4])})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_feed_of_the_wrong_type() -> None:
@@ -77,6 +88,12 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match="cannot load the model"):
         open_session(tmp_path / "m.onnx")
+
+
+def test_no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModelError, match=r"onnxruntime is not installed; install onnx-obc\[cpu\], or"):
+        open_session(ir.from_proto(small()))
 
 
 def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
