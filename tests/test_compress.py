@@ -132,6 +132,22 @@ def test_only_the_embeddings(tmp_path: Path) -> None:
     assert result.report.totals["mean_loss_relative"] == 0
 
 
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_a_looked_up_value_that_is_an_output(bits: str) -> None:
+    proto = text_like()
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("e", onnx.TensorProto.FLOAT, ["N", 6, 32]))
+    model = ir.from_proto(proto)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    ids = np.random.default_rng(0).integers(0, 64, (40, 6))
+    result = compress(model, {"ids": ids}, make_recipe({"embeddings": bits}))
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    assert [(o.name, o.dtype) for o in result.model.graph.outputs] == [
+        ("scores", ir.DataType.FLOAT),
+        ("e", ir.DataType.FLOAT),
+    ]
+    assert all(match.sqnr_db > (30 if bits == "int8" else 15) for match in result.report.outputs)
+
+
 def test_asymmetric_float_is_float() -> None:
     recipe = Recipe(asymmetric=True, layers=(make_recipe({"layers": [{"match": "*up", "weights": "float"}]}).layers))
     report = compress(text_like(), {"ids": np.arange(60).reshape(10, 6)}, recipe).report

@@ -159,7 +159,7 @@ class Writer:
             gather.replace_input_with(0, table)
             self._values[str(found.name)] = node.outputs[0]
             take_over_output(self.model.graph, found, node.outputs[0])
-            found.dtype = dtype
+            found.type = ir.TensorType(dtype)
             self.model.graph.insert_after(gather, node)
 
     def activation(self, activation: Activation, low: float, high: float) -> None:

@@ -24,10 +24,12 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def own_copy(model: ir.Model) -> ir.Model:
     """A copy of the model in which nothing is shared but the bytes of the weights.
 
-    `Model.clone` shares the tensors too, and onnx_ir renames a tensor along with its value; behind it may be the
-    TensorProto of a caller.
+    `Model.clone` shares the tensors and the types too. onnx_ir renames a tensor along with its value, and behind it may
+    be the TensorProto of a caller; setting the dtype of a value changes its type object.
     """
     model = model.clone()
+    for value in _values(model):
+        value.type = copy.deepcopy(value.type)
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
@@ -53,6 +55,16 @@ def _nodes(model: ir.Model) -> Iterator[ir.Node]:
     owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for owner in owners:
         yield from owner.all_nodes()
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    owners: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    for owner in owners:
+        yield from owner.inputs
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+    for node in _nodes(model):
+        yield from node.outputs
 
 
 def _attributes(model: ir.Model) -> Iterator[ir.Attr]:
