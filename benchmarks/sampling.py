@@ -1,11 +1,10 @@
-"""What drawing a few positions of every sample costs, in layer loss on samples that calibrated nothing.
+"""What it costs to build a Hessian from a sample of the positions: layer loss on other data, and capture time.
 
-    python benchmarks/sampling.py            # some ten minutes on two cores
-    python benchmarks/sampling.py --quick    # ResNet-20 only, about a minute
+    python benchmarks/sampling.py
+    python benchmarks/sampling.py --quick   # ResNet-20 with 256 samples, under a minute
 
-For each number of positions per column, the layers are solved with the Hessians of that draw, and their relative loss
-is measured under the Hessian of other samples, of as many positions as the largest draw. The table gives the mean over
-layers, relative to the largest draw. To keep it short, only layers of at most 700 columns are solved.
+Each layer is solved with the Hessian of a setting, and its layer loss is measured with the Hessian of all positions of
+held-out samples. A row of the table is the mean, over layers, of that loss over the loss of the largest setting.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,105 +22,182 @@ import numpy as np
 from subjects import NAMES, Subject, find_subjects, open_data
 from tables import machine, markdown
 
-from onnx_obc.calibration.capture import POSITIONS_PER_COLUMN, Captured, Chunk, capture
+from onnx_obc.calibration.capture import Captured, Chunk, capture
 from onnx_obc.graph.layers import Layer
 from onnx_obc.graph.model import read_model
-from onnx_obc.level import parse_level
+from onnx_obc.level import NM, Level
 from onnx_obc.plan import make_plan
 from onnx_obc.recipe import Recipe
 from onnx_obc.solver import damp, layer_loss, output_energy, solve
-from onnx_obc.solver.threads import one_blas_thread
 
 RESULTS = Path(__file__).parent / "results"
-DRAWS = (4, 16, 64, 256)
-LEVELS = ("int4", "2:4")
-WIDEST = 700  # columns
+LEVELS = (Level(bits=4), Level(sparsity=NM(2, 4)))
+HEADER = (
+    "model", "layers", "level", "positions per column", "positions of a layer", "mean loss", "loss / largest",
+    "worst layer", "capture s",
+)  # fmt: skip
+ALL = 2**31  # positions per column: all that there are
 
 
-def held_out_loss(layer: Layer, captured: Captured, reference: Captured, level: str) -> float | None:
-    """The relative layer loss under the reference Hessian of a layer solved with the captured one."""
-    wanted = parse_level(level)
-    hessian, _ = reference.hessian(layer)
-    weight = layer.matrix()
-    energy = output_energy(weight, hessian)
-    if layer.impossible(wanted) is not None or energy == 0:
-        return None
-    solution = solve(weight, damp(captured.hessian(layer)[0]), wanted)
-    return layer_loss(weight, solution.weights, hessian) / energy
+@dataclass(frozen=True)
+class Study:
+    """settings: positions per column, the largest last. samples: to calibrate on. held_out: to measure the loss on.
+
+    every, most: of the layers that are not depthwise, every so many with at most so many columns is solved.
+    """
+
+    settings: tuple[int, ...]
+    samples: int
+    held_out: int
+    every: int = 1
+    most: int = 4096
 
 
-def run(subject: Subject) -> list[dict[str, Any]]:
-    """One row for each level, kind of layer and draw."""
+STUDIES = {
+    "ResNet-20": Study((4, 16, 64, 256, ALL), 1024, 1024),
+    "EfficientNet-Lite0": Study((4, 16, 64, 256, 1024), 500, 100, every=4, most=500),
+    "MiniLM": Study((4, 16, 64, ALL), 4096, 1024, every=6, most=400),
+}
+QUICK = {"ResNet-20": Study((4, 64, ALL), 256, 256, every=4)}
+
+
+def is_depthwise(layer: Layer) -> bool:
+    return layer.groups > 1 and layer.rows == 1
+
+
+def chosen(layers: Sequence[Layer], study: Study) -> list[Layer]:
+    """The layers to solve."""
+    others = [layer for layer in layers if not is_depthwise(layer) and layer.columns <= study.most]
+    kept = {layer.name for layer in others[:: study.every]}
+    return [layer for layer in layers if is_depthwise(layer) or layer.name in kept]
+
+
+def run(subject: Subject, study: Study) -> list[dict[str, Any]]:
+    """One object for each layer, level and setting."""
     dense = read_model(subject.path)
     plan = make_plan(dense, Recipe(weights="int4", activations="none"))
-    layers = tuple(layer for layer in plan.layers if layer.columns <= WIDEST)
-    samples = open_data(dense, subject.calibration, subject.options)
-    others = open_data(dense, subject.held_out, replace(subject.options, samples=min(samples.count, 500)))
-    rows: list[dict[str, Any]] = []
-    with one_blas_thread():
-        reference = capture(plan.model, Chunk(layers, ()), others, positions_per_column=DRAWS[-1])
-        for draw in DRAWS:
-            began = time.perf_counter()
-            captured = capture(plan.model, Chunk(layers, ()), samples, positions_per_column=draw)
-            seconds = time.perf_counter() - began
-            for level in LEVELS:
-                losses = {x.name: held_out_loss(x, captured, reference, level) for x in layers}
-                for kind in ("depthwise", "other"):
-                    found = [
-                        losses[x.name] for x in layers if (x.groups > 1) == (kind == "depthwise") and losses[x.name]
-                    ]
-                    if found:
-                        row = {"model": subject.name, "level": level, "kind": kind, "positions_per_column": draw}
-                        row |= {"layers": len(found), "loss": float(np.mean(found)), "capture_seconds": seconds}
-                        rows.append(row)
-                        print(json.dumps(row), flush=True)
+    layers = chosen(plan.layers, study)
+    chunk = Chunk(tuple(layers), ())
+    held_out = open_data(dense, subject.held_out, replace(subject.options, samples=study.held_out))
+    samples = open_data(dense, subject.calibration, replace(subject.options, samples=study.samples))
+    began = time.perf_counter()
+    reference = capture(plan.model, chunk, held_out, all_positions=True)
+    print(f"{subject.name}: {len(layers)} of {len(plan.layers)} layers; reference of {held_out.count} samples in "
+          f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
+    rows = []
+    for setting in study.settings:
+        began = time.perf_counter()
+        captured = capture(plan.model, chunk, samples, all_positions=setting == ALL, positions_per_column=setting)
+        seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        for layer in layers:
+            rows += [
+                {
+                    "model": subject.name,
+                    "samples": samples.count,
+                    "held_out": held_out.count,
+                    "layer": layer.name,
+                    "depthwise": is_depthwise(layer),
+                    "columns": layer.columns,
+                    "level": str(level),
+                    "setting": setting,
+                    "positions": captured.hessian(layer)[1],
+                    "loss": relative_loss(layer, level, captured, reference),
+                    "capture_seconds": seconds,
+                }
+                for level in LEVELS
+                if layer.impossible(level) is None
+            ]
+        print(f"{subject.name}, {_name(setting)} positions per column: captured in {seconds:.0f} s, solved in "
+              f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
     return rows
 
 
+def relative_loss(layer: Layer, level: Level, captured: Captured, reference: Captured) -> float:
+    """‖WX − ŴX‖² / ‖WX‖² on the reference, of a layer that is solved with what was captured."""
+    weight = layer.matrix()  # (groups, rows, columns)
+    solution = solve(weight, damp(captured.hessian(layer)[0]), level)
+    hessian, _ = reference.hessian(layer)  # (groups, columns, columns)
+    return layer_loss(weight, solution.weights, hessian) / output_energy(weight, hessian)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """For each model, level and kind of layer the loss of every draw over that of the largest."""
-    header = ("model", "level", "layers", *(f"{draw} a column" for draw in DRAWS))
-    keys = dict.fromkeys((row["model"], row["level"], row["kind"]) for row in rows)
+    """One line for each model, kind of layer, level and setting."""
     cells = []
-    for model, level, kind in keys:
-        mine = {
-            r["positions_per_column"]: r for r in rows if (r["model"], r["level"], r["kind"]) == (model, level, kind)
-        }
-        ratios = [f"{mine[draw]['loss'] / mine[DRAWS[-1]]['loss']:.3f}" for draw in DRAWS]
-        cells.append((model, level, f"{mine[DRAWS[-1]]['layers']} {kind}", *ratios))
-    for model in dict.fromkeys(row["model"] for row in rows):
-        seconds = {r["positions_per_column"]: r["capture_seconds"] for r in rows if r["model"] == model}
-        fastest = min(seconds.values())
-        cells.append(
-            (model, "", "time of capture, over the least", *(f"{seconds[draw] / fastest:.2f}" for draw in DRAWS))
-        )
-    return markdown(header, cells, left=3)
+    kinds = dict.fromkeys((row["model"], row["depthwise"], row["level"]) for row in rows)
+    for model, depthwise, level in sorted(kinds, key=lambda kind: (NAMES.index(kind[0]), kind[1])):
+        part = [row for row in rows if (row["model"], row["depthwise"], row["level"]) == (model, depthwise, level)]
+        settings = sorted({row["setting"] for row in part})
+        largest = {row["layer"]: row["loss"] for row in part if row["setting"] == settings[-1]}
+        for setting in settings:
+            here = [row for row in part if row["setting"] == setting]
+            ratios = [row["loss"] / largest[row["layer"]] for row in here]
+            positions = [row["positions"] for row in here]
+            cells.append(
+                (
+                    model,
+                    f"{len(here)} {'depthwise' if depthwise else 'other'}",
+                    level,
+                    _name(setting),
+                    f"{min(positions):,} to {max(positions):,}",
+                    f"{np.mean([row['loss'] for row in here]):.3e}",
+                    f"{np.mean(ratios):.3f}",
+                    f"{max(ratios):.3f}",
+                    f"{here[0]['capture_seconds']:.0f}",
+                )
+            )
+    return markdown(HEADER, cells, left=3)
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """The whole markdown page."""
+    counts = {row["model"]: (row["samples"], row["held_out"]) for row in rows}
+    models = "\n".join(
+        f"- {model}: {samples:,} samples, loss measured on all positions of {held_out:,} others"
+        for model, (samples, held_out) in counts.items()
+    )
+    return f"""# Sampling of positions
+
+`python benchmarks/sampling.py`, on {machine()}.
+
+{models}
+
+Every sample contributes as many positions to a layer's Hessian as bring the total to *positions per column* times the
+layer's columns, rounded up, or all that it has if they are fewer. *Mean loss*: ‖WX − ŴX‖² / ‖WX‖² on the held-out
+samples, mean over the layers; *loss / largest*: the layer's loss divided by its loss with the largest setting, mean
+over the layers, and for the *worst layer*. *Capture s* is for running the model and accumulating the Hessians of the
+layers of both kinds. Of EfficientNet-Lite0 all depthwise layers are measured and every fourth other one of at most
+{STUDIES["EfficientNet-Lite0"].most} columns; of MiniLM every sixth of at most {STUDIES["MiniLM"].most}. Depthwise
+layers cannot take 2:4.
+
+{table(rows)}
+"""
+
+
+def _name(setting: int) -> str:
+    return "all" if setting == ALL else str(setting)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path("work-models"), help="what tools/export_models.py wrote")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
-    parser.add_argument("--quick", action="store_true", help="ResNet-20 only")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--quick", action="store_true", help="ResNet-20 on a part of the data")
+    parser.add_argument("--only", choices=tuple(STUDIES), action="append", help="only this model")
+    parser.add_argument("--json", type=Path, help="write every measurement to this file, one object a line")
     options = parser.parse_args()
-    names = ("ResNet-20",) if options.quick else tuple(name for name in NAMES if name != "ResNet-56")
+
+    studies = QUICK if options.quick else STUDIES
+    names = tuple(name for name in studies if name in (options.only or studies))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for subject in find_subjects(options.models, options.shared, Path(scratch), names):
-            rows += run(subject)
+            rows += run(subject, studies[subject.name])
+            print(table([row for row in rows if row["model"] == subject.name]), flush=True)
     if options.json is not None:
         options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(table(rows))
-    if not options.quick:
-        (RESULTS / "sampling.md").write_text(f"""# What sampling positions costs
-
-`python benchmarks/sampling.py`, on {machine()}. Layer loss on held-out samples, mean over the layers of at most
-{WIDEST} columns, over that of {DRAWS[-1]} positions a column. The default draws {POSITIONS_PER_COLUMN} positions for
-every column.
-
-{table(rows)}
-""")
+    if rows and not options.quick and not options.only:
+        (RESULTS / "sampling.md").write_text(page(rows))
 
 
 if __name__ == "__main__":
