@@ -12,7 +12,7 @@ from .errors import ModelError, RecipeError
 from .graph.fold import fold
 from .graph.layers import Embedding, Layer, LeftOut, find_embeddings, find_layers
 from .graph.opset import raise_opset
-from .graph.qdq import BLOCKED_OPSET, PER_AXIS_OPSET, Activation, opset_needed
+from .graph.qdq import BLOCKED_OPSET, PER_AXIS_OPSET, Activation, opset_needed, unwritable
 from .graph.targets import TARGETS
 from .level import FLOAT, Choice
 from .recipe import Recipe
@@ -96,7 +96,8 @@ def _choose(layer: Layer, recipe: Recipe) -> tuple[Choice, str | None]:
         return Choice(FLOAT), "skipped, as the recipe says"
     if choice.level == FLOAT:
         return choice, "float, as the recipe says"
-    return choice, layer.impossible(choice.level) or TARGETS[recipe.target].refuse(layer, choice)
+    impossible = layer.impossible(choice.level) or unwritable(layer, choice)
+    return choice, impossible or TARGETS[recipe.target].refuse(layer, choice)
 
 
 def _nothing_to_do(left_out: list[LeftOut]) -> str:

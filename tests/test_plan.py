@@ -105,3 +105,27 @@ def test_remarks_say_why_an_input_stays_float() -> None:
     found = plan(model, Recipe())
     assert found.choices["up"].activation_bits is None
     assert "no integer ConvTranspose" in found.remarks["up"]
+
+
+@pytest.mark.parametrize(
+    ("node", "x", "shape"),
+    [
+        (helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="l", group=4), ["N", 4, 6, 6], (4, 2, 1, 1)),
+        (helper.make_node("MatMul", ["x", "w"], ["y"], name="l"), ["N", 3, 4, 1], (3, 1, 5)),
+    ],
+)
+def test_rows_that_no_dequantize_linear_tells_apart_are_left_out(
+    node: onnx.NodeProto, x: list[int | str], shape: tuple[int, ...]
+) -> None:
+    weights = {"w": np.ones(shape, np.float32), "v": np.ones((6, 5), np.float32)}
+    nodes = [node, helper.make_node("MatMul", ["x2", "v"], ["y2"], name="other")]
+    inputs = {"x": (TensorProto.FLOAT, x), "x2": (TensorProto.FLOAT, ["N", 6])}
+    found = plan(build(nodes, inputs, {"y": ["N", *x[1:]], "y2": ["N", 5]}, weights), Recipe())
+    assert [layer.name for layer in found.layers] == ["other"]
+    (left,) = found.left_out
+    assert left.name == "l" and "no DequantizeLinear can give each of its rows" in left.reason
+    pruned = plan(
+        build([node], {"x": inputs["x"]}, {"y": ["N", *x[1:]]}, {"w": weights["w"]}),
+        Recipe(weights="float", sparsity="0.5"),
+    )
+    assert [layer.name for layer in pruned.layers] == ["l"]

@@ -62,8 +62,11 @@ def storage_type(bits: int, symmetric: bool) -> ir.DataType:
     return ir.DataType[f"{'' if symmetric else 'U'}INT{width}"]
 
 
-def scale_layout(layer: Layer) -> ScaleLayout:
-    """The layout with the fewest scales that gives every row of the weight matrix its own."""
+def scale_layout(layer: Layer) -> ScaleLayout | None:
+    """The layout with the fewest scales that gives every row of the weight matrix its own.
+
+    None where there is none: rows of one column each that fill several axes.
+    """
     shape = (layer.groups, layer.rows, layer.columns)
     flat = np.arange(layer.groups * layer.rows, dtype=np.intp).reshape(shape[0], shape[1], 1)
     owner = layer.tensor(np.broadcast_to(flat, shape))  # as the weight tensor: the row of every element
@@ -83,8 +86,14 @@ def scale_layout(layer: Layer) -> ScaleLayout:
                 if best is None or firsts.size < best.rows.size:
                     best = ScaleLayout(axis, block, firsts)
                 break
-    assert best is not None, f"{layer.name}: every row has at least two columns or a layout of its own axis"
     return best
+
+
+def unwritable(layer: Layer, choice: Choice) -> str | None:
+    """Why no ONNX file can hold this layer so, on any target; None if one can."""
+    if choice.level.bits is not None and scale_layout(layer) is None:
+        return "no DequantizeLinear can give each of its rows a scale; it stays float"
+    return None
 
 
 def opset_needed(layer: Layer, choice: Choice) -> int:
@@ -95,7 +104,9 @@ def opset_needed(layer: Layer, choice: Choice) -> int:
     narrowest = min(storage_type(level.bits, level.symmetric).bitwidth, choice.activation_bits or 8)
     if narrowest == 2:
         return INT2_OPSET
-    return BLOCKED_OPSET if narrowest == 4 or scale_layout(layer).block is not None else PER_AXIS_OPSET
+    layout = scale_layout(layer)
+    blocked = narrowest == 4 or (layout is not None and layout.block is not None)
+    return BLOCKED_OPSET if blocked else PER_AXIS_OPSET
 
 
 class Writer:
@@ -119,6 +130,7 @@ class Writer:
             written = WrittenWeight(layer.name, str(new.name), None)
         else:
             layout = scale_layout(layer)
+            assert layout is not None, f"{layer.name}: a layer without a layout is left out of the plan"
             dtype = storage_type(solution.grid.bits, solution.grid.symmetric).numpy()
             codes = self._initializer(f"{layer.name}.weight_quantized", layer.tensor(solution.codes).astype(dtype))
             scale = solution.grid.scale.reshape(-1)[layout.rows]

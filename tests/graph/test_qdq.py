@@ -76,6 +76,7 @@ def one_layer(name: str, opset: int = 13) -> tuple[ir.Model, Layer]:
 def test_layout_gives_every_row_its_scale(name: str) -> None:
     _, layer = one_layer(name)
     layout = scale_layout(layer)
+    assert layout is not None
     assert (layout.axis, layout.block) == LAYERS[name][3]
     owner = np.arange(layer.groups * layer.rows).reshape(layer.groups, layer.rows, 1)
     owner = layer.tensor(np.broadcast_to(owner, (layer.groups, layer.rows, layer.columns)))

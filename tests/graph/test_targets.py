@@ -375,6 +375,26 @@ def test_readers_inside_bodies_keep_reading_the_value_itself() -> None:
     np.testing.assert_allclose(plain[1], np.maximum(dense[1], 0), atol=0.5)
 
 
+@pytest.mark.parametrize("kind", ["Relu", "Add"])
+def test_a_layer_that_only_a_body_reads(kind: str) -> None:
+    inner = helper.make_node(kind, ["a"] if kind == "Relu" else ["a", "b"], ["inner"])
+    body = helper.make_graph(
+        [inner], "body", [], [helper.make_tensor_value_info("inner", onnx.TensorProto.FLOAT, None)]
+    )
+    choice = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=body)
+    yes = {"yes": np.array(True)}
+    if kind == "Relu":
+        proto = build([conv("x", "a", "w"), choice], IMAGE, {"y": None}, yes | {"w": WEIGHTS["w"]})
+    else:
+        weights = yes | {key: PRODUCTS[key] for key in "mb"}
+        proto = build([op("MatMul", "x m", "a"), choice], {"x": (2, 5, 16)}, {"y": None}, weights)
+    written = write_for("onnxruntime", proto)
+    assert written.activations == ("x",)
+    (body_after,) = {attribute.g.SerializeToString() for attribute in written.nodes("If")[0].attribute}
+    assert body_after == body.SerializeToString()
+    assert signal_to_noise(run(written.model, written.feed)[0], run(proto, written.feed)[0]) > 28
+
+
 # ------------------------------------------------ TensorRT
 
 EVERYTHING = (
@@ -421,6 +441,20 @@ def test_tensorrt_rules_hold_in_the_written_graph(name: str, proto: onnx.ModelPr
     assert [value.name for value in written.model.graph.output] == [value.name for value in proto.graph.output]
     for plain, dense in zip(run(written.model, written.feed), run(proto, written.feed), strict=True):
         assert signal_to_noise(plain, dense) > 25
+
+
+@pytest.mark.parametrize(
+    ("node", "x", "weight"),
+    [
+        (op("Conv", "x w", "y"), (1, 4, 5, 5), (1, 4, 3, 3)),
+        (op("ConvTranspose", "x w", "y"), (1, 4, 5, 5), (4, 1, 3, 3)),
+    ],
+)
+def test_tensorrt_takes_one_output_channel(node: onnx.NodeProto, x: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    proto = build([node], {"x": x}, {"y": None}, {"w": random(*weight)})
+    written = write_for("tensorrt", proto)
+    assert written.refused == {} and written.activations == ("x",)
+    assert signal_to_noise(run(written.model, written.feed)[0], run(proto, written.feed)[0]) > 28
 
 
 @pytest.mark.parametrize("order", ["s x", "x s"])

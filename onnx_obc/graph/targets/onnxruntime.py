@@ -37,7 +37,8 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
         return None, "onnxruntime has no integer ConvTranspose: its input stays float"
     if any(use.index == 0 for use in layer.uses) and layer.op in ("MatMul", "Gemm"):
         return None, "onnxruntime has no integer kernel for a constant left operand: its input stays float"
-    if scale_layout(layer).block is not None:
+    layout = scale_layout(layer)
+    if layout is None or layout.block is not None:
         return None, "onnxruntime has no integer kernel for batched or grouped weights: its input stays float"
     width = _width(choice)
     if width == 2:
@@ -53,7 +54,7 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
     quantized = {(use.node, 1 - use.index) for layer in integer for use in layer.uses}
 
     def is_quantized(value: ir.Value) -> bool:
-        value = _absorbing(value)
+        value = _absorbing(value, model)
         return not value.is_graph_output() and all((use.node, use.idx) in quantized for use in value.uses())
 
     for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
@@ -62,7 +63,7 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
             has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
             if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(output):
                 _split_gemm(model.graph, node)
-        elif len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
+        elif len(uses) == 1 and _is(uses[0].node, "Add", model) and not output.is_graph_output():
             add, index, source = uses[0].node, 1 - uses[0].idx, node.inputs[0]
             rank = len(source.shape) if source is not None and source.shape is not None else 0
             if rank == 2 and not is_quantized(add.outputs[0]):
@@ -87,7 +88,7 @@ def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice
             readers.setdefault(source, []).append((use.node, 1 - use.index))
             widths[source] = max(widths.get(source, 0), choice.activation_bits)
             if layer.op == "Conv" and _runs_in_integers(choice):
-                outputs[_absorbing(use.node.outputs[0])] = None
+                outputs[_absorbing(use.node.outputs[0], model)] = None
     for output in outputs:
         widths.setdefault(output, 8)
         known = readers.setdefault(output, [])
@@ -115,12 +116,18 @@ def _runs_in_integers(choice: Choice) -> bool:
     return choice.activation_bits == 8 and _width(choice) == 8
 
 
-def _absorbing(value: ir.Value) -> ir.Value:
+def _absorbing(value: ir.Value, model: ir.Model) -> ir.Value:
     """The value behind a Relu or Clip that reads this one alone: what the QuantizeLinear has to follow."""
     reader = _only_reader(value)
-    if reader is not None and (reader.op_type == "Relu" or (reader.op_type == "Clip" and _lets_zero_pass(reader))):
-        return reader.outputs[0]
-    return value
+    if reader is None:
+        return value
+    absorbed = _is(reader, "Relu", model) or (_is(reader, "Clip", model) and _lets_zero_pass(reader))
+    return reader.outputs[0] if absorbed else value
+
+
+def _is(node: ir.Node, op_type: str, model: ir.Model) -> bool:
+    """Whether a node is ONNX's operator of this name, and of the main graph, not of a body that runs on its own."""
+    return node.op_type == op_type and node.domain == "" and node.graph is model.graph
 
 
 def _lets_zero_pass(clip: ir.Node) -> bool:

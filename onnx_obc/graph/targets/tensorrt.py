@@ -34,7 +34,7 @@ def refuse(layer: Layer, choice: Choice) -> str | None:
     if choice.activation_bits not in (None, 8):
         return f"TensorRT takes no {choice.activation_bits}-bit integer activations"
     layout = scale_layout(layer)
-    if layout.block is not None or layout.axis != CHANNEL_AXIS.get(layer.op, layout.axis):
+    if layout is None or layout.block is not None or layout.axis not in (None, CHANNEL_AXIS.get(layer.op, layout.axis)):
         return "TensorRT takes one scale for each output channel, along one axis; this weight needs more"
     return None
 
