@@ -14,25 +14,23 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx_ir.passes.common import CheckerPass
 
 from ..errors import ModelError, OutputError
-from .fold import fold, remove_unused
-from .opset import raise_opset
 from .tensors import own_copy, tensors
 
-__all__ = ["fold", "input_specs", "move_in", "raise_opset", "read_model", "remove_unused", "save_model"]
-
 OLDEST_OPSET = 7
+SMALL_BYTES = 1024  # tensors beside the file are read at once up to here: onnx_ir wants to do it, to save and to check
 PROTOBUF_LIMIT = 1_900_000_000  # bytes of tensors; protobuf itself ends at 2³¹
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
     """Read a model and check it. The result is independent of the argument, which stays as it is.
 
-    Weights beside the file are mapped, not read, and only after every location was found to lie in the model's
-    folder. Raises ModelError.
+    Weights beside the file are mapped, not read, but for small ones, and only after every location was found to lie in
+    the model's folder. Raises ModelError.
     """
     if isinstance(model, ir.Model):
         loaded, name = _with_plain_domain(own_copy(model)), "the model"
         _check_external(loaded, name)
+        _read_small(loaded)
         _check_opset(loaded, name)
         _check_valid(loaded, name)
         return loaded
@@ -74,8 +72,8 @@ def save_model(model: ir.Model, path: Path, external_threshold: int = PROTOBUF_L
     """Write the model to `path`, all or nothing; an existing file is replaced only by a complete one.
 
     Weights go to `path.name + ".data"` beside it when the tensors hold more than `external_threshold` bytes or the
-    model was read with weights beside it. If that replaces the files that `model` itself was read from, read it again
-    before using its weights. Raises OutputError.
+    model was read with large weights beside it. If that replaces the files that `model` itself was read from, read it
+    again before using its weights. Raises OutputError.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -141,6 +139,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
                 )
             tensor.base_dir = path.parent.absolute()
     _check_external(model, name)
+    _read_small(model)
     _check_opset(model, name)
     if path is None and proto.ByteSize() > PROTOBUF_LIMIT:
         _check_valid(model, name)
@@ -223,6 +222,16 @@ def _check_external(model: ir.Model, name: str) -> None:
         start, length = tensor.offset or 0, tensor.length or tensor.nbytes
         if length < tensor.nbytes or start + tensor.nbytes > path.stat().st_size:
             raise ModelError(f"{what}, which is too short for it; export or download the model again")
+
+
+def _read_small(model: ir.Model) -> None:
+    """Replace small tensors beside the file by copies in memory, independent of the file."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_BYTES:
+                array = tensor.numpy().copy()
+                value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
 
 
 def _first_line(error: BaseException) -> str:

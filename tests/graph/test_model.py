@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from small_graphs import assert_same, build, random, run
 from onnx_obc.errors import ModelError, OutputError
 from onnx_obc.graph import model as model_module
 from onnx_obc.graph.model import input_specs, read_model, save_model
+from onnx_obc.runtime.session import open_session
 
 node = helper.make_node
 
@@ -145,6 +147,27 @@ def test_external_weights_are_mapped(outside: Path, monkeypatch: pytest.MonkeyPa
         tensor = read_model(path).graph.initializers["w"].const_value
         assert isinstance(tensor, ir.ExternalTensor)
         np.testing.assert_array_equal(tensor.numpy(), random(64, 64))
+
+
+@pytest.mark.parametrize("form", [Path, ir.load])
+def test_small_external_weights_are_read_and_the_model_can_be_saved_while_they_are_viewed(
+    form: Callable[[Path], Path | ir.Model], tmp_path: Path
+) -> None:
+    nodes = [node("MatMul", ["x", "small"], ["h"]), node("MatMul", ["h", "large"], ["y"])]
+    weights = {"small": random(4, 8), "large": random(8, 64)}
+    proto = build(nodes, {"x": ("N", 4)}, {"y": ("N", 64)}, weights)
+    x = random(3, 4)
+    expected = run(proto, {"x": x})
+    onnx.save(proto, tmp_path / "in.onnx", save_as_external_data=True, location="in.bin", size_threshold=0)
+    model = read_model(form(tmp_path / "in.onnx"))
+    views = {name: value.const_value.numpy() for name, value in model.graph.initializers.items() if value.const_value}
+    kinds = {name: isinstance(model.graph.initializers[name].const_value, ir.ExternalTensor) for name in weights}
+    assert kinds == {"small": False, "large": True}
+    save_model(model, tmp_path / "out.onnx")
+    for same in (model, read_model(tmp_path / "out.onnx")):
+        assert_same([open_session(same, device="cpu").run({"x": x})["y"]], expected)
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(views[name], weight)
 
 
 def test_external_weights_need_a_path(outside: Path) -> None:
