@@ -149,7 +149,9 @@ def parse_sparsity(text: str) -> Sparsity | None:
     if match := re.fullmatch(r"(?:block(\d+)[:-]|sparse-)?(\d*\.?\d+)", text):
         fraction = float(match[2])
         if not 0 < fraction < 1:
-            raise RecipeError(f"sparsity {text!r}: the pruned fraction must lie between 0 and 1; write e.g. 0.6")
+            raise RecipeError(
+                f"sparsity {text!r}: the pruned fraction must lie between 0 and 1; write e.g. 0.6, or 2:4"
+            )
         if match[1] is None:
             return Unstructured(fraction)
         if int(match[1]) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,10 +21,8 @@ ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
 
 
 def _as_text(value: object) -> object:
-    """YAML reads 2:4 as a number in base 60 and 0.6 as a float; both are meant as they are written."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 60:
-        return f"{value // 60}:{value % 60}"
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
+    """YAML reads 0.6 as a number; it is meant as it is written."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return value
 
@@ -111,10 +110,20 @@ def make_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: {error}") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without YAML 1.1's numbers in base 60: 2:4 is the text that it looks like."""
+
+
+_BASE_60 = ("tag:yaml.org,2002:str", re.compile(r"[-+]?[\d_]+(?::[\d_.]+)+$"))
+_Loader.yaml_implicit_resolvers = {
+    first: [_BASE_60, *known] for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a YAML file. Raises RecipeError."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path of --recipe") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist

@@ -64,6 +64,7 @@ def test_activations_of_float_layers_stay_float() -> None:
         ("1:2", NM(1, 2)),
         ("8:16", NM(8, 16)),
         ("16:64", NM(16, 64)),
+        ("1:30", NM(1, 30)),
         ("'2:4'", NM(2, 4)),
         ("0.6", Unstructured(0.6)),
         (".6", Unstructured(0.6)),
@@ -73,10 +74,18 @@ def test_activations_of_float_layers_stay_float() -> None:
     ],
 )
 def test_sparsity_in_yaml_is_what_is_written(text: str, sparsity: object, tmp_path: Path) -> None:
-    """YAML 1.1 reads 2:4 as a number in base 60, and .6 as a float."""
+    """YAML 1.1 would read 2:4 as a number in base 60, and reads .6 as a float."""
     recipe = read_recipe(write(tmp_path, f"sparsity: {text}\nlayers:\n- match: '*'\n  sparsity: {text}\n"))
     choice = recipe.choose("any")
     assert choice is not None and choice.level.sparsity == sparsity
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.01", 0.01), (".5", 0.5), ("1", 1.0), ("1e-3", 0.001), ("1.e-3", 0.001), ("+2.5e1", 25.0)]
+)
+def test_numbers_are_still_numbers(text: str, value: float, tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, f"damp: {text}\nthreads: 4\n"))
+    assert recipe.damp == value and recipe.threads == 4
 
 
 REFUSED: dict[str, str] = {
@@ -88,7 +97,11 @@ REFUSED: dict[str, str] = {
     "weights: 8": "weights: should be 'float'",
     "weights: [int8]": "not ['int8']",
     "sparsity: 3:2": "sparsity '3:2' must keep some of the weights, and not all of them; write e.g. 2:4",
-    "sparsity: 60": "sparsity '60': the pruned fraction must lie between 0 and 1; write e.g. 0.6",
+    "sparsity: 60": "sparsity '60': the pruned fraction must lie between 0 and 1; write e.g. 0.6, or 2:4",
+    "sparsity: 70": "sparsity '70': the pruned fraction must lie between 0 and 1; write e.g. 0.6, or 2:4",
+    "sparsity: 1:1": "sparsity '1:1' must keep some of the weights, and not all of them; write e.g. 2:4",
+    "threads: 1:30": "threads: should be a valid integer",
+    "damp: 1:30.5": "damp: should be a valid number",
     "sparsity: block4": "sparsity 'block4' is not known; write 2:4",
     "sparsity: 1.5": "sparsity '1.5': the pruned fraction must lie between 0 and 1",
     "sparsity: [2, 4]": "sparsity: should be a valid string, not [2, 4]",
