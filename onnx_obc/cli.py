@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,16 +156,24 @@ def compress_command(
     """
     chosen = _recipe(recipe, skip, options)
     if report is not None:
-        if report.resolve() == output.resolve():
+        if report.resolve() in (output.resolve(), output.with_name(f"{output.name}.data").resolve()):
             raise OutputError(f"cannot write the report to {report}: the model goes there; name another file")
         check_output(report, source)
-    with _progress_bar(quiet) as progress:
-        found = DataOptions(**vars(data), seed=chosen.seed)
-        result = compress(source, calib, chosen, output, data=found, progress=progress)
-    if report is not None:
-        write_json(result.report, report)
-    if not quiet:
-        show(lambda width: report_table(result.report, width))
+    results = [path for path in (output, report) if path is not None]
+    _check_not_read(
+        results, {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
+    )
+    before = {path: _stamp(path) for path in results}
+    try:
+        with _progress_bar(quiet) as progress:
+            found = DataOptions(**vars(data), seed=chosen.seed)
+            result = compress(source, calib, chosen, output, data=found, progress=progress)
+        if report is not None:
+            write_json(result.report, report)
+        if not quiet:
+            show(lambda width: report_table(result.report, width))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*(str(path) for path in results if _stamp(path) != before[path])) from None
 
 
 @app.command(name="inspect")
@@ -205,8 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ObcError as error:
         errors.print(f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted; nothing was written")
+    except KeyboardInterrupt as interrupt:
+        written = ", ".join(interrupt.args)
+        errors.print(f"interrupted; written: {written}" if written else "interrupted; nothing was written")
         sys.exit(130)
 
 
@@ -226,6 +236,23 @@ def _recipe(path: Path | None, skip: Sequence[str], options: RecipeOptions) -> R
     given = {name: value for name, value in vars(options).items() if value is not None}
     rules = (*(Rule(match=pattern, skip=True) for pattern in skip), *base.layers)
     return make_recipe({**dict(base), **given, "layers": rules}, source="command line")
+
+
+def _check_not_read(results: Sequence[Path], read: dict[str, str | Path | None]) -> None:
+    """Raise OutputError if a result would replace a file that an option names to be read."""
+    for option, name in read.items():
+        for path in results:
+            if name is not None and path.resolve() == Path(name).resolve():
+                raise OutputError(f"cannot write {path}: {option} reads it; name another file")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 @contextmanager

@@ -167,6 +167,7 @@ def test_damaged_calibration_files(data: bytes, folder: Path, capsys: pytest.Cap
         ("none.npz", "none.npz: not found; "),
         ("xx.npz", "did you mean x.npz?"),
         ("nowhere/x.npz", "nor is the folder nowhere"),
+        ("", "--calib is empty: name the calibration data, an .npz file, a folder"),
         ("empty", "this folder holds no .npz, .npy or image file"),
         ("feeds.py", "say which function makes the feeds, e.g. feeds.py:feeds"),
         ("feeds.py:fedes", "feeds.py has no function 'fedes'; did you mean 'feeds'?"),
@@ -264,9 +265,25 @@ def test_outputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_weights_of_the_model_are_not_replaced_by_those_of_the_result(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    onnx.save(small(rows=64), "in.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    onnx.save(small(rows=128), "in.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
     assert "out.onnx.data holds the model's own weights; name another file" in refuse(capsys)
     assert run_cli("in.onnx", "other.onnx", "--calib", "x.npz") == 0
+
+
+def test_what_is_read_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("link.npz").symlink_to("x.npz")
+    Path("r.yaml").write_text("weights: int4\n")
+    Path("t.json").write_text("{}")
+    Path("feeds.py").write_text("def feeds(): yield {}\n")
+    read = ["--recipe", "r.yaml", "--tokenizer", "t.json"]
+    for name, option in {"x.npz": "calib", "link.npz": "calib", "r.yaml": "recipe", "t.json": "tokenizer"}.items():
+        message = f"error: cannot write {name}: --{option} reads it; name another file"
+        assert refuse(capsys, *read, output=name) == message
+        assert refuse(capsys, *read, "--report", name) == message
+    assert "cannot write feeds.py: --calib reads it" in refuse(capsys, calib="feeds.py:feeds", output="feeds.py")
+    message = "error: cannot write the report to out.onnx.data: the model goes there; name another file"
+    assert refuse(capsys, "--report", "out.onnx.data") == message
+    assert "it is not a regular file" in refuse(capsys, output=os.devnull)
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
@@ -285,6 +302,8 @@ def test_errors_in_python_are_of_one_family() -> None:
     for data in (DataOptions(samples=0), DataOptions(batch=-1), DataOptions(augment=0)):
         with pytest.raises(ObcError, match="ask for at least 1"):
             compress(small(), GOOD, data=data)
+    with pytest.raises(CalibrationError, match="--seed -1: give 0 or more"):
+        compress(small(), GOOD, data=DataOptions(seed=-1))
 
 
 @pytest.mark.parametrize("when", ["solve_layer", "verify"])
@@ -320,6 +339,21 @@ main()
     assert (process.returncode, out, err) == (130, "", "interrupted; nothing was written\n")
     assert listing(folder) == before
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("when", "written"), [("write_json", "out.onnx"), ("show", "out.onnx, r.json")])
+def test_ctrl_c_after_the_result_was_written(
+    when: str, written: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"onnx_obc.cli.{when}", interrupted)
+    Path("out.onnx").write_bytes(b"an older one")
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", "--report", "r.json") == 130
+    assert capsys.readouterr() == ("", f"interrupted; written: {written}\n")
+    assert set(listing(folder)) == {"in.onnx", "x.npz", *written.split(", ")}
+    onnx.checker.check_model(onnx.load("out.onnx"))
 
 
 def test_no_onnxruntime(folder: Path) -> None:

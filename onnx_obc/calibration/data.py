@@ -116,6 +116,8 @@ def open_samples(data: object, inputs: list[InputSpec], options: DataOptions) ->
         value = getattr(options, name)
         if value is not None and value < 1:
             raise CalibrationError(f"--{name.replace('_', '-')} {value}: ask for at least 1")
+    if options.seed < 0:
+        raise CalibrationError(f"--seed {options.seed}: give 0 or more")
 
     if isinstance(data, Mapping):
         _refuse(options, "arrays", IMAGE_OPTIONS + TEXT_OPTIONS)
@@ -135,6 +137,8 @@ def open_samples(data: object, inputs: list[InputSpec], options: DataOptions) ->
             f"calibration data of type {type(data).__name__} cannot be read; "
             "give a dict of input name to array, a list of such dicts, a function that yields them, or a path"
         )
+    if data == "":
+        raise CalibrationError(f"--calib is empty: name the calibration data, {KINDS}")
     if data == "random":
         _refuse(options, "random numbers", ("preprocess", "mean", "std", "augment", *TEXT_OPTIONS))
         return synthetic.open_random(inputs, options)

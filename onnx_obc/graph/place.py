@@ -17,6 +17,8 @@ def check_output(output: str | Path, source: object) -> Path:
     path = Path(output)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; name a file in it, e.g. {path / 'model.onnx'}")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"cannot write {path}: it is not a regular file; name another file")
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
     if isinstance(source, str | Path) and path.resolve() == Path(source).resolve():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ def test_an_existing_file_stays_until_it_is_replaced(tmp_path: Path) -> None:
 def test_a_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="it is a folder; name a file in it"):
         check_output(tmp_path, "in.onnx")
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(OutputError, match=f"cannot write {path}: it is not a regular file; name another file"):
+            check_output(path, "in.onnx")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
