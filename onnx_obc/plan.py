@@ -12,9 +12,9 @@ from .errors import ModelError, RecipeError
 from .graph.fold import fold
 from .graph.layers import Embedding, Layer, LeftOut, find_embeddings, find_layers
 from .graph.opset import raise_opset
-from .graph.qdq import BLOCKED_OPSET, PER_AXIS_OPSET, Activation, opset_needed, unwritable
+from .graph.qdq import BLOCKED_OPSET, PER_AXIS_OPSET, Activation, opset_needed, unwritable, unwritable_table
 from .graph.targets import TARGETS
-from .level import FLOAT, Choice
+from .level import FLOAT, Choice, parse_bits
 from .recipe import Recipe
 
 
@@ -44,9 +44,8 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
     """
     model, notes = fold(source)
     layers, left_out = find_layers(model)
-    embeddings = find_embeddings(model) if recipe.embeddings != "float" else []
-    if embeddings and recipe.target == "tensorrt":
-        raise RecipeError("embeddings: TensorRT cannot look up integers; use --embeddings float")
+    embeddings, floats = _tables(model, recipe)
+    left_out += floats
     unmatched = recipe.unmatched([layer.name for layer in layers])
     notes += [f"the recipe's pattern {pattern!r} matches no layer" for pattern in unmatched]
 
@@ -73,7 +72,7 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
         model = raise_opset(model, opset)
         layers, _ = find_layers(model)
         assert choices.keys() <= {layer.name for layer in layers}, "raising the opset changes no layer"
-        embeddings = find_embeddings(model) if embeddings else []
+        embeddings, _ = _tables(model, recipe)
         notes.append(f"opset raised from {present} to {model.opset_imports['']}, which the integer types need")
     target = TARGETS[recipe.target]
     target.prepare(model, layers, choices)
@@ -87,6 +86,19 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
         notes=tuple(notes),
         remarks=remarks,
     )
+
+
+def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[LeftOut]]:
+    """The tables to store as integers, and those that cannot be."""
+    bits = parse_bits(recipe.embeddings)
+    found = find_embeddings(model) if bits is not None else []
+    if bits is None or not found:
+        return [], []
+    if recipe.target == "tensorrt":
+        raise RecipeError("embeddings: TensorRT cannot look up integers; use --embeddings float")
+    reasons = {table.name: unwritable_table(table, bits) for table in found}
+    left = [LeftOut(name, "Gather", reason) for name, reason in reasons.items() if reason is not None]
+    return [table for table in found if reasons[table.name] is None], left
 
 
 def _choose(layer: Layer, recipe: Recipe) -> tuple[Choice, str | None]:

@@ -11,11 +11,10 @@ import numpy as np
 from .calibration.capture import Captured
 from .graph.cost import table_bytes, weight_bytes
 from .graph.layers import Embedding, Layer
+from .graph.qdq import table_block
 from .level import FLOAT, Choice, Float64, Grid, Int32, Level, Solution, parse_bits
 from .recipe import Recipe
 from .solver import Damped, baseline, damp, fit_grid, layer_loss, output_energy, round_to_grid, solve
-
-EMBEDDING_BLOCK = 32  # columns that share a scale in a table of 4-bit integers
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def round_embedding(embedding: Embedding, recipe: Recipe) -> tuple[Int32, Grid, 
     bits = parse_bits(recipe.embeddings)
     assert bits is not None
     table = embedding.table()
-    block = _block(table.shape[1]) if bits < 8 else None
+    block = table_block(table.shape[1], bits)
     rows = table.T if block is None else table.reshape(-1, block)  # what shares a scale: a column, or a block of a row
     grid = fit_grid(rows[None], bits, symmetric=True, method=recipe.grid)
     codes = round_to_grid(rows[None], grid)  # (1, rows, columns)
@@ -173,8 +172,3 @@ def round_embedding(embedding: Embedding, recipe: Recipe) -> tuple[Int32, Grid, 
     )
     codes = codes[0].T if block is None else codes[0].reshape(table.shape)
     return codes, grid, block, report
-
-
-def _block(columns: int) -> int:
-    """The widest block of at most EMBEDDING_BLOCK columns that divides a row."""
-    return next(size for size in range(min(EMBEDDING_BLOCK, columns), 0, -1) if columns % size == 0)

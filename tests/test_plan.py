@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import onnx
 import pytest
@@ -91,6 +93,37 @@ def test_tables_alone_are_enough_to_do() -> None:
     assert found.layers == () and [x.name for x in found.embeddings] == ["table"]
     with pytest.raises(RecipeError, match="TensorRT cannot look up integers; use --embeddings float"):
         plan(text_like(), Recipe(embeddings="int8", target="tensorrt"))
+
+
+@pytest.mark.parametrize(
+    ("width", "bits", "bad", "reason"),
+    [
+        (37, "int4", None, "37 columns do not divide into blocks of 8 to 32, which share a scale"),
+        (35, "int4", None, "35 columns do not divide"),
+        (37, "int8", None, None),
+        (33, "int4", None, None),
+        (24, "int4", None, None),
+        (40, "int4", None, None),
+        (32, "int8", np.inf, "NaN or infinity in the table"),
+        (32, "int4", np.nan, "NaN or infinity in the table"),
+    ],
+)
+def test_tables_that_stay_float(
+    width: int, bits: Literal["int8", "int4"], bad: float | None, reason: str | None
+) -> None:
+    model = text_like(width=width)
+    (index,) = [i for i, weight in enumerate(model.graph.initializer) if weight.name == "table"]
+    if bad is not None:
+        table = onnx.numpy_helper.to_array(model.graph.initializer[index]).copy()
+        table[3, 5] = bad
+        model.graph.initializer[index].CopyFrom(onnx.numpy_helper.from_array(table, "table"))
+    found = plan(model, Recipe(embeddings=bits, weights="int4", activations="none"))
+    assert [x.name for x in found.embeddings] == (["table"] if reason is None else [])
+    assert [(x.name, x.op) for x in found.left_out] == ([] if reason is None else [("table", "Gather")])
+    assert reason is None or reason in found.left_out[0].reason
+    if reason is not None:
+        with pytest.raises(RecipeError, match=reason):
+            plan(model, Recipe(embeddings=bits, layers=(Rule(match="*", skip=True),)))
 
 
 def test_patterns_that_match_nothing_are_noted() -> None:

@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 PER_AXIS_OPSET = 13  # DequantizeLinear with a scale for every channel
 BLOCKED_OPSET = 21  # DequantizeLinear with block_size; the 4-bit types
 INT2_OPSET = 25
+WIDEST_BLOCK, NARROWEST_BLOCK = 32, 8  # columns that share a scale in a table of 4-bit integers
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -93,6 +94,28 @@ def unwritable(layer: Layer, choice: Choice) -> str | None:
     """Why no ONNX file can hold this layer so, on any target; None if one can."""
     if choice.level.bits is not None and scale_layout(layer) is None:
         return "no DequantizeLinear can give each of its rows a scale; it stays float"
+    return None
+
+
+def table_block(columns: int, bits: int) -> int | None:
+    """How many columns of a table's row share a scale: the widest block that divides a row. None: all rows share them.
+
+    onnxruntime cannot look up types below 8 bits, so that their scales must lie along the rows.
+    """
+    if bits == 8:
+        return None
+    return next(size for size in range(min(WIDEST_BLOCK, columns), 0, -1) if columns % size == 0)
+
+
+def unwritable_table(embedding: Embedding, bits: int) -> str | None:
+    """Why a table cannot be stored in integers of so many bits, or None."""
+    if not np.isfinite(embedding.table()).all():
+        return "NaN or infinity in the table: it stays float"
+    columns = embedding.shape[1]
+    block = table_block(columns, bits)
+    if block is not None and block < NARROWEST_BLOCK:
+        blocks = f"blocks of {NARROWEST_BLOCK} to {WIDEST_BLOCK}"
+        return f"{columns} columns do not divide into {blocks}, which share a scale: it stays float; int8 needs none"
     return None
 
 

@@ -20,7 +20,8 @@ _SMALLEST = np.finfo(np.float32).tiny  # a scale below it would be denormal, and
 def fit_grid(
     weights: Float32, bits: int, symmetric: bool = True, method: GridMethod = "mse", threads: int | None = None
 ) -> Grid:
-    """A grid for every row. `minmax` spans the row; `mse` clips it where that lowers Σ|error|^2.4 (OBC section 6).
+    """A grid for every row. `minmax` spans the row; `mse` clips it where that lowers Σ|error|^2.4 (OBC section 6). It
+    tries the scale of `minmax` first, so that its error is never larger.
 
     Symmetric: zero point 0, range ± the largest magnitude; `minmax` can represent that magnitude with either sign.
     Asymmetric: from the smallest to the largest weight, extended to include 0, which lies on the grid exactly.
@@ -35,11 +36,12 @@ def fit_grid(
         low = -high
     else:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
-    shrink = _SHRINK if method == "mse" else np.ones(1)
-    widest = 2 ** (bits - 1) - 1 if symmetric and method == "minmax" else levels / (2 if symmetric else 1)
-    span = high if symmetric else high - low
-    scales = (span[:, None] * shrink / widest).astype(np.float32)  # (groups · rows, candidates)
-    scales = np.where(span[:, None] > 0, np.maximum(scales, _SMALLEST), np.float32(1))
+    span = (high if symmetric else high - low)[:, None]  # (groups · rows, 1)
+    candidates = [span / (2 ** (bits - 1) - 1 if symmetric else levels)]
+    if method == "mse":
+        candidates.append(span * _SHRINK / (levels / 2 if symmetric else levels))
+    scales = np.hstack(candidates).astype(np.float32)  # (groups · rows, candidates), descending
+    scales = np.where(span > 0, np.maximum(scales, _SMALLEST), np.float32(1))
     zeros = np.zeros(len(flat), np.int32)
     if not symmetric:
         zeros = np.clip(np.rint(-low / scales[:, 0]), 0, levels).astype(np.int32)
@@ -49,7 +51,7 @@ def fit_grid(
     def search(start: int, stop: int) -> None:
         _best_scale(flat, scales, zeros, grid_low, grid_low + levels, start, stop, scale)
 
-    over_rows(search, len(flat), 20 * columns * len(shrink), threads)
+    over_rows(search, len(flat), 20 * columns * scales.shape[1], threads)
     return Grid(scale.reshape(groups, rows), zeros.reshape(groups, rows), bits, symmetric)
 
 

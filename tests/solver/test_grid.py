@@ -46,7 +46,7 @@ def test_minmax_asymmetric_spans_the_row_and_zero(bits, shift):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_mse_is_the_best_of_the_eighty_clippings(bits, symmetric):
+def test_mse_is_the_best_of_minmax_and_the_eighty_clippings(bits, symmetric):
     weights = normal()
     grid = fit_grid(weights, bits, symmetric, "mse")
     widest = fit_grid(weights, bits, symmetric, "minmax")
@@ -54,12 +54,31 @@ def test_mse_is_the_best_of_the_eighty_clippings(bits, symmetric):
         full = np.abs(weights).max(axis=2).astype(float) / ((2**bits - 1) / 2)
     else:
         full = (weights.max(axis=2).astype(float) - weights.min(axis=2)) / (2**bits - 1)
-    tried = []
+    tried = [error(weights, widest)]
     for i in range(80):
         scale = (full * ((100 - i) / 100)).astype(np.float32)
         tried.append(error(weights, Grid(scale, widest.zero_point, bits, symmetric)))
     np.testing.assert_allclose(error(weights, grid), np.min(tried, axis=0), rtol=1e-12)
     assert (grid.scale < full).any() or bits == 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12),
+    st.sampled_from([2, 3, 4, 8]),
+    st.booleans(),
+)
+def test_mse_is_never_worse_than_minmax(row, bits, symmetric):
+    weights = np.array([[row]], np.float32)
+    fitted, widest = (error(weights, fit_grid(weights, bits, symmetric, method)) for method in ("mse", "minmax"))
+    assert (fitted <= widest * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_row_on_minmax_s_grid_stays_exact(bits):
+    top = 2 ** (bits - 1) - 1
+    weights = np.arange(-top, top + 1, dtype=np.float32)[None, None] / 8
+    assert error(weights, fit_grid(weights, bits, True, "mse")).max() == 0
 
 
 @settings(max_examples=50, deadline=None)
