@@ -76,12 +76,22 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
         notes.append(f"opset raised from {present} to {model.opset_imports['']}, which the integer types need")
     target = TARGETS[recipe.target]
     target.prepare(model, layers, choices)
+    activations = tuple(target.place(model, layers, choices))
+    placed = {reader: activation.bits for activation in activations for reader in activation.readers}
+    for layer in layers:
+        wanted = choices.get(layer.name)
+        if wanted is None or wanted.activation_bits is None:
+            continue
+        widest = max(placed[(use.node, 1 - use.index)] for use in layer.uses)
+        if widest != wanted.activation_bits:
+            choices[layer.name] = Choice(wanted.level, widest)
+            remarks.setdefault(layer.name, f"another layer reads its input in {widest} bits: {widest} bits here too")
     return Plan(
         model=model,
         layers=tuple(layer for layer in layers if layer.name in choices),
         choices=choices,
         embeddings=tuple(embeddings),
-        activations=tuple(target.place(model, layers, choices)),
+        activations=activations,
         left_out=tuple(left_out),
         notes=tuple(notes),
         remarks=remarks,

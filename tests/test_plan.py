@@ -162,3 +162,24 @@ def test_rows_that_no_dequantize_linear_tells_apart_are_left_out(
         Recipe(weights="float", sparsity="0.5"),
     )
     assert [layer.name for layer in pruned.layers] == ["l"]
+
+
+def test_a_shared_input_has_the_bits_of_its_widest_reader() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["a"], name="narrow"),
+        helper.make_node("MatMul", ["x", "w"], ["b"], name="wide"),
+        helper.make_node("Tanh", ["a"], ["t"]),
+        helper.make_node("MatMul", ["t", "u"], ["c"], name="alone"),
+    ]
+    weights = {name: np.ones((6, 6), np.float32) for name in "vwu"}
+    outputs: dict[str, list[int | str]] = {"b": ["N", 6], "c": ["N", 6]}
+    model = build(nodes, {"x": (TensorProto.FLOAT, ["N", 6])}, outputs, weights)
+    rule = Rule(match="wide", weights="int8", activations="int8")
+    found = plan(model, Recipe(weights="int4", activations="int4", layers=(rule,)))
+    assert {name: choice.activation_bits for name, choice in found.choices.items()} == {
+        "narrow": 8,
+        "wide": 8,
+        "alone": 4,
+    }
+    assert {activation.value: activation.bits for activation in found.activations} == {"x": 8, "t": 4}
+    assert found.remarks == {"narrow": "another layer reads its input in 8 bits: 8 bits here too"}
