@@ -15,6 +15,7 @@ from .calibration.capture import Captured, capture, plan_chunks, probe
 from .calibration.data import DataOptions, InputSpec, Samples, open_samples
 from .calibration.ranges import RangeObserver
 from .errors import VerificationError
+from .graph.fold import remove_unused
 from .graph.model import input_specs, read_model, save_model
 from .graph.place import check_beside, check_output, place_model
 from .graph.qdq import Writer, WrittenWeight
@@ -167,7 +168,7 @@ def write(
         embeddings.append(report)
     for activation in plan.activations:
         writer.activation(activation, *intervals[activation.value])
-    writer.clean_up()
+    remove_unused(plan.model)
     return written, embeddings, intervals
 
 

@@ -16,6 +16,7 @@ from written import rounded
 
 from onnx_obc.calibration.data import Batch, Samples
 from onnx_obc.errors import VerificationError
+from onnx_obc.graph.fold import remove_unused
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.model import save_model
 from onnx_obc.graph.qdq import Writer, WrittenWeight
@@ -102,7 +103,7 @@ def write(level: str, folder: Path) -> File:
     solved = {layer.name: solved_at(layer, parse_level(level)) for layer in layers}
     writer = Writer(model)
     written = [writer.weight(entry.layer, entry.solution) for entry in solved.values()]
-    writer.clean_up()
+    remove_unused(model)
     save_model(model, folder / "m.onnx")
     return File(folder / "m.onnx", solved, written)
 

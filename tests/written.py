@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx import helper
 from small_graphs import Array, random, run
 
+from onnx_obc.graph.fold import remove_unused
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.opset import raise_opset
 from onnx_obc.graph.qdq import Writer, opset_needed
@@ -110,5 +111,5 @@ def write_for(
     for activation in placed:
         value = values[activation.value]
         writer.activation(activation, min(0.0, float(value.min())), max(0.0, float(value.max())))
-    writer.clean_up()
+    remove_unused(model)
     return Written(ir.to_proto(model), tuple(a.value for a in placed), remarks, refused, feed)

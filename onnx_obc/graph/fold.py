@@ -11,6 +11,7 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
+from .names import free_name, names_of
 from .tensors import own_copy
 
 Step = Callable[[ir.Model], str | None]
@@ -214,7 +215,9 @@ def _fuse_batchnorm(model: ir.Model, norm: ir.Node) -> bool:
     if bias is not None and len(bias.uses()) == 1 and not bias.is_graph_output():
         _set_initializer(model, bias, new_bias)
     else:
-        fresh = ir.Value(name=_unused_name(model, f"{weight.name}_bias"), type=ir.TensorType(ir.DataType.FLOAT))
+        fresh = ir.Value(
+            name=free_name(f"{weight.name}_bias", set(names_of(model))), type=ir.TensorType(ir.DataType.FLOAT)
+        )
         _set_initializer(model, fresh, new_bias)
         node.resize_inputs(3)
         node.replace_input_with(2, fresh)
@@ -248,13 +251,3 @@ def _set_initializer(model: ir.Model, value: ir.Value, array: np.ndarray) -> Non
     if value in model.graph.inputs:
         model.graph.inputs.remove(value)
     model.graph.register_initializer(value)
-
-
-def _unused_name(model: ir.Model, name: str) -> str:
-    graph = model.graph
-    names = {v.name for v in (*graph.inputs, *graph.initializers.values())}
-    names |= {output.name for node in graph.all_nodes() for output in node.outputs}
-    names |= {value.name for body in model.graphs() for value in (*body.inputs, *body.initializers.values())}
-    while name in names:
-        name += "_"
-    return name

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..level import Choice, Grid, Solution
 from .layers import Embedding, Layer
+from .names import free_name, names_of
 
 Array = npt.NDArray[Any]
 
@@ -140,12 +139,12 @@ class Writer:
         graph = model.graph
         outputs = [value for node in graph for value in node.outputs]
         self._values = {str(v.name): v for v in (*graph.inputs, *graph.initializers.values(), *outputs)}
-        self._taken = set(names_of(graph))
+        self._taken = set(names_of(model))
 
     def weight(self, layer: Layer, solution: Solution) -> WrittenWeight:
         """Replace a layer's weight by its solution: a float initializer, or codes, scale, zero point and a node.
 
-        The old weight stays behind, to be cleaned up where nothing else reads it.
+        The old weight stays behind; fold.remove_unused removes it where nothing else reads it.
         """
         first = layer.uses[0].node
         if solution.codes is None or solution.grid is None:
@@ -224,12 +223,6 @@ class Writer:
         else:
             self.model.graph.insert_before(self.model.graph[0], [quantize, dequantize])
 
-    def clean_up(self) -> None:
-        """Remove what nothing reads any more: old weights, and inputs that only stood for one (old exporters)."""
-        graph = self.model.graph
-        graph.inputs[:] = [v for v in graph.inputs if v.name not in graph.initializers or v.uses()]
-        RemoveUnusedNodesPass()(self.model)
-
     def _dequantize(
         self, codes: ir.Value, scale: Array, zero: Array, axis: int | None, block: int | None, name: str
     ) -> ir.Node:
@@ -278,20 +271,7 @@ def take_over_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     old.name, new.name = new.name, name
 
 
-def free_name(name: str, taken: Collection[str]) -> str:
-    """This name, or the first of name_1, name_2, … that is not taken."""
-    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
-
-
 def _copy_type(source: ir.Value, target: ir.Value) -> None:
     # A copy: setting the dtype of a value changes its type object, and two values must not share one.
     target.type = None if source.dtype is None else ir.TensorType(source.dtype)
     target.shape = source.shape
-
-
-def names_of(graph: ir.Graph) -> Iterable[str]:
-    """Every name of a value or a node, those inside subgraphs too."""
-    yield from (str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
-    for node in graph.all_nodes():
-        yield str(node.name)
-        yield from (str(value.name) for value in node.outputs)

@@ -13,9 +13,12 @@ from onnx.reference import ReferenceEvaluator
 from small_graphs import Array, build, random, run
 from written import random_solution, rounded, write_for
 
+from onnx_obc.graph.fold import remove_unused
 from onnx_obc.graph.layers import Layer, find_embeddings, find_layers
+from onnx_obc.graph.names import names_of
 from onnx_obc.graph.opset import raise_opset
 from onnx_obc.graph.qdq import Activation, Writer, activation_grid, opset_needed, scale_layout, storage_type
+from onnx_obc.graph.targets import TARGETS
 from onnx_obc.level import Choice, Grid, parse_level
 
 node = helper.make_node
@@ -26,7 +29,7 @@ def written_weight(model: ir.Model, layer: Layer, level: str) -> tuple[Array, Ar
     solution = random_solution(layer, parse_level(level))
     writer = Writer(model)
     where = writer.weight(layer, solution)
-    writer.clean_up()
+    remove_unused(model)
     proto = ir.to_proto(model)
     proto.graph.output.append(helper.make_tensor_value_info(where.name, onnx.TensorProto.FLOAT, None))
     feed = {i.name: random(*(d.dim_value for d in i.type.tensor_type.shape.dim)) for i in proto.graph.input}
@@ -134,7 +137,7 @@ def test_a_float_solution_replaces_the_weight() -> None:
     solution = rounded(layer, parse_level("float"))
     writer = Writer(model)
     where = writer.weight(layer, solution)
-    writer.clean_up()
+    remove_unused(model)
     assert where.codes is None
     assert list(model.graph.initializers) == [where.name]
     assert len(list(model.graph)) == 1
@@ -182,7 +185,7 @@ def test_weights_listed_as_inputs_are_no_longer_inputs() -> None:
     ((layer,), _) = find_layers(model)
     writer = Writer(model)
     writer.weight(layer, rounded(layer, parse_level("int8")))
-    writer.clean_up()
+    remove_unused(model)
     assert [value.name for value in model.graph.inputs] == ["x", "b"]
     assert "w" not in model.graph.initializers
 
@@ -230,7 +233,7 @@ def test_an_activation_is_quantized_for_its_readers_alone(symmetric: bool, bits:
     exp = model.graph[1]
     writer = Writer(model)
     writer.activation(Activation("h", bits, symmetric, ((exp, 0),)), 0.0, 2.0)
-    writer.clean_up()
+    remove_unused(model)
     x = random(40, 4)
     y, z = run(model, {"x": x})
     np.testing.assert_array_equal(z, -np.maximum(x, 0))
@@ -246,7 +249,7 @@ def test_graph_outputs_keep_their_names(producer: bool) -> None:
     exp = model.graph[1]
     writer = Writer(model)
     writer.activation(Activation("h", 8, False, ((exp, 0),), replaces_output=producer), 0.0, 2.0)
-    writer.clean_up()
+    remove_unused(model)
     proto = ir.to_proto(model)
     assert [value.name for value in proto.graph.output] == ["h", "y"]
     assert [d.dim_value for d in proto.graph.output[0].type.tensor_type.shape.dim] == [40, 4]
@@ -303,7 +306,7 @@ def test_embeddings(bits: int, block: int | None, as_output: bool) -> None:
     codes, grid = table_grid(table, bits, block)
     writer = Writer(model)
     writer.embedding(embedding, codes, grid, block)
-    writer.clean_up()
+    remove_unused(model)
     scale = (
         np.broadcast_to(grid.scale, table.shape) if block is None else np.repeat(grid.scale.reshape(50, -1), block, 1)
     )
@@ -330,7 +333,7 @@ def test_what_was_looked_up_can_be_quantized_too(bits: int, block: int | None) -
     writer = Writer(model)
     writer.embedding(embedding, codes, grid, block)
     writer.activation(Activation("e", 8, False, ((model.graph[-1], 0),)), -4.0, 4.0)
-    writer.clean_up()
+    remove_unused(model)
     i = np.array([0, 49, 7])
     (found,) = run(model, {"i": i})
     np.testing.assert_allclose(found, table[i] @ random(32, 4), atol=0.4 if bits == 8 else 4)
@@ -364,6 +367,16 @@ def test_names_that_the_model_has_already() -> None:
     assert len(set(node_names)) == len(node_names)
     (found,), (dense,) = run(written.model, written.feed), run(proto, written.feed)
     np.testing.assert_allclose(found, dense, atol=0.1)
+
+
+def test_nodes_without_a_name() -> None:
+    gemm = node("Gemm", ["x", "w", "b"], ["y"])
+    model = ir.from_proto(build([gemm], {"x": (5, 4)}, {"y": (5, 3)}, {"w": random(4, 3), "b": random(3)}))
+    model.graph[0].name = None
+    layers, _ = find_layers(model)
+    TARGETS["onnxruntime"].prepare(model, layers, {layers[0].name: Choice(parse_level("int8"), 8)})
+    assert [(n.op_type, n.name) for n in model.graph] == [("Gemm", None), ("Add", "y_bias")]
+    assert "None" not in set(names_of(model))
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])

@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from ...level import FLOAT, Choice
 from ..layers import Layer
-from ..qdq import Activation, free_name, names_of, scale_layout, storage_type, take_over_output
+from ..names import free_name, names_of
+from ..qdq import Activation, scale_layout, storage_type, take_over_output
 
 
 def refuse(layer: Layer, choice: Choice) -> str | None:
@@ -62,14 +63,14 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
         if node.op_type == "Gemm":
             has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
             if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(output):
-                _split_gemm(model.graph, node)
+                _split_gemm(model, node)
         elif len(uses) == 1 and _is(uses[0].node, "Add", model) and not output.is_graph_output():
             add, index, source = uses[0].node, 1 - uses[0].idx, node.inputs[0]
             rank = len(source.shape) if source is not None and source.shape is not None else 0
             if rank == 2 and not is_quantized(add.outputs[0]):
                 node.op_type = "Gemm"
             elif rank > 2:
-                _widen_bias(model.graph, add, index)
+                _widen_bias(model, add, index)
 
 
 def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
@@ -145,28 +146,29 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
 
 
-def _split_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
+def _split_gemm(model: ir.Model, gemm: ir.Node) -> None:
     """Move the bias of a Gemm into an Add behind it, which onnxruntime leaves there."""
     product, bias = gemm.outputs[0], gemm.inputs[2]
     gemm.resize_inputs(2)
     readers = list(product.uses())
-    add = ir.node("Add", [product, bias], name=free_name(f"{gemm.name}_bias", set(names_of(graph))))
+    taken = set(names_of(model))
+    add = ir.node("Add", [product, bias], name=free_name(f"{gemm.name or product.name}_bias", taken))
     total = add.outputs[0]
-    total.name = free_name(f"{product.name}_biased", set(names_of(graph)))
+    total.name = free_name(f"{product.name}_biased", taken)
     for user, index in readers:
         user.replace_input_with(index, total)
-    take_over_output(graph, product, total)
-    graph.insert_after(gemm, add)
+    take_over_output(model.graph, product, total)
+    model.graph.insert_after(gemm, add)
 
 
-def _widen_bias(graph: ir.Graph, add: ir.Node, index: int) -> None:
+def _widen_bias(model: ir.Model, add: ir.Node, index: int) -> None:
     """Give the bias of an Add, its input `index`, an axis in front, so that onnxruntime takes it for none."""
     bias = add.inputs[index]
     tensor = None if bias is None else ir.convenience.get_const_tensor(bias)
     if bias is None or tensor is None or len(tensor.shape) != 1:
         return
-    name = free_name(f"{bias.name}_row", set(names_of(graph)))
+    name = free_name(f"{bias.name}_row", set(names_of(model)))
     row = ir.Tensor(tensor.numpy()[None], name=name)  # (1, rows)
     value = ir.Value(name=name, type=ir.TensorType(row.dtype), shape=row.shape, const_value=row)
-    graph.register_initializer(value)
+    model.graph.register_initializer(value)
     add.replace_input_with(index, value)
