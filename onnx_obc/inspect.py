@@ -11,10 +11,12 @@ from .graph.cost import layer_costs
 from .graph.fold import fold
 from .graph.layers import Layer, find_layers
 from .graph.model import read_model
-from .level import parse_level
+from .graph.qdq import unwritable
+from .level import Choice, parse_level
 from .report.table import layer_table
 
 LEVELS = tuple(parse_level(text) for text in ("2:4", "4:8", "block4-0.50"))
+INT8 = Choice(parse_level("int8"))
 
 
 def inspect_model(path: Path) -> Callable[[int], RenderableType]:
@@ -27,5 +29,8 @@ def inspect_model(path: Path) -> Callable[[int], RenderableType]:
 
 
 def impossible_levels(layer: Layer) -> list[str]:
-    """Why the layer cannot take the usual patterns, for each that it cannot."""
-    return [reason for level in LEVELS if (reason := layer.impossible(level)) is not None]
+    """Why the layer cannot take the usual patterns, or integers, for each that it cannot."""
+    reasons = [layer.impossible(level) for level in LEVELS]
+    if (reason := unwritable(layer, INT8)) is not None:
+        reasons.append(f"integers: {reason}")
+    return [reason for reason in reasons if reason is not None]

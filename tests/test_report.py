@@ -13,7 +13,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from digits import small, text_like
+from onnx import helper
 from rich.console import Console, RenderableType
+from small_graphs import build, random
 
 from onnx_obc import OutputError, Recipe, compress
 from onnx_obc.graph.cost import layer_costs
@@ -138,6 +140,12 @@ def test_the_layers_of_a_model(tmp_path: Path) -> None:
     assert "1 layer, 48 parameters, 96 FLOPs a sample" in lines
     ir.save(model, tmp_path / "m.onnx")
     assert render(inspect_model(tmp_path / "m.onnx")(200), 200) == lines
+
+
+def test_a_layer_that_no_integers_can_hold() -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    (layer,), _ = find_layers(ir.from_proto(build([node], {"x": (3, 2, 1)}, {"y": (3, 2, 5)}, {"w": random(3, 1, 5)})))
+    assert any(reason.startswith("integers: no DequantizeLinear") for reason in impossible_levels(layer))
 
 
 def test_a_model_without_layers_has_an_empty_table() -> None:
