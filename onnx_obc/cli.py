@@ -60,7 +60,7 @@ class RecipeOptions:
     sparsity: Annotated[str | None, Parameter(group=LEVELS)] = None
     """Which weights become zero: 2:4, 4:8, block4:0.7 (70 % of blocks of 4), 0.6 (anywhere), none. [default: none]"""
     asymmetric: Annotated[bool | None, Parameter(group=LEVELS)] = None
-    """Give every weight row a zero point."""
+    """Give every weight row a zero point. [default: below 8 bits, but not for tensorrt]"""
     embeddings: Annotated[Literal["float", "int8", "int4"] | None, Parameter(group=LEVELS)] = None
     """Store the tables of Gather as integers, by rounding. [default: float]"""
     target: Annotated[Literal["onnxruntime", "tensorrt"] | None, Parameter(group=LEVELS)] = None

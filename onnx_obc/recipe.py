@@ -58,7 +58,7 @@ class Recipe(_Strict):
     weights: Weights = "int8"
     activations: Activations = "int8"
     sparsity: SparsityText = "none"
-    asymmetric: bool = False
+    asymmetric: bool | None = None  # None: below 8 bits, where the target takes it
     embeddings: Literal["float", "int8", "int4"] = "float"
     layers: tuple[Rule, ...] = ()
 
@@ -86,6 +86,8 @@ class Recipe(_Strict):
             return None
         bits = parse_bits(rule.weights or self.weights)
         asymmetric = self.asymmetric if rule.asymmetric is None else rule.asymmetric
+        if asymmetric is None:  # zero points are worth most where there are few codes, and TensorRT has none
+            asymmetric = bits is not None and bits < 8 and self.target != "tensorrt"
         level = Level(
             sparsity=parse_sparsity(rule.sparsity if rule.sparsity is not None else self.sparsity),
             bits=bits,

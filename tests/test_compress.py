@@ -27,15 +27,15 @@ FEW = DataOptions(samples=64)
 GOLDEN: dict[str, tuple[dict[str, Any], int, float]] = {
     "int8": ({}, 20, 0.98),
     "int8-asym": ({"asymmetric": True}, 20, 0.98),
-    "int4": ({"weights": "int4", "activations": "none"}, 20, 0.98),
-    "int4-asym": ({"weights": "int4", "activations": "none", "asymmetric": True}, 20, 0.98),
-    "int3": ({"weights": "int3", "activations": "none"}, 20, 0.96),
-    "int2": ({"weights": "int2", "activations": "none"}, 20, 0.55),
+    "int4": ({"weights": "int4", "activations": "none", "asymmetric": False}, 20, 0.98),
+    "int4-asym": ({"weights": "int4", "activations": "none"}, 20, 0.98),
+    "int3-asym": ({"weights": "int3", "activations": "none"}, 20, 0.96),
+    "int2-asym": ({"weights": "int2", "activations": "none"}, 20, 0.55),
     "2:4+int8": ({"sparsity": "2:4"}, 15, 0.97),
     "4:8+int8": ({"sparsity": "4:8"}, 15, 0.97),
     "block4-0.50": ({"sparsity": "block4:0.5", "weights": "float"}, 15, 0.95),
     "sparse-0.60": ({"sparsity": "0.6", "weights": "float"}, 20, 0.95),
-    "sparse-0.60+int4": ({"sparsity": "0.6", "weights": "int4", "activations": "none"}, 20, 0.92),
+    "sparse-0.60+int4-asym": ({"sparsity": "0.6", "weights": "int4", "activations": "none"}, 20, 0.92),
 }
 
 
@@ -95,9 +95,9 @@ def test_rules_for_layers_first_match_wins(tmp_path: Path) -> None:
     )
     report = compress(MODEL, CALIBRATION, recipe, data=FEW).report
     levels = {x.name: x.level for x in report.layers}
-    assert levels["/features/features.2/body/body.0/body.0.0/Conv"] == "int4"
+    assert levels["/features/features.2/body/body.0/body.0.0/Conv"] == "int4-asym"
     assert levels["/features/features.2/body/body.2/body.2.0/Conv"] == "2:4+int8"
-    assert sorted(set(levels.values())) == ["2:4+int8", "int4", "int8"]
+    assert sorted(set(levels.values())) == ["2:4+int8", "int4-asym", "int8"]
     assert [(x.name, x.reason) for x in report.left_out] == [
         ("/classifier/classifier.2/Gemm", "skipped, as the recipe says")
     ]
