@@ -8,9 +8,12 @@ from ..errors import ModelError
 from ..level import Float32, Level, Solution
 from .grid import GridMethod, fit_grid
 from .inverse import Damped, Precision
+from .loss import layer_loss
 from .prune import prune
 from .quantize import quantize
 from .threads import Progress
+
+_ROUNDING = 3e-5  # relative; what float32 may cost a predicted loss
 
 
 def solve(
@@ -28,10 +31,28 @@ def solve(
     weights: (groups, rows, columns) float32. grid: how quantization grids are fitted, to the weights left by pruning.
     threads: None for all usable cores; the solution does not depend on it. progress: called now and then with how
     many of the groups · rows rows are finished, never less than before. An interrupt stops within one chunk of rows.
+    precision: `auto` solves a layer again in float64 where the loss predicted in float32 is off by more than 3e-5.
     The solution's loss is the greedy's own prediction of ½ tr(ΔHΔᵀ) for the damped Hessian. Raises ModelError if a
     weight is NaN or infinite.
     """
     check_finite(weights)
+    solution = _solve(weights, damped, level, grid, threads, precision, progress)
+    if precision == "auto":
+        measured = layer_loss(weights, solution.weights, damped.hessian)
+        if abs(solution.loss - measured) > _ROUNDING * measured:
+            return _solve(weights, damped, level, grid, threads, "float64", None)
+    return solution
+
+
+def _solve(
+    weights: Float32,
+    damped: Damped,
+    level: Level,
+    grid: GridMethod,
+    threads: int | None,
+    precision: Precision,
+    progress: Progress | None,
+) -> Solution:
     rows = weights.shape[0] * weights.shape[1]
     passes = (2 if level.sparsity is not None else 0) + (1 if level.bits is not None else 0)
     finished = 0
