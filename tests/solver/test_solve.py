@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from problems import layer
@@ -149,3 +151,13 @@ def test_losses_are_mean_output_errors():
     hessian = 2 * (x @ x.T)[None] / 30
     np.testing.assert_allclose(layer_loss(w, solved, hessian), ((w[0] @ x - solved[0] @ x) ** 2).sum() / 30, rtol=1e-6)
     np.testing.assert_allclose(output_energy(w, hessian), ((w[0] @ x) ** 2).sum() / 30, rtol=1e-6)
+
+
+def test_auto_takes_float64_where_float32_gets_the_loss_wrong(monkeypatch):
+    weights, hessian = layer(rows=8, columns=48, decay=1.5)
+    damped, level = damp(hessian), parse_level("int4")
+    monkeypatch.setattr(sys.modules["onnx_obc.solver.solve"], "_ROUNDING", 0.0)  # then no prediction is good enough
+    twice = solve(weights, damped, level)
+    exact = solve(weights, damped, level, precision="float64")
+    assert np.array_equal(twice.codes, exact.codes)
+    assert twice.loss == exact.loss != solve(weights, damped, level, precision="float32").loss
