@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -12,6 +11,7 @@ from onnx import helper, version_converter
 from onnx_ir.passes import common
 
 from ..errors import ModelError
+from .names import free_name, names_of
 from .tensors import own_copy
 
 SMALL = 4096  # elements; a larger constant is never an axis, a shape or a scale, so the converter need not see it
@@ -32,7 +32,7 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     if model.functions:
         common.InlinePass()(model)
         common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
-    names = _Names.of(model)
+    names = set(names_of(model))
     for node in list(model.graph.all_nodes()):
         try:
             if node.domain == "" and _changed(node.op_type, old, version):
@@ -48,26 +48,10 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     return model
 
 
-@dataclass(frozen=True)
-class _Names:
-    """All value names of a model, to find free ones."""
-
-    taken: set[str]
-
-    @classmethod
-    def of(cls, model: ir.Model) -> _Names:
-        taken = {str(output.name) for node in model.graph.all_nodes() for output in node.outputs}
-        for graph in model.graphs():
-            taken |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
-        return cls(taken)
-
-    def free(self, name: str) -> str:
-        candidate, number = name, 1
-        while candidate in self.taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.taken.add(candidate)
-        return candidate
+def _take(name: str, taken: set[str]) -> str:
+    """A free name like this one, which is then taken."""
+    taken.add(free := free_name(name, taken))
+    return free
 
 
 def _changed(op_type: str, old: int, new: int) -> bool:
@@ -77,7 +61,7 @@ def _changed(op_type: str, old: int, new: int) -> bool:
     return bool(onnx.defs.get_schema(op_type, old).since_version != onnx.defs.get_schema(op_type, new).since_version)
 
 
-def _convert(node: ir.Node, old: int, new: int, names: _Names) -> None:
+def _convert(node: ir.Node, old: int, new: int, names: set[str]) -> None:
     """Replace `node` in its graph by what the version converter makes of it alone. Raises ValueError and others."""
     if node.op_type in CONTROL_FLOW:
         raise ValueError(f"{node.op_type} changed its form after opset 8")
@@ -98,7 +82,7 @@ def _convert(node: ir.Node, old: int, new: int, names: _Names) -> None:
         _splice(node, ir.from_proto(converted), names)
 
 
-def _splice(node: ir.Node, part: ir.Model, names: _Names) -> None:
+def _splice(node: ir.Node, part: ir.Model, names: set[str]) -> None:
     """Put the nodes of `part` in the place of `node`; values of the same name are the same values."""
     outer = {value.name: value for value in node.inputs if value is not None}
     outputs = {value.name: value for value in node.outputs if value.name}
@@ -120,7 +104,7 @@ def _splice(node: ir.Node, part: ir.Model, names: _Names) -> None:
     for new in made:
         for value in new.outputs:
             if value.name and value.name not in outputs:
-                value.name = names.free(f"{node.outputs[0].name}_{new.op_type}")
+                value.name = _take(f"{node.outputs[0].name}_{new.op_type}", names)
     main = next((new for new in inner if new.op_type == node.op_type), inner[-1])
     main.name, main.doc_string = node.name, node.doc_string
     main.metadata_props.update(node.metadata_props)
@@ -136,7 +120,7 @@ def _along_last(node: ir.Node) -> bool:
     return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
-def _widen_group_norm(node: ir.Node, names: _Names) -> None:
+def _widen_group_norm(node: ir.Node, names: set[str]) -> None:
     """Opset 21 wants a scale and a bias for every channel, older ones for every group."""
     shape = None if node.inputs[0] is None else node.inputs[0].shape
     if shape is None or not isinstance(shape[1], int):
@@ -148,7 +132,7 @@ def _widen_group_norm(node: ir.Node, names: _Names) -> None:
             raise ValueError("its scale and bias are not constant")
         wide = np.repeat(tensor.numpy(), shape[1] // node.attributes.get_int("num_groups"))  # (channels,)
         constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.Tensor(wide))])
-        constant.outputs[0].name = names.free(f"{value.name}_per_channel")
+        constant.outputs[0].name = _take(f"{value.name}_per_channel", names)
         constant.outputs[0].type, constant.outputs[0].shape = value.type, ir.Shape(wide.shape)
         assert isinstance(node.graph, ir.Graph)
         node.graph.insert_before(node, constant)
