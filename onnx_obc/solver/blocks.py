@@ -1,15 +1,12 @@
-"""The exact greedy with blocks of columns as pivots (OBC equation 5); see `greedy` for the arithmetic and arguments.
-
-Numba's cache on disk sees changes of this file, not of the functions that it takes from `greedy`: after changing those,
-touch this one.
-"""
+"""The exact greedy with blocks of columns as pivots (OBC equation 5); see `greedy` for the shared arguments."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..level import Float32, Float64, Int32
-from .greedy import EPOCH, append_column, compact_factor, compiled
+from .compiled import compiled
+from .elimination import append_column, epoch, lowest, rebase
 
 
 @compiled
@@ -18,6 +15,8 @@ def prune_blocks(
     base: np.ndarray,
     floor: Float64,
     block: int,
+    room: np.ndarray,
+    factor: np.ndarray,
     start: int,
     stop: int,
     order: Int32,
@@ -29,10 +28,10 @@ def prune_blocks(
     """
     columns = weights.shape[1]
     rows = weights.shape[0] // base.shape[0]
-    room = np.empty(((columns + EPOCH + block) // 2 + 1) ** 2, base.dtype)
     scratch = np.empty((block + 1, block))
+    score = np.empty(-(-columns // block))
     for i in range(start, stop):
-        inverse = base[i // rows]
+        a = base[i // rows]
         alive = np.arange(columns)
         gone = np.zeros(columns, np.uint8)
         w = weights[i].astype(np.float64)
@@ -41,59 +40,64 @@ def prune_blocks(
         for j in range(columns):
             first = j - j % block
             for c in range(min(block, columns - first)):
-                near[j, c] = inverse[j, first + c]
-        size, k, step = columns, 0, 0
-        while size > 0:
-            last = min(k + EPOCH + block - 1, columns)
-            factor = room[: last * size].reshape(last, size)  # V: (last, size)
-            epoch_end = min(k + EPOCH, columns)
-            while k < epoch_end:
-                best, first = np.inf, -1
-                for j in range(0, size, block):  # only the last block is short, and it stays last
-                    if gone[j] == 0:
-                        score = _block_score(w, near, low, j, min(block, size - j), scratch)
-                        if first < 0 or score < best:
-                            best, first = score, j
+                near[j, c] = a[j, first + c]
+        size, step = columns, 0
+        _score_blocks(w, near, low, gone, size, block, scratch, score)
+        while step < order.shape[1]:
+            k, last = 0, min(epoch(size), size)
+            while k < last:
+                best = lowest(score, -(-size // block))
+                first = best * block
                 order[i, step] = alive[first] // block
-                losses[i, step] = 0.5 * best
+                losses[i, step] = 0.5 * score[best]
                 step += 1
                 for q in range(first, min(first + block, size)):
                     pivot = max(near[q, q - first], low[q])
-                    append_column(inverse[alive[q]], alive, factor, k, q, pivot)
+                    append_column(a, factor, k, q, size, pivot)
                     v, shift = factor[k], w[q] / np.sqrt(pivot)
                     for j in range(size):
                         w[j] -= shift * v[j]
-                    for head in range(0, size, block):
+                    for head in range(0, size, block):  # only the last block is short, and it stays last
                         for j in range(head, min(head + block, size)):
                             for c in range(min(block, size - head)):
                                 near[j, c] -= np.float64(v[j]) * v[head + c]
                     gone[q] = 1
                     k += 1
-            stay = compact_factor(room, k, size, gone)
-            alive, w, low, near = alive[stay], w[stay], low[stay], near[stay]
-            size = stay.size
-            gone[:size] = 0
+                _score_blocks(w, near, low, gone, size, block, scratch, score)
+            if step < order.shape[1]:
+                stay = rebase(a, room, factor, k, gone, size)
+                a, size = room, stay.size
+                alive, w, low, near = alive[stay], w[stay], low[stay], near[stay]
+                gone[:size] = 0
+                _score_blocks(w, near, low, gone, size, block, scratch, score)
 
 
 @compiled
-def _block_score(w: Float64, near: Float64, low: Float64, first: int, count: int, scratch: Float64) -> float:
-    """wᵀ D⁻¹ w for the block's weights w and its diagonal block D of the current inverse: D = L diag(d) Lᵀ, y = L⁻¹ w.
+def _score_blocks(
+    w: Float64, near: Float64, low: Float64, gone: np.ndarray, size: int, block: int, scratch: Float64, score: Float64
+) -> None:
+    """Twice the loss that each block adds: wᵀ D⁻¹ w, D its diagonal block of the current inverse.
 
-    scratch: (block + 1, block); holds L below and d on its diagonal, y in its last row.
+    By D = L diag(d) Lᵀ and y = L⁻¹ w. scratch: (block + 1, block), L with d on its diagonal, and y.
     """
-    score = 0.0
     y = scratch[scratch.shape[0] - 1]
-    for r in range(count):
-        y[r] = w[first + r]
-        for c in range(r):
-            value = near[first + r, c]
-            for t in range(c):
-                value -= scratch[r, t] * scratch[c, t] * scratch[t, t]
-            scratch[r, c] = value / scratch[c, c]
-            y[r] -= scratch[r, c] * y[c]
-        pivot = near[first + r, r]
-        for c in range(r):
-            pivot -= scratch[r, c] * scratch[r, c] * scratch[c, c]
-        scratch[r, r] = max(pivot, low[first + r])
-        score += y[r] * y[r] / scratch[r, r]
-    return score
+    for b in range(-(-size // block)):
+        first = b * block
+        score[b] = np.inf
+        if gone[first]:
+            continue
+        total = 0.0
+        for r in range(min(block, size - first)):
+            y[r] = w[first + r]
+            for c in range(r):
+                value = near[first + r, c]
+                for t in range(c):
+                    value -= scratch[r, t] * scratch[c, t] * scratch[t, t]
+                scratch[r, c] = value / scratch[c, c]
+                y[r] -= scratch[r, c] * y[c]
+            pivot = near[first + r, r]
+            for c in range(r):
+                pivot -= scratch[r, c] * scratch[r, c] * scratch[c, c]
+            scratch[r, r] = max(pivot, low[first + r])
+            total += y[r] * y[r] / scratch[r, r]
+        score[b] = total

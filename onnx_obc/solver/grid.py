@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from ..level import Float32, Float64, Grid, Int32
-from .greedy import compiled
+from .compiled import compiled
 from .threads import over_rows
 
 GridMethod: TypeAlias = Literal["minmax", "mse"]

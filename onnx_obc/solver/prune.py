@@ -7,6 +7,7 @@ from scipy.linalg import lapack
 
 from ..level import NM, Block, Bool, Float32, Float64, Int32, Sparsity
 from .blocks import prune_blocks
+from .elimination import Workspace
 from .greedy import prune_rows
 from .inverse import Damped, Precision
 from .threads import Progress, over_rows
@@ -30,7 +31,7 @@ def prune(
     ½ tr(ΔHΔᵀ) for that mask, both (groups, rows, columns); and the loss predicted, the sum of the greedy's own
     increments, which does not use the final weights. progress: as `over_rows`, twice over the rows.
     """
-    order, losses, width = _greedy_order(weights, damped, sparsity, threads, precision, progress)
+    order, losses, width = greedy_order(weights, damped, sparsity, threads, precision, progress)
     total = len(order)
     columns = weights.shape[2]
     depth = np.full(total, order.shape[1])
@@ -85,7 +86,7 @@ def solve_kept(
     return solved
 
 
-def _greedy_order(
+def greedy_order(
     weights: Float32,
     damped: Damped,
     sparsity: Sparsity,
@@ -106,11 +107,13 @@ def _greedy_order(
     order = np.empty((groups * rows, steps), np.int32)
     losses = np.empty((groups * rows, steps))
 
+    space = Workspace(columns, base.dtype, width)
+
     def work(start: int, stop: int) -> None:
         if width > 1:
-            prune_blocks(flat, base, floor, width, start, stop, order, losses)
+            prune_blocks(flat, base, floor, width, space.room, space.factor, start, stop, order, losses)
         else:
-            prune_rows(flat, base, floor, keep, per, start, stop, order, losses)
+            prune_rows(flat, base, floor, keep, per, space.room, space.factor, start, stop, order, losses)
 
     over_rows(work, groups * rows, columns**3 // 6, threads, progress)
     return order, losses * unit.repeat(rows)[:, None], width

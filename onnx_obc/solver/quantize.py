@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..level import Bool, Float32, Grid, Int32
+from .elimination import Workspace
 from .greedy import quantize_rows
-from .inverse import Damped, Precision, invert
+from .inverse import Damped, Precision
 from .threads import Progress, over_rows
 
 
@@ -21,8 +22,8 @@ def quantize(
 ) -> tuple[Int32, float]:
     """The integers of the weights, rounded one at a time with all others of the row making up for it.
 
-    Where `mask` is False the weight is zero already and stays so, its code the zero point: such a row is solved on
-    its kept columns K alone, with the inverse of H_KK.
+    Where `mask` is False the weight is zero already and stays so, its code the zero point: those columns are eliminated
+    before all others.
 
     Returns (codes, loss): (groups, rows, columns) int32, and the ½ tr(ΔHΔᵀ) that the greedy predicts for Δ = weights −
     dequantized codes. If the weights are the optimum for `mask` (`prune` returns that), H Δ_pruning vanishes on K, so
@@ -34,46 +35,29 @@ def quantize(
     flat = np.array(weights.reshape(total, columns), order="C")  # (groups · rows, columns)
     scale = np.array(grid.scale.reshape(total))
     zero = np.array(grid.zero_point.reshape(total))
-    codes = np.repeat(zero[:, None], columns, axis=1)  # (groups · rows, columns)
-    losses = np.zeros(total)
-    order = np.empty((total, columns), np.int32)
-    kept_of = np.ones((total, columns), np.bool_) if mask is None else mask.reshape(total, columns)
-    full = np.array(kept_of.all(axis=1))  # (groups · rows,)
-
-    def solve_kept_columns(i: int, kept: np.ndarray) -> None:
-        g = i // rows
-        hessian = damped.hessian[g].take(kept, axis=0).take(kept, axis=1)  # (kept, kept)
-        own = (invert(hessian) * unit[g]).astype(base.dtype)[None]  # (1, kept, kept)
-        got = np.empty((1, kept.size), np.int32)
-        quantize_rows(
-            flat[i : i + 1, kept],
-            own,
-            floor[g : g + 1, kept],
-            scale[i : i + 1],
-            zero[i : i + 1],
-            grid.qmin,
-            grid.qmax,
-            0,
-            1,
-            got,
-            np.empty_like(got),
-            losses[i : i + 1],
-        )
-        codes[i, kept] = got[0]
+    kept = np.ones(flat.shape, np.bool_) if mask is None else np.array(mask.reshape(flat.shape), order="C")
+    codes, order = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.int32)
+    losses = np.empty(total)
+    space = Workspace(columns, base.dtype)
 
     def work(start: int, stop: int) -> None:
-        i = start
-        while i < stop:
-            j = i
-            while j < stop and full[j]:
-                j += 1
-            if j > i:
-                quantize_rows(flat, base, floor, scale, zero, grid.qmin, grid.qmax, i, j, codes, order, losses)
-            if j < stop:
-                kept = np.flatnonzero(kept_of[j])
-                if kept.size:
-                    solve_kept_columns(j, kept)
-            i = j + 1
+        quantize_rows(
+            flat,
+            kept,
+            base,
+            floor,
+            scale,
+            zero,
+            grid.qmin,
+            grid.qmax,
+            space.room,
+            space.factor,
+            start,
+            stop,
+            codes,
+            order,
+            losses,
+        )
 
     over_rows(work, total, columns**3 // 6, threads, progress)
     return codes.reshape(weights.shape), float((losses * unit.repeat(rows)).sum())

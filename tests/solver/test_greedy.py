@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from problems import layer
 
 from onnx_obc.solver.blocks import prune_blocks
+from onnx_obc.solver.elimination import Workspace
 from onnx_obc.solver.greedy import prune_rows, quantize_rows
 from onnx_obc.solver.grid import fit_grid
 from onnx_obc.solver.inverse import damp
@@ -15,7 +16,7 @@ problems = st.builds(
     layer,
     groups=st.integers(1, 3),
     rows=st.integers(1, 3),
-    columns=st.sampled_from([1, 2, 5, 8, 33, 70]),  # 70: compacted twice
+    columns=st.sampled_from([1, 2, 5, 8, 33, 70, 150]),  # 150: four epochs
     samples=st.sampled_from([1, 10, 200]),
     decay=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 2**32 - 1),
@@ -35,6 +36,11 @@ def arguments(weights, damped):
     return weights.reshape(-1, weights.shape[2]), base, floor, unit.repeat(weights.shape[1])
 
 
+def space(flat, block=1, dtype="float64"):
+    workspace = Workspace(flat.shape[1], dtype, block)
+    return workspace.room, workspace.factor
+
+
 @quick
 @given(problems, st.sampled_from([(0, 1), (2, 4), (1, 4), (4, 8), (3, 4), (1, 2)]))
 def test_single_weights(problem, pattern):
@@ -44,7 +50,7 @@ def test_single_weights(problem, pattern):
     wanted = [textbook.prune(w, inverse, *pattern) for _, w, inverse in each_row(weights, damped)]
     order = np.empty((len(flat), len(wanted[0][0])), np.int32)
     losses = np.empty(order.shape)
-    prune_rows(flat, base, floor, *pattern, 0, len(flat), order, losses)
+    prune_rows(flat, base, floor, *pattern, *space(flat), 0, len(flat), order, losses)
     for i, (pivots, increments) in enumerate(wanted):
         assert order[i].tolist() == pivots
         np.testing.assert_allclose(losses[i] * unit[i], increments, rtol=1e-8)
@@ -58,7 +64,7 @@ def test_blocks(problem, size):
     flat, base, floor, unit = arguments(weights, damped)
     order = np.empty((len(flat), -(-flat.shape[1] // size)), np.int32)
     losses = np.empty(order.shape)
-    prune_blocks(flat, base, floor, size, 0, len(flat), order, losses)
+    prune_blocks(flat, base, floor, size, *space(flat, size), 0, len(flat), order, losses)
     for i, w, inverse in each_row(weights, damped):
         blocks, increments = textbook.prune_blocks(w, inverse, size)
         assert order[i].tolist() == blocks
@@ -75,7 +81,9 @@ def test_quantization(problem, bits, symmetric, method):
     scale, zero = grid.scale.reshape(-1), grid.zero_point.reshape(-1)
     codes, order = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.int32)
     losses = np.empty(len(flat))
-    quantize_rows(flat, base, floor, scale, zero, grid.qmin, grid.qmax, 0, len(flat), codes, order, losses)
+    kept = np.ones(flat.shape, bool)
+    grids = (scale, zero, grid.qmin, grid.qmax)
+    quantize_rows(flat, kept, base, floor, *grids, *space(flat), 0, len(flat), codes, order, losses)
     for i, w, inverse in each_row(weights, damped):
         wanted, pivots, increments = textbook.quantize(w, inverse, scale[i], zero[i], grid.qmin, grid.qmax)
         assert order[i].tolist() == pivots
@@ -90,7 +98,8 @@ def test_outliers_are_rounded_as_soon_as_they_appear():
     flat, base, floor, _ = arguments(weights, damped)
     codes, order, losses = np.empty((1, 40), np.int32), np.empty((1, 40), np.int32), np.empty(1)
     scale, zero = np.full(1, 0.5, np.float32), np.zeros(1, np.int32)
-    quantize_rows(flat, base, floor, scale, zero, -4, 3, 0, 1, codes, order, losses)
+    kept = np.ones(flat.shape, bool)
+    quantize_rows(flat, kept, base, floor, scale, zero, -4, 3, *space(flat), 0, 1, codes, order, losses)
     assert order[0, 0] == 17
     assert order[0].tolist() == textbook.quantize(weights[0, 0], damped.inverse[0], 0.5, 0, -4, 3)[1]
 
@@ -98,10 +107,10 @@ def test_outliers_are_rounded_as_soon_as_they_appear():
 def test_ties_go_to_the_lowest_column():
     flat, base, floor = np.ones((1, 80), np.float32), np.eye(80)[None], np.ones((1, 80))
     order, losses = np.empty((1, 80), np.int32), np.empty((1, 80))
-    prune_rows(flat, base, floor, 0, 1, 0, 1, order, losses)
+    prune_rows(flat, base, floor, 0, 1, *space(flat), 0, 1, order, losses)
     assert order[0].tolist() == list(range(80))
     blocks, increments = np.empty((1, 20), np.int32), np.empty((1, 20))
-    prune_blocks(flat, base, floor, 4, 0, 1, blocks, increments)
+    prune_blocks(flat, base, floor, 4, *space(flat, 4), 0, 1, blocks, increments)
     assert blocks[0].tolist() == list(range(20))
 
 
@@ -111,8 +120,9 @@ def test_a_call_for_some_rows_writes_those_and_the_same():
     base = damped.scaled("float32")[0]
     whole, pieces = np.full((10, 70), -1, np.int32), np.full((10, 70), -1, np.int32)
     losses, partial = np.zeros((10, 70)), np.zeros((10, 70))
-    prune_rows(flat, base, floor, 0, 1, 0, 10, whole, losses)
+    rooms = space(flat, dtype="float32")
+    prune_rows(flat, base, floor, 0, 1, *rooms, 0, 10, whole, losses)
     for start, stop in [(0, 1), (1, 4), (4, 9)]:
-        prune_rows(flat, base, floor, 0, 1, start, stop, pieces, partial)
+        prune_rows(flat, base, floor, 0, 1, *rooms, start, stop, pieces, partial)
     assert (pieces[:9] == whole[:9]).all() and (partial[:9] == losses[:9]).all()
     assert (pieces[9] == -1).all()

@@ -1,0 +1,62 @@
+"""BLAS inside compiled code: SciPy's, called on parts of larger arrays and writing in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+from numba import types
+from numba.extending import get_cython_function_address, overload
+
+from .compiled import compiled
+
+_char, _int = types.CPointer(types.uint8), types.CPointer(types.int32)
+
+
+def _external(name: str, real: Any) -> Any:
+    """?SYRK(uplo, trans, n, k, alpha, a, lda, beta, c, ldc), known to compiled code, and to its cache, by name."""
+    symbol = f"onnx_obc_{name}"
+    llvmlite.binding.add_symbol(symbol, get_cython_function_address("scipy.linalg.cython_blas", name))
+    pointer = types.CPointer(real)
+    arguments = (_char, _char, _int, _int, pointer, pointer, _int, pointer, pointer, _int)
+    return types.ExternalFunction(symbol, types.void(*arguments))
+
+
+_SYRK = {numba.float32: _external("ssyrk", numba.float32), numba.float64: _external("dsyrk", numba.float64)}
+
+
+def _syrk(flags: np.ndarray, sizes: np.ndarray, factors: np.ndarray, v: np.ndarray, a: np.ndarray) -> None:
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_syrk)  # type: ignore[untyped-decorator]
+def _syrk_of_dtype(flags: Any, sizes: Any, factors: Any, v: Any, a: Any) -> Any:
+    call = _SYRK[a.dtype]
+
+    def run(flags: Any, sizes: Any, factors: Any, v: Any, a: Any) -> None:
+        call(
+            flags.ctypes,
+            flags[1:].ctypes,
+            sizes.ctypes,
+            sizes[1:].ctypes,
+            factors.ctypes,
+            v.ctypes,
+            sizes[2:].ctypes,
+            factors[1:].ctypes,
+            a.ctypes,
+            sizes[3:].ctypes,
+        )
+
+    return run
+
+
+@compiled
+def subtract_products(a: np.ndarray, v: np.ndarray, size: int, k: int) -> None:
+    """a[:size, :size] −= v[:k, :size]ᵀ v[:k, :size], the lower triangle alone. a, v: of one dtype, C order."""
+    flags = np.array([ord("U"), ord("N")], np.uint8)  # for Fortran the rows are columns, and lower is upper
+    sizes = np.array([size, k, v.shape[1], a.shape[1]], np.int32)
+    factors = np.empty(2, a.dtype)
+    factors[0], factors[1] = -1, 1
+    _syrk(flags, sizes, factors, v, a)
