@@ -7,7 +7,7 @@ import pytest
 from problems import layer
 
 from onnx_obc.errors import CalibrationError, RecipeError
-from onnx_obc.solver.inverse import damp, invert
+from onnx_obc.solver.inverse import damp, factorise, invert
 
 
 @pytest.mark.parametrize("columns", [1, 9, 128, 129, 300])
@@ -20,6 +20,34 @@ def test_invert(columns):
     np.testing.assert_allclose(damped.hessian[0], hessian[0] + 0.01 * mean * np.eye(columns), rtol=1e-14)
     assert damped.damping.tolist() == [0.01]
     assert damped.dead == 0
+
+
+@pytest.mark.parametrize("columns", [5, 512, 700, 1300])
+def test_the_factor_is_that_of_the_hessian_by_decreasing_diagonal(columns):
+    _, hessian = layer(columns=columns, samples=2 * columns)
+    damped = damp(hessian)
+    order, factor = damped.order[0], damped.lower[0, ::-1, ::-1]
+    diagonal = np.diag(hessian[0])[order]
+    assert (np.diff(diagonal) <= 0).all() and sorted(order) == list(range(columns))
+    assert (np.tril(factor, -1) == 0).all() and (np.diag(factor) > 0).all()
+    wanted = damped.hessian[0][np.ix_(order, order)]
+    assert np.abs(factor @ factor.T - wanted).max() < 1e-13 * wanted.max()
+    natural = np.arange(columns)[::-1]
+    np.testing.assert_allclose(factorise(damped.hessian[0], natural), np.linalg.cholesky(damped.hessian[0]), atol=1e-12)
+    assert (factorise(damped.hessian[0], natural, threads=1) == factorise(damped.hessian[0], natural, threads=3)).all()
+
+
+def test_a_mapped_hessian_and_one_group(tmp_path):
+    _, hessian = layer(groups=3, columns=20)
+    np.save(tmp_path / "h.npy", hessian)
+    mapped, damped = damp(np.load(tmp_path / "h.npy", mmap_mode="r")), damp(hessian)
+    assert (mapped.hessian == damped.hessian).all() and (mapped.lower == damped.lower).all()
+    assert (damped.group(1).inverse[0] == damped.inverse[1]).all()
+    assert (damped.group(2).inverse[0] == damped.inverse[2]).all() and len(damped.group(2).order) == 1
+
+
+def test_ties_go_to_the_lowest_column():
+    assert damp(np.eye(6)[None]).order.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_singular_hessian_without_damping_gets_the_least_that_works():
