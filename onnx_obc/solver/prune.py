@@ -32,16 +32,25 @@ def prune(
     increments, which does not use the final weights. progress: as `over_rows`, twice over the rows.
     """
     order, losses, width = greedy_order(weights, damped, sparsity, threads, precision, progress)
-    total = len(order)
-    columns = weights.shape[2]
-    depth = np.full(total, order.shape[1])
+    mask, loss = mask_of(order, losses, width, sparsity, weights.shape)
+    return solve_kept(weights, mask, damped.hessian, damped.inverse, threads, progress), mask, loss
+
+
+def mask_of(
+    order: Int32, losses: Float64, width: int, sparsity: Sparsity, shape: tuple[int, ...]
+) -> tuple[Bool, float]:
+    """What is kept at `sparsity`, (groups, rows, columns), and the loss of pruning the rest.
+
+    order, losses, width: the trace of `greedy_order`. One trace serves every fraction of an Unstructured or Block pattern.
+    """
+    columns = shape[2]
+    depth = np.full(len(order), order.shape[1])
     if not isinstance(sparsity, NM):
         depth = cut(losses, round(sparsity.sparsity * losses.size))  # (groups · rows,)
     pruned = np.arange(order.shape[1]) < depth[:, None]  # (groups · rows, steps)
-    kept = np.ones((total, -(-columns // width)), np.bool_)
+    kept = np.ones((len(order), -(-columns // width)), np.bool_)
     kept[np.nonzero(pruned)[0], order[pruned]] = False
-    mask = np.repeat(kept, width, axis=1)[:, :columns].reshape(weights.shape)
-    return solve_kept(weights, mask, damped.hessian, threads, progress), mask, float(losses[pruned].sum())
+    return np.repeat(kept, width, axis=1)[:, :columns].reshape(shape), float(losses[pruned].sum())
 
 
 def cut(losses: Float64, count: int) -> np.ndarray:
@@ -59,13 +68,15 @@ def solve_kept(
     weights: Float32,
     mask: Bool,
     hessian: Float64,
+    inverse: Float64 | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Float32:
     """The weights that minimise ½ tr(ΔHΔᵀ) among those that are zero where `mask` is False.
 
-    In float64, by a Cholesky factorisation of the Hessian's kept rows and columns for every row that lost something.
-    weights, mask, result: (groups, rows, columns). hessian: (groups, columns, columns), positive definite.
+    In float64, by a Cholesky factorisation for every row that lost something: of the Hessian's kept rows and columns,
+    or, if the inverse is given and there are fewer of those, of the inverse's lost ones.
+    weights, mask, result: (groups, rows, columns). hessian, inverse: (groups, columns, columns), positive definite.
     """
     _, rows, columns = weights.shape
     solved = np.zeros_like(weights)
@@ -75,15 +86,23 @@ def solve_kept(
             g, r = divmod(i, rows)
             kept, lost = np.flatnonzero(mask[g, r]), np.flatnonzero(~mask[g, r])
             w = weights[g, r].astype(np.float64)
-            if kept.size and lost.size:
+            if inverse is not None and 0 < lost.size < kept.size:  # w_K −= G_KL G_LL⁻¹ w_L for G = H⁻¹
+                half = inverse[g].take(lost, axis=0)  # (lost, columns)
+                w[kept] -= _solve_positive(half.take(lost, axis=1), w[lost]) @ half[:, kept]
+            elif kept.size and lost.size:  # w_K += H_KK⁻¹ H_KL w_L
                 half = hessian[g].take(kept, axis=0)  # (kept, columns)
-                lower = np.linalg.cholesky(half.take(kept, axis=1))  # (kept, kept)
-                shift, _ = lapack.dpotrs(lower.T, half[:, lost] @ w[lost])
-                w[kept] += shift
+                w[kept] += _solve_positive(half.take(kept, axis=1), half[:, lost] @ w[lost])
             solved[g, r, kept] = w[kept]
 
     over_rows(work, weights.shape[0] * rows, columns**3 // 6, threads, progress)
     return solved
+
+
+def _solve_positive(matrix: Float64, right: Float64) -> Float64:
+    """The solution of a positive definite system; raises numpy's LinAlgError if it is not."""
+    lower = np.linalg.cholesky(matrix)
+    solution, _ = lapack.dpotrs(lower.T, right)
+    return np.asarray(solution, np.float64)
 
 
 def greedy_order(

@@ -68,6 +68,17 @@ def test_kept_weights_are_the_least_squares_optimum():
         assert (solved[0, r, ~mask[0, r]] == 0).all()
 
 
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6])
+def test_the_kept_weights_are_the_same_from_the_inverse(share):
+    weights, hessian = layer(groups=2, rows=6, columns=50, samples=200)
+    damped = damp(hessian)
+    mask = np.random.default_rng(0).random(weights.shape) > share
+    through_kept = solve_kept(weights, mask, damped.hessian)
+    through_lost = solve_kept(weights, mask, damped.hessian, damped.inverse)
+    np.testing.assert_allclose(through_lost, through_kept, rtol=1e-5, atol=1e-7)
+    assert not np.array_equal(through_lost, weights * mask)
+
+
 def test_the_first_pivot_is_the_best_single_weight_and_greedy_is_near_the_best_mask():
     weights, hessian = layer(rows=1, columns=8, samples=30, decay=0.5, seed=5)
     damped = damp(hessian)
