@@ -41,7 +41,7 @@ def mask_of(
 ) -> tuple[Bool, float]:
     """What is kept at `sparsity`, (groups, rows, columns), and the loss of pruning the rest.
 
-    order, losses, width: the trace of `greedy_order`. One trace serves every fraction of an Unstructured or Block pattern.
+    order, losses, width: the trace of `greedy_order`; one serves every fraction of an Unstructured or Block pattern.
     """
     columns = shape[2]
     depth = np.full(len(order), order.shape[1])
