@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import textbook_torch as textbook
@@ -46,6 +47,7 @@ COLUMNS = (576, 1152, 2304)
 LONGEST = 4608  # for the exponent only: the reference would take minutes for a row
 BATCHES = (1, 2, 4, 8, 16, 32)
 PUBLISHED = 32  # the batch that the notes of the time used; shown beside the best one
+CONTENDERS = 1.4  # batches that take up to so many times as long as the best are timed again, in turns
 WINDOW = 0.05  # seconds of the reference's steps that are timed at a time while its batch is searched
 HEADER = (
     "pattern", "columns", "engine ms/row", "reference ms/row", "batch", "ratio", "goal", "in place ms/row", "batch",
@@ -199,18 +201,16 @@ def sgemm_seconds(a: Float32, b: Float32, out: Float32) -> float:
         return time.process_time() - began
 
 
-def best_batch(problem: Problem, pattern: str, in_place: bool) -> tuple[int, int, dict[int, float]]:
-    """The batch with the fewest seconds per row and step, how many steps a window needs, and all batches' seconds."""
-    per_step, lengths = {}, {}
+def search(problem: Problem, pattern: str, in_place: bool) -> dict[int, tuple[float, int]]:
+    """For each batch the CPU seconds per row and step, and how many steps take about `WINDOW`."""
+    found = {}
     most = max(1, step_count(pattern, problem.weights.shape[2]) // 8)
     for batch in BATCHES:
         reference = Reference(problem, pattern, batch, in_place)
-        first = next(reference.windows(1)) * batch
-        lengths[batch] = min(max(1, round(WINDOW / first)), most)
-        windows = reference.windows(lengths[batch])
-        per_step[batch] = median(next(windows) for _ in range(3))
-    best = min(per_step, key=per_step.__getitem__)
-    return best, lengths[best], per_step
+        length = min(max(1, round(WINDOW / (next(reference.windows(1)) * batch))), most)
+        windows = reference.windows(length)
+        found[batch] = median(next(windows) for _ in range(3)), length
+    return found
 
 
 def measure(problem: Problem, pattern: str, repeats: int, seconds: float, with_reference: bool) -> Figures:
@@ -228,55 +228,67 @@ def measure(problem: Problem, pattern: str, repeats: int, seconds: float, with_r
     single, double = (engine(problem.first(rows), problem.damped, pattern, threads) for threads in (1, two))
     a, b = (np.random.default_rng(s).standard_normal((2048, 2048), np.float32) for s in (0, 1))
     out = np.empty_like(a)
-    kinds: dict[bool, Iterator[float]] = {}
-    batches, searched = {}, {}
-    if with_reference:
-        for in_place in (False, True):
-            batches[in_place], length, searched[in_place] = best_batch(problem, pattern, in_place)
-            kinds[in_place] = Reference(problem, pattern, batches[in_place], in_place).windows(4 * length)
-    cpu, wall, wall_two, sgemm, steps = [], [], [], [], {kind: [] for kind in kinds}
+    turns: dict[tuple[bool, int], tuple[Iterator[float], list[float]]] = {}  # the batches that may be the best
+    for in_place in (False, True) if with_reference else ():
+        found = search(problem, pattern, in_place)
+        near = CONTENDERS * min(seconds for seconds, _ in found.values())
+        for batch, (seconds, length) in found.items():
+            if seconds <= near or (batch == PUBLISHED and not in_place):
+                turns[in_place, batch] = Reference(problem, pattern, batch, in_place).windows(2 * length), []
+    cpu, wall, wall_two, sgemm = [], [], [], []
     for _ in range(repeats):
         sgemm.append(sgemm_seconds(a, b, out))
         began, began_cpu = time.perf_counter(), time.process_time()
         single()
         wall.append(time.perf_counter() - began)
         cpu.append((time.process_time() - began_cpu) / rows)
-        for kind, windows in kinds.items():
-            steps[kind].append(next(windows))
+        for windows, taken in turns.values():
+            taken.append(next(windows))
         if two == 2:
             began = time.perf_counter()
             double()
             wall_two.append(time.perf_counter() - began)
     own, rate, work = median(cpu), 2 * len(a) ** 3 / median(sgemm), flops(problem, pattern, min(rows, 8))
-    count = step_count(pattern, columns)
-    reference = {kind: median(turns) * count for kind, turns in steps.items()}
+    reference: dict[str, Any] = {}
+    if turns:
+        medians = {key: median(taken) * step_count(pattern, columns) for key, (_, taken) in turns.items()}
+        formed, in_place = (
+            min((key for key in medians if key[0] == kind), key=medians.__getitem__) for kind in (False, True)
+        )
+        windows = turns[formed][1]
+        reference = {
+            "reference_seconds_per_row": medians[formed],
+            "reference_batch": formed[1],
+            "reference_spread": max(windows) / min(windows),
+            "ratio": medians[formed] / own,
+            "in_place_seconds_per_row": medians[in_place],
+            "in_place_batch": in_place[1],
+            "in_place_ratio": medians[in_place] / own,
+            "batch_32_seconds_per_row": medians[False, PUBLISHED],
+        }
     return Figures(
         columns,
         pattern,
         own,
-        reference.get(False),
-        reference[False] / own if reference else None,
-        work / own / rate,
-        batches.get(False),
-        max(steps[False]) / min(steps[False]) if steps else None,
-        reference.get(True),
-        batches.get(True),
-        reference[True] / own if reference else None,
-        searched[False][PUBLISHED] * count if searched else None,
-        median(wall) / median(wall_two) if wall_two else None,
-        work,
-        rate,
-        max(cpu) / min(cpu),
+        sgemm_share=work / own / rate,
+        two_threads=median(wall) / median(wall_two) if wall_two else None,
+        flops_per_row=work,
+        sgemm_flops=rate,
+        engine_spread=max(cpu) / min(cpu),
+        **reference,
     )
 
 
 def whole_over_windows(problem: Problem, pattern: str, figures: Figures) -> float:
-    """The reference run from the first step to the last, over what its windows predict."""
+    """The reference run from the first step to the last (median of three), over what its windows predict."""
     batch, predicted = figures.reference_batch or 1, figures.reference_seconds_per_row or math.nan
-    began = time.process_time()
-    for _ in reference_steps(problem.first(batch), problem.damped, pattern, in_place=False):
-        pass
-    return (time.process_time() - began) / batch / predicted
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        for _ in reference_steps(problem.first(batch), problem.damped, pattern, in_place=False):
+            pass
+        seconds.append((time.process_time() - began) / batch)
+    return median(seconds) / predicted
 
 
 def verdict(value: float | None, goal: float, form: str, most: bool = False) -> str:
@@ -349,13 +361,13 @@ In float64, engine and reference eliminated the same columns in the same order.
 - *Reference*: the paper's scheme in torch, one thread: rows in batches, a copy of H⁻¹ for each, outer products formed
   and then subtracted, at the best batch of {", ".join(map(str, BATCHES))}. Each step goes over the full matrices and
   costs the same, so windows of steps were timed and multiplied; slowest over fastest window:
-  {_text(max(spreads, default=None), ".2f")} at worst. Whole run over that prediction: {checked or "not run"}.
+  {_text(max(spreads, default=0.0), ".2f")} at worst. Whole run over that prediction: {checked or "not run"}.
 - *In place*: the same reference with the outer product subtracted where it is formed, in one pass over the matrices.
   *Batch {PUBLISHED}*: as the reference, at that batch.
 - *Two threads*: wall time of the engine with one thread over that with two. Goal ≥ {GOAL_THREADS}.
 - *Of sgemm*: the flops that a row needs (columns³/3 at full depth; for 2:4 the sum over columns of the square of the
   step after which a column can no longer be chosen) over the engine's seconds, as a part of what numpy's BLAS reached
-  on 2048 × 2048 matrices in the same run, {_text(rates and median(rates) / 1e9, ".0f")} GFLOP/s. Goal at full depth,
+  on 2048 × 2048 matrices in the same run, {_text(median(rates) / 1e9, ".0f")} GFLOP/s. Goal at full depth,
   from 1152 columns on: ≥ {GOAL_SHARE:.0%}.
 """
 
