@@ -65,5 +65,5 @@ def solve_kept(w: Tensor, mask: Tensor, hessian: Tensor, owner: Tensor) -> Tenso
     valid = mask.gather(1, column)
     lower = torch.linalg.cholesky(submatrix(hessian, owner, column, valid))  # (rows, k, k)
     pull = hessian[owner[:, None], column] @ w.masked_fill(mask, 0)[..., None]  # H_K,lost w_lost: (rows, k, 1)
-    shift = torch.cholesky_solve(pull.masked_fill(~valid[..., None], 0), lower)
+    shift = torch.cholesky_solve(pull, lower)  # padding is on its own in H_KK, and lost in the end
     return w.scatter_add(1, column, shift[..., 0]).masked_fill(~mask, 0)

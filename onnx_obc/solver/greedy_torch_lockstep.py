@@ -71,13 +71,13 @@ class Trace:
 
 def depth_of_epoch(columns: int) -> int:
     """How many columns are eliminated between two rebases: the power of two next to √(8d/3), from 32."""
-    return max(32, int(2 ** round(math.log2(8 * columns / 3) / 2)))
+    return int(2 ** round(math.log2(max(8 * columns / 3, 32**2)) / 2))
 
 
 def begin(w: Tensor, floor: Tensor, base: Tensor, owner: Tensor, index: Tensor, gone: Tensor, left: Tensor) -> Rows:
     """The rows before the first step; arguments as in `Rows`, and w and gone are overwritten later."""
     _, n, c = w.shape
-    blocks = base.view(-1, n, c, n, c).diagonal(dim1=1, dim2=3)  # (bases, c, c, n)
+    blocks = base.view(len(base), n, c, n, c).diagonal(dim1=1, dim2=3)  # (bases, c, c, n)
     near = blocks.movedim(-1, 1)[owner].double()  # (rows, n, c, c)
     return Rows(base, owner, w, near, floor, index, gone, left)
 
