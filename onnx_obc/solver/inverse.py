@@ -48,7 +48,7 @@ class Damped:
         with one_blas_thread():
             for g, order in enumerate(self.order):
                 place = len(order) - 1 - np.argsort(order)  # where each column is in the factor
-                half = _invert_lower(self.lower[g])
+                half = invert_lower(self.lower[g])
                 permuted(half.T @ half, place, inverse[g])
         return inverse
 
@@ -152,7 +152,7 @@ def factorise(
         lower[panel, panel] = np.linalg.cholesky(lower[panel, panel])
         lower[panel, panel.stop :] = 0
         if panel.stop < columns:
-            _fill_below(lower, panel, _invert_lower(lower[panel, panel]).T, threads)
+            _fill_below(lower, panel, invert_lower(lower[panel, panel]).T, threads)
     if not (np.diagonal(lower) ** 2 > 1e-14 * diagonal).all():
         raise np.linalg.LinAlgError("singular to rounding")
     return lower
@@ -189,11 +189,11 @@ def invert(hessian: Float64) -> Float64:
     lower = np.asarray(np.linalg.cholesky(hessian), np.float64)
     if not (np.diagonal(lower) ** 2 > 1e-14 * np.diagonal(hessian)).all():
         raise np.linalg.LinAlgError("singular to rounding")
-    half = _invert_lower(lower)
+    half = invert_lower(lower)
     return half.T @ half
 
 
-def _invert_lower(lower: Float64, inverse: Float64 | None = None) -> Float64:
+def invert_lower(lower: Float64, inverse: Float64 | None = None) -> Float64:
     """The inverse of a lower triangular matrix, by halves. inverse: zeros to write it to."""
     inverse = np.zeros_like(lower) if inverse is None else inverse
     n = len(lower)
@@ -201,8 +201,8 @@ def _invert_lower(lower: Float64, inverse: Float64 | None = None) -> Float64:
         inverse[:] = lapack.dtrtri(lower, lower=1)[0]
         return inverse
     h = n // 2
-    _invert_lower(lower[:h, :h], inverse[:h, :h])
-    _invert_lower(lower[h:, h:], inverse[h:, h:])
+    invert_lower(lower[:h, :h], inverse[:h, :h])
+    invert_lower(lower[h:, h:], inverse[h:, h:])
     np.matmul(inverse[h:, h:], lower[h:, :h] @ inverse[:h, :h], out=inverse[h:, :h])
     inverse[h:, :h] *= -1
     return inverse
