@@ -107,10 +107,17 @@ def rebase(a: np.ndarray, room: np.ndarray, factor: np.ndarray, k: int, gone: np
 @compiled_finite
 def lowest(values: Float64, size: int) -> int:
     """The first position of the minimum."""
-    least = np.inf
-    for j in range(size):
-        least = min(least, values[j])
+    a = b = c = d = e = f = g = h = values[0]  # eight minima side by side, or each comparison waits for the last one
     j = 0
-    while j < size - 1 and values[j] != least:
+    while j + 8 <= size:
+        a, b, c, d = min(a, values[j]), min(b, values[j + 1]), min(c, values[j + 2]), min(d, values[j + 3])
+        e, f, g, h = min(e, values[j + 4]), min(f, values[j + 5]), min(g, values[j + 6]), min(h, values[j + 7])
+        j += 8
+    while j < size:
+        a = min(a, values[j])
+        j += 1
+    least = min(min(min(a, b), min(c, d)), min(min(e, f), min(g, h)))
+    j = 0
+    while values[j] != least and j < size - 1:
         j += 1
     return j

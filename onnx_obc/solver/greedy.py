@@ -158,7 +158,8 @@ def quantize_rows(
 def _score(w: Float64, diagonal: Float64, gone: np.ndarray, size: int, score: Float64) -> None:
     """Twice the loss that pruning each weight adds: w² over its diagonal of the current inverse."""
     for j in range(size):
-        score[j] = np.inf if gone[j] else w[j] * w[j] / diagonal[j]
+        value = w[j] * w[j] / diagonal[j]
+        score[j] = np.inf if gone[j] else value
 
 
 @compiled
