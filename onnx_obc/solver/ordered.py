@@ -123,8 +123,8 @@ def prune_ordered(
     weights to within about a per cent of their optimum for the mask, and lower the loss by as much as they gain.
     Up to `BLOCK` columns the result is that of `prune`.
     """
-    width = {NM: getattr(sparsity, "m", 1), Block: getattr(sparsity, "size", 1)}.get(type(sparsity), 1)
-    if weights.shape[2] <= _block_columns(width):
+    width = unit_width(sparsity)
+    if weights.shape[2] <= block_columns(width):
         return prune(weights, damped, sparsity, threads, precision, progress)
     solved, mask = np.empty_like(weights), np.empty(weights.shape, np.bool_)
     rows, parts = weights.shape[0] * weights.shape[1], -(-weights.shape[2] // width)
@@ -155,7 +155,14 @@ def _share(sparsity: Unstructured | Block, rows: int, parts: int, done: int, her
     return Block(sparsity.size, fraction) if isinstance(sparsity, Block) else Unstructured(fraction)
 
 
-def _block_columns(width: int) -> int:
+def unit_width(sparsity: Sparsity) -> int:
+    """How many consecutive columns the pattern keeps together."""
+    if isinstance(sparsity, NM):
+        return sparsity.m
+    return sparsity.size if isinstance(sparsity, Block) else 1
+
+
+def block_columns(width: int) -> int:
     """How many columns a block has if every `width` of them stay together."""
     return max(1, BLOCK // width) * width
 
@@ -177,12 +184,14 @@ def _sweep(
     order, lower = damped.order, damped.lower
     if width > 1:
         order = np.stack([_order_of_units(np.diagonal(h), width) for h in damped.hessian])  # (groups, columns)
-        lower = np.stack([factorise(h, o, threads=threads) for h, o in zip(damped.hessian, order, strict=True)])
+        lower = np.empty_like(damped.hessian)
+        for g in range(groups):
+            factorise(damped.hessian[g], order[g], lower[g], threads)
     factor = lower[:, ::-1, ::-1]  # T: (groups, columns, columns), upper triangular
     dtype = np.float64 if precision == "float64" else np.float32
     delta = np.empty(weights.shape, dtype)  # Δ, columns in order
     total = 0.0
-    for start in range(0, columns, block := _block_columns(width)):
+    for start in range(0, columns, block := block_columns(width)):
         stop = min(start + block, columns)
         own = factor[:, start:stop, start:stop]  # T_bb: (groups, block, block)
         hessian = own @ own.transpose(0, 2, 1)  # (groups, block, block)
