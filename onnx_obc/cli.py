@@ -25,7 +25,12 @@ from .recipe import Activations, Recipe, Rule, Weights, make_recipe, read_recipe
 from .report.report import write_json
 from .report.table import report_table, show
 
-STAGES = {"capture": "running the calibration data", "solve": "solving rows", "verify": "comparing outputs"}
+STAGES = {
+    "compile": "compiling the solver",
+    "capture": "running the calibration data",
+    "solve": "solving rows",
+    "verify": "comparing outputs",
+}
 
 USAGE = "onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]"
 
@@ -66,8 +71,13 @@ class RecipeOptions:
     target: Annotated[Literal["onnxruntime", "tensorrt"] | None, Parameter(group=LEVELS)] = None
     """The runtime to write for. [default: onnxruntime]"""
 
-    solver: Annotated[Literal["exact", "baseline"] | None, Parameter(group=METHOD)] = None
-    """exact, or baseline: plain rounding and magnitude pruning, to compare with. [default: exact]"""
+    solver: Annotated[Literal["auto", "exact", "ordered", "baseline"] | None, Parameter(group=METHOD)] = None
+    """exact; ordered: much faster on very large layers, a little worse; auto: exact where that takes under 10 minutes;
+    baseline: plain rounding and magnitude pruning, to compare with. [default: auto]"""
+    time_limit: Annotated[float | None, Parameter(group=METHOD)] = None
+    """Seconds for solving all layers: auto then solves exactly as many as fit."""
+    refine: Annotated[Literal["none", "auto"] | int | None, Parameter(group=METHOD)] = None
+    """Search for better solutions from the greedy's: none, auto, or for so many sweeps. [default: auto]"""
     grid: Annotated[Literal["mse", "minmax"] | None, Parameter(group=METHOD)] = None
     """How a weight row's scale is found: mse clips where that lowers the error, minmax never. [default: mse]"""
     ranges: Annotated[Literal["mse", "minmax", "percentile"] | None, Parameter(group=METHOD)] = None
@@ -82,7 +92,7 @@ class RecipeOptions:
     """Of every random draw. [default: 0]"""
 
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(group=RUN)] = None
-    """Where the model runs. [default: auto]"""
+    """Where the model runs and the layers are solved. [default: auto: a GPU if there is one]"""
     threads: Annotated[int | None, Parameter(group=RUN)] = None
     """How many threads solve; the result does not depend on it. [default: all cores]"""
     memory: Annotated[float | None, Parameter(group=RUN)] = None
@@ -165,9 +175,9 @@ def compress_command(
     )
     before = {path: _stamp(path) for path in results}
     try:
-        with _progress_bar(quiet) as progress:
+        with _progress_bar(quiet) as (progress, say):
             found = DataOptions(**vars(data), seed=chosen.seed)
-            result = compress(source, calib, chosen, output, data=found, progress=progress)
+            result = compress(source, calib, chosen, output, data=found, progress=progress, say=say)
         if report is not None:
             write_json(result.report, report)
         if not quiet:
@@ -197,7 +207,7 @@ def demo_command(*, quiet: Annotated[bool, Flag] = False) -> None:
     quiet
         Show no progress.
     """
-    with _progress_bar(quiet) as progress:
+    with _progress_bar(quiet) as (progress, _):
         table = run_demo(progress)
     show(lambda width: table)
 
@@ -256,9 +266,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def _progress_bar(quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+    """Shows how far each stage is, and lines of text above that, on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=quiet)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -267,4 +278,4 @@ def _progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
                 tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
             bars.update(tasks[stage], advance=done, total=total)
 
-        yield advance
+        yield advance, console.print

@@ -22,6 +22,10 @@ from .graph.qdq import Writer, WrittenWeight
 from .plan import Plan, make_plan
 from .recipe import Recipe
 from .report.report import Report, make_report
+from .runtime.session import Device
+from .schedule import make_schedule
+from .solver import Method, warm_up
+from .solver.greedy_torch_device import devices
 from .solver.threads import one_blas_thread
 from .solving import EmbeddingReport, Solved, round_embedding, solve_layer
 from .stopwatch import Stopwatch
@@ -48,6 +52,7 @@ def compress(
     *,
     data: DataOptions | None = None,
     progress: Progress = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Compress a trained ONNX model on calibration data, without labels and without training.
 
@@ -58,6 +63,7 @@ def compress(
     output:      where to write the result; None keeps it in memory.
     data:        how the calibration data is read.
     progress:    called with the name of a stage, how much was done since the last call, and how much there is in all.
+    say:         called with lines of text for the user: what is planned, before it begins.
 
     Raises ModelError, CalibrationError, RecipeError or OutputError for what cannot be done, before anything is
     written; VerificationError if the result fails a check: it is then left under a `.rejected` name.
@@ -75,7 +81,7 @@ def compress(
         calibrating, held_out = split(samples)
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
-    solved, ranges = solve_layers(plan, calibrating, recipe, progress, watch)
+    solved, ranges = solve_layers(plan, calibrating, recipe, progress, say, watch)
     with watch("write"):
         written, embeddings, intervals = write(plan, solved, ranges, recipe)
     with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=target.parent if target is not None else None) as scratch:
@@ -118,11 +124,24 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
 
 @one_blas_thread()  # or the last digits would depend on the cores, and BLAS would wait for onnxruntime's threads
 def solve_layers(
-    plan: Plan, samples: Samples, recipe: Recipe, progress: Progress, watch: Stopwatch
+    plan: Plan,
+    samples: Samples,
+    recipe: Recipe,
+    progress: Progress,
+    say: Callable[[str], None],
+    watch: Stopwatch,
 ) -> tuple[dict[str, Solved], dict[str, RangeObserver]]:
     """Capture and solve, chunk by chunk: the Hessians of a chunk are dropped before the next one is captured."""
     if not plan.layers:  # only tables, which need no data
         return {}, {}
+    device = solving_device(recipe.device)
+    method = Method("exact", recipe.refine, recipe.grid, recipe.precision, device, recipe.threads)
+    with watch("compile"):
+        if recipe.solver != "baseline":
+            warm_up([plan.choices[layer.name].level for layer in plan.layers], method, progress)
+    schedule = make_schedule(plan.layers, plan.choices, recipe, device)
+    for line in schedule.lines:
+        say(line)
     values = [activation.value for activation in plan.activations]
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
     shapes = probe(plan.model, [*values, *taps], samples, recipe.device, recipe.threads)
@@ -147,11 +166,25 @@ def solve_layers(
         ranges |= captured.ranges
         with watch("solve"):
             for layer in chunk.layers:
-                choice, remark = plan.choices[layer.name], plan.remarks.get(layer.name)
+                ordered = layer.name in schedule.ordered
                 solved[layer.name] = solve_layer(
-                    layer, captured, choice, recipe, remark, lambda done: progress("solve", done, rows)
+                    layer,
+                    captured,
+                    plan.choices[layer.name],
+                    recipe,
+                    replace(method, solver="ordered") if ordered else method,
+                    schedule.ordered.get(layer.name, 0),
+                    plan.remarks.get(layer.name),
+                    lambda done: progress("solve", done, rows),
                 )
     return solved, ranges
+
+
+def solving_device(device: Device) -> str:
+    """Where layers are solved: the first GPU, if one is asked for, or if any may be taken and there is one."""
+    if device == "cpu":
+        return "cpu"
+    return next(iter(devices()), "cpu" if device == "auto" else "cuda")
 
 
 def write(

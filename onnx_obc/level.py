@@ -126,6 +126,7 @@ class Solution:
     mask:    (groups, rows, columns) bool, True where a weight was kept, or None for a dense level.
     loss:    the layer loss that the solver's own bookkeeping predicts, ½ tr(ΔHΔᵀ) for the damped H, summed over rows
              and groups.
+    loss_greedy: the same before refinement, or None if nothing was refined.
     """
 
     level: Level
@@ -134,6 +135,7 @@ class Solution:
     grid: Grid | None
     mask: Bool | None
     loss: float
+    loss_greedy: float | None = None
 
 
 def parse_sparsity(text: str) -> Sparsity | None:

@@ -63,7 +63,9 @@ class Recipe(_Strict):
     layers: tuple[Rule, ...] = ()
 
     target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
-    solver: Literal["exact", "baseline"] = "exact"
+    solver: Literal["auto", "exact", "ordered", "baseline"] = "auto"
+    time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds
+    refine: Literal["none", "auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
     grid: Literal["mse", "minmax"] = "mse"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
     damp: float = Field(default=0.01, ge=0, allow_inf_nan=False)

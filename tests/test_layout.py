@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "recipe": {"level", "errors"},
     "plan": {"graph", "level", "errors", "recipe"},
     "solving": {"calibration", "graph", "level", "recipe", "solver"},
+    "schedule": {"graph", "level", "recipe", "solver"},
     "verify": {"calibration", "graph", "level", "errors", "recipe", "runtime", "solving"},
     "report": {"_version", "calibration", "errors", "graph", "plan", "recipe", "solving", "verify"},
     "inspect": {"graph", "level", "report"},

@@ -6,6 +6,18 @@ from .baselines import baseline
 from .grid import fit_grid, round_to_grid
 from .inverse import Damped, damp
 from .loss import layer_loss, output_energy
-from .solve import solve
+from .solve import Method, Refine, solve, warm_up
 
-__all__ = ["Damped", "baseline", "damp", "fit_grid", "layer_loss", "output_energy", "round_to_grid", "solve"]
+__all__ = [
+    "Damped",
+    "Method",
+    "Refine",
+    "baseline",
+    "damp",
+    "fit_grid",
+    "layer_loss",
+    "output_energy",
+    "round_to_grid",
+    "solve",
+    "warm_up",
+]

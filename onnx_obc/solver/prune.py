@@ -6,6 +6,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from ..level import NM, Block, Bool, Float32, Float64, Int32, Sparsity
+from . import greedy_torch
 from .blocks import prune_blocks
 from .elimination import Workspace
 from .greedy import prune_rows
@@ -20,6 +21,7 @@ def prune(
     threads: int | None = None,
     precision: Precision = "auto",
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> tuple[Float32, Bool, float]:
     """Choose what to prune by the exact greedy, row by row, and give the kept weights their optimum.
 
@@ -29,10 +31,16 @@ def prune(
 
     Returns (weights, mask, loss): the weights, exactly zero where mask is False and otherwise the minimum of
     ½ tr(ΔHΔᵀ) for that mask, both (groups, rows, columns); and the loss predicted, the sum of the greedy's own
-    increments, which does not use the final weights. progress: as `over_rows`, twice over the rows.
+    increments, which does not use the final weights. progress: as `over_rows`, twice over the rows. device: "cpu", or a
+    GPU as `greedy_torch` names it.
     """
-    order, losses, width = greedy_order(weights, damped, sparsity, threads, precision, progress)
+    if device == "cpu":
+        order, losses, width = greedy_order(weights, damped, sparsity, threads, precision, progress)
+    else:
+        order, losses, width = greedy_torch.prune_order(weights, damped, sparsity, device, precision, None, progress)
     mask, loss = mask_of(order, losses, width, sparsity, weights.shape)
+    if device != "cpu":
+        return greedy_torch.solve_kept(weights, mask, damped.hessian, device, None, progress), mask, loss
     return solve_kept(weights, mask, damped.hessian, damped.inverse, threads, progress), mask, loss
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..level import Bool, Float32, Grid, Int32
+from . import greedy_torch
 from .elimination import Workspace
 from .greedy import quantize_rows
 from .inverse import Damped, Precision
@@ -19,6 +20,7 @@ def quantize(
     threads: int | None = None,
     precision: Precision = "auto",
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> tuple[Int32, float]:
     """The integers of the weights, rounded one at a time with all others of the row making up for it.
 
@@ -29,6 +31,9 @@ def quantize(
     dequantized codes. If the weights are the optimum for `mask` (`prune` returns that), H Δ_pruning vanishes on K, so
     the losses of pruning and of quantizing simply add up.
     """
+    if device != "cpu":
+        codes, each = greedy_torch.quantize(weights, damped, grid, device, mask, precision, None, progress)
+        return codes, float(each.sum())
     groups, rows, columns = weights.shape
     total = groups * rows
     base, floor, unit = damped.scaled(precision)

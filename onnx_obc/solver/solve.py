@@ -1,77 +1,159 @@
-"""Solve a layer at a level: prune, then quantize what remains."""
+"""Solve a layer at a level: prune, then quantize what remains, each by the greedy and then by refinement."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from ..errors import ModelError
-from ..level import Float32, Level, Solution
+from ..level import NM, Float32, Level, Solution
 from .grid import GridMethod, fit_grid
-from .inverse import Damped, Precision
+from .inverse import Damped, Precision, damp
 from .loss import layer_loss
+from .ordered import prune_ordered, quantize_ordered
+from .ordered_refit import inner_product
 from .prune import prune
 from .quantize import quantize
+from .refine_codes import refine_codes
 from .threads import Progress
+
+Refine: TypeAlias = Literal["none", "auto"] | int
 
 _ROUNDING = 3e-5  # relative; what float32 may cost a predicted loss
 
 
-def solve(
-    weights: Float32,
-    damped: Damped,
-    level: Level,
-    *,
-    grid: GridMethod = "mse",
-    threads: int | None = None,
-    precision: Precision = "auto",
-    progress: Progress | None = None,
-) -> Solution:
-    """The layer's solution at `level` by the exact greedy; for a dense float level the weights unchanged.
+@dataclass(frozen=True)
+class Method:
+    """How layers are solved.
 
-    weights: (groups, rows, columns) float32. grid: how quantization grids are fitted, to the weights left by pruning.
-    threads: None for all usable cores; the solution does not depend on it. progress: called now and then with how
-    many of the groups · rows rows are finished, never less than before. An interrupt stops within one chunk of rows.
-    precision: `auto` solves a layer again in float64 where the loss predicted in float32 is off by more than 3e-5.
-    The solution's loss is the greedy's own prediction of ½ tr(ΔHΔᵀ) for the damped Hessian. Raises ModelError if a
+    solver:    exact: the greedy of OBC. ordered: exact within blocks of columns only, for layers too large for that.
+    refine:    how long better solutions are looked for after the greedy, in sweeps; auto: where it pays.
+    grid:      how quantization grids are fitted, to the weights left by pruning.
+    precision: of the greedy; `auto` solves again in float64 where the loss predicted in float32 is off by more than
+               3e-5.
+    device:    "cpu", or a GPU that torch sees, "cuda:0"; it is for the exact greedy, the rest runs on the CPU.
+    threads:   of the CPU; None for all usable cores. The solution does not depend on it.
+    """
+
+    solver: Literal["exact", "ordered"] = "exact"
+    refine: Refine = "none"
+    grid: GridMethod = "mse"
+    precision: Precision = "auto"
+    device: str = "cpu"
+    threads: int | None = None
+
+    def sweeps(self, level: Level) -> int:
+        """How many sweeps of refinement a level gets; 0 for none."""
+        if level.bits is None or self.refine == "none":
+            return 0
+        return 8 if self.refine == "auto" else self.refine
+
+
+def solve(
+    weights: Float32, damped: Damped, level: Level, method: Method = Method(), progress: Progress | None = None
+) -> Solution:
+    """The layer's solution at `level`; for a dense float level the weights unchanged.
+
+    weights: (groups, rows, columns) float32. progress: called now and then with how many of the groups · rows rows are
+    finished, never less than before. An interrupt stops within one chunk of rows.
+    The solution's loss is the solver's own bookkeeping of ½ tr(ΔHΔᵀ) for the damped Hessian. Raises ModelError if a
     weight is NaN or infinite.
     """
     check_finite(weights)
-    solution = _solve(weights, damped, level, grid, threads, precision, progress)
-    if precision == "auto":
-        measured = layer_loss(weights, solution.weights, damped.hessian)
-        if abs(solution.loss - measured) > _ROUNDING * measured:
-            return _solve(weights, damped, level, grid, threads, "float64", None)
+    solution = Solution(Level(), weights, None, None, None, 0.0)
+    sweeps = method.sweeps(level)
+    passes = (2 if level.sparsity is not None else 0) + (1 if level.bits is not None else 0)
+    advance = _over_passes(passes + (1 if sweeps else 0), weights.shape[0] * weights.shape[1], progress)
+
+    def trusted(step: Callable[[Precision], Solution]) -> Solution:
+        """The step's solution, in float64 where float32 gets its loss wrong."""
+        found = step(method.precision)
+        if method.precision == "auto":
+            measured = layer_loss(weights, found.weights, damped.hessian)
+            if abs(found.loss - measured) > _ROUNDING * measured:
+                return step("float64")
+        return found
+
+    if level.sparsity is not None:
+        solution = trusted(lambda precision: _prune(weights, damped, level, method, precision, advance))
+    if level.bits is not None:
+        pruned = solution
+        solution = trusted(lambda precision: _quantize(pruned, weights, damped, level, method, precision, advance))
+        if sweeps:
+            solution = _refine_codes(solution, weights, damped, sweeps, method.threads, advance)
     return solution
 
 
-def _solve(
+def _prune(
+    weights: Float32, damped: Damped, level: Level, method: Method, precision: Precision, progress: Progress
+) -> Solution:
+    assert level.sparsity is not None
+    if method.solver == "ordered":
+        found = prune_ordered(weights, damped, level.sparsity, method.threads, precision, progress)
+    else:
+        found = prune(weights, damped, level.sparsity, method.threads, precision, progress, method.device)
+    solved, mask, loss = found
+    return Solution(Level(level.sparsity), solved, None, None, mask, loss)
+
+
+def _quantize(
+    pruned: Solution,
     weights: Float32,
     damped: Damped,
     level: Level,
-    grid: GridMethod,
-    threads: int | None,
+    method: Method,
     precision: Precision,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Solution:
-    rows = weights.shape[0] * weights.shape[1]
-    passes = (2 if level.sparsity is not None else 0) + (1 if level.bits is not None else 0)
-    finished = 0
+    assert level.bits is not None
+    start, mask = pruned.weights, pruned.mask
+    grid = fit_grid(start, level.bits, level.symmetric, method.grid, method.threads)
+    if method.solver == "ordered":
+        codes, loss = quantize_ordered(start, damped, grid, mask, method.threads, precision, progress)
+        if mask is not None:  # the kept weights are not quite their optimum, so the two losses do not just add up
+            loss += inner_product(weights - start, start - grid.dequantize(codes), damped, method.threads)
+    else:
+        codes, loss = quantize(start, damped, grid, mask, method.threads, precision, progress, method.device)
+    return Solution(level, grid.dequantize(codes), codes, grid, mask, pruned.loss + loss)
+
+
+def _refine_codes(
+    start: Solution, weights: Float32, damped: Damped, sweeps: int, threads: int | None, progress: Progress
+) -> Solution:
+    assert start.codes is not None and start.grid is not None
+    found = refine_codes(weights, damped.hessian, start.codes, start.grid, start.mask, sweeps, threads, progress)
+    codes, grid, loss = found
+    return replace(start, weights=grid.dequantize(codes), codes=codes, grid=grid, loss=loss, loss_greedy=start.loss)
+
+
+def _over_passes(passes: int, rows: int, progress: Progress | None) -> Progress:
+    """A progress over all passes together, each of which counts to `rows`; a pass done again is not counted."""
+    finished = last = 0
 
     def advance(done: int) -> None:
-        nonlocal finished
-        if progress is not None:
-            progress((finished + done) // passes)
+        nonlocal finished, last
+        now = min((finished + done) // passes, rows)
+        if progress is not None and now >= last:
+            progress(now)
+            last = now
         finished += rows if done == rows else 0
 
-    solved, mask, codes, fitted, loss = weights, None, None, None, 0.0
-    if level.sparsity is not None:
-        solved, mask, loss = prune(weights, damped, level.sparsity, threads, precision, advance)
-    if level.bits is not None:
-        fitted = fit_grid(solved, level.bits, level.symmetric, grid, threads)
-        codes, quantization = quantize(solved, damped, fitted, mask, threads, precision, advance)
-        solved = fitted.dequantize(codes)
-        loss += quantization
-    return Solution(level, solved, codes, fitted, mask, loss)
+    return advance
+
+
+def warm_up(levels: Sequence[Level], method: Method, progress: Callable[[str, int, int], None]) -> None:
+    """Have the kernels for these levels compiled, which takes seconds once for every installation, on tiny layers.
+
+    progress: called with "compile", 1 and how many kinds of level there are.
+    """
+    kinds = {(type(level.sparsity), level.bits is None): level for level in levels}
+    for level in kinds.values():
+        columns = 2 * (level.sparsity.m if isinstance(level.sparsity, NM) else 4)
+        solve(np.ones((1, 1, columns), np.float32), damp(np.eye(columns)[None]), level, replace(method, device="cpu"))
+        progress("compile", 1, len(kinds))
 
 
 def check_finite(weights: Float32) -> None:

@@ -5,7 +5,7 @@ import pytest
 from problems import layer
 
 from onnx_obc.level import NM, Block, Unstructured, parse_level
-from onnx_obc.solver import baseline, damp, layer_loss, solve
+from onnx_obc.solver import Method, baseline, damp, layer_loss, solve
 from onnx_obc.solver.baselines.magnitude import magnitude_mask
 
 LEVELS = ["int8", "int3-asym", "2:4", "sparse-0.60", "block4-0.70", "2:4+int4", "block4-0.50+int8"]
@@ -32,7 +32,7 @@ def test_rounding_uses_the_solvers_grid():
     damped = damp(hessian)
     for method in ("minmax", "mse"):
         simple = baseline(weights, damped, parse_level("int4"), grid=method)
-        exact = solve(weights, damped, parse_level("int4"), grid=method)
+        exact = solve(weights, damped, parse_level("int4"), Method(grid=method))
         assert (simple.grid.scale == exact.grid.scale).all()
 
 

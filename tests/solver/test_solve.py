@@ -8,7 +8,7 @@ from problems import layer
 
 from onnx_obc.errors import ModelError
 from onnx_obc.level import FLOAT, parse_level
-from onnx_obc.solver import baseline, damp, layer_loss, output_energy, solve
+from onnx_obc.solver import Method, baseline, damp, layer_loss, output_energy, solve
 
 LEVELS = [
     "int8",
@@ -88,12 +88,12 @@ def check(weights, damped, solution):
 def test_threads_and_memory_layout_change_nothing(level):
     weights, hessian = layer(groups=2, rows=9, columns=70)
     damped = damp(hessian)
-    one = solve(weights, damped, parse_level(level), threads=1)
+    one = solve(weights, damped, parse_level(level), Method(threads=1))
     frozen = np.asfortranarray(weights)
     frozen.flags.writeable = False
     for other in (
-        solve(weights, damped, parse_level(level), threads=3),
-        solve(frozen, damped, parse_level(level), threads=2),
+        solve(weights, damped, parse_level(level), Method(threads=3)),
+        solve(frozen, damped, parse_level(level), Method(threads=2)),
     ):
         assert other.weights.tobytes() == one.weights.tobytes()
         assert other.loss == one.loss
@@ -119,7 +119,7 @@ def test_float_leaves_the_weights():
 def test_progress_grows_to_the_number_of_rows(level):
     weights, hessian = layer(groups=3, rows=40, columns=9)
     seen = []
-    solve(weights, damp(hessian), parse_level(level), threads=2, progress=seen.append)
+    solve(weights, damp(hessian), parse_level(level), Method(threads=2), seen.append)
     assert seen == sorted(seen) and seen[-1] == 120
 
 
@@ -158,6 +158,6 @@ def test_auto_takes_float64_where_float32_gets_the_loss_wrong(monkeypatch):
     damped, level = damp(hessian), parse_level("int4")
     monkeypatch.setattr(sys.modules["onnx_obc.solver.solve"], "_ROUNDING", 0.0)  # then no prediction is good enough
     twice = solve(weights, damped, level)
-    exact = solve(weights, damped, level, precision="float64")
+    exact = solve(weights, damped, level, Method(precision="float64"))
     assert np.array_equal(twice.codes, exact.codes)
-    assert twice.loss == exact.loss != solve(weights, damped, level, precision="float32").loss
+    assert twice.loss == exact.loss != solve(weights, damped, level, Method(precision="float32")).loss

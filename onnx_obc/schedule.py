@@ -1,0 +1,73 @@
+"""Which layers are solved exactly and which by the ordered solver, from the time that they would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .graph.layers import Layer
+from .level import Choice
+from .recipe import Recipe
+from .solver.predict import LONGEST, Forecast, Job, calibrate, choose_solvers, rows_to_compare
+
+SLOW = 1e9  # multiplications with addition per second that any machine does
+WORTH_A_LINE = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """ordered: the layers for the ordered solver, and on how many rows each is compared with the exact one.
+    lines: the plan in words, for the user; empty if there is nothing to plan."""
+
+    ordered: Mapping[str, int] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+def make_schedule(layers: Sequence[Layer], choices: Mapping[str, Choice], recipe: Recipe, device: str) -> Schedule:
+    """Choose a solver for every layer, as `Recipe.solver` and `Recipe.time_limit` say.
+
+    Only `auto` on a CPU times the machine, for about a second, and only if the layers could take long on a slow one; on
+    a GPU it solves every layer exactly.
+    """
+    if recipe.solver in ("exact", "baseline"):
+        return Schedule()
+    jobs = [Job(layer.groups, layer.rows, layer.columns, choices[layer.name].level) for layer in layers]
+    if recipe.solver == "auto":
+        work = sum(job.groups * job.rows * job.columns**3 for job in jobs)
+        if device != "cpu" or (recipe.time_limit is None and work / SLOW < LONGEST):
+            return Schedule()
+    machine = calibrate(recipe.threads)
+    forecasts = choose_solvers(jobs, machine, recipe.time_limit)
+    if recipe.solver == "ordered":
+        forecasts = tuple(Forecast(x.exact, x.ordered, "ordered") for x in forecasts)
+    rows = {
+        layer.name: rows_to_compare(job, machine)
+        for layer, job, forecast in zip(layers, jobs, forecasts, strict=True)
+        if forecast.solver == "ordered"
+    }
+    return Schedule(rows, tuple(_in_words(layers, forecasts, recipe)))
+
+
+def _in_words(layers: Sequence[Layer], forecasts: Sequence[Forecast], recipe: Recipe) -> list[str]:
+    """One line about all layers, and one for each that takes long or is not solved exactly."""
+    exact = [forecast.seconds for forecast in forecasts if forecast.solver == "exact"]
+    ordered = [forecast.seconds for forecast in forecasts if forecast.solver == "ordered"]
+    parts = [f"{len(exact)} layers exactly, about {_duration(sum(exact))}"] if exact else []
+    parts += [f"{len(ordered)} by the ordered solver, about {_duration(sum(ordered))}"] if ordered else []
+    lines = [f"plan: {'; '.join(parts)}; refinement not counted"]
+    for layer, forecast in zip(layers, forecasts, strict=True):
+        shape = f"{layer.name} ({layer.groups} × {layer.rows} × {layer.columns})"
+        if forecast.solver == "ordered":
+            lines.append(f"  {shape}: ordered, {_duration(forecast.ordered)}; exactly {_duration(forecast.exact)}")
+        elif forecast.seconds > WORTH_A_LINE:
+            lines.append(f"  {shape}: {_duration(forecast.seconds)}")
+    total = sum(exact) + sum(ordered)
+    if recipe.time_limit is not None and total > recipe.time_limit:
+        lines.append(f"  that is more than the time limit of {_duration(recipe.time_limit)}, even so")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,81 @@
+"""Which solver a layer gets, and that the user is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from small_graphs import build, random
+
+from onnx_obc import compress
+from onnx_obc.recipe import make_recipe
+from onnx_obc.schedule import make_schedule
+from onnx_obc.solver.predict import Machine
+
+
+def two_layers(columns: int = 300) -> Any:
+    nodes = [
+        helper.make_node("MatMul", ["x", "wide"], ["h"], name="wide"),
+        helper.make_node("MatMul", ["h", "small"], ["y"], name="small"),
+    ]
+    weights = {"wide": random(columns, 40), "small": random(40, 8)}
+    return build(nodes, {"x": ("n", columns)}, {"y": ("n", 8)}, weights)
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose exact solver takes more than 10 s for a row of 300 columns, whatever this one does."""
+    near = dict.fromkeys(("bits", "unstructured", "nm", "block"), 0.01)
+    far = dict.fromkeys(near, 4e5)
+    monkeypatch.setattr("onnx_obc.schedule.calibrate", lambda threads: Machine(1, near, far, 1e9, 1e9))
+
+
+def run(**options: Any) -> tuple[Any, list[str]]:
+    said: list[str] = []
+    recipe = make_recipe({"weights": "int4", "activations": "none", "device": "cpu", **options})
+    result = compress(two_layers(), {"x": random(800, 300)}, recipe, say=said.append)
+    return result.report, said
+
+
+@pytest.mark.usefixtures("slow_machine")
+def test_a_time_limit_leaves_the_largest_layer_to_the_ordered_solver() -> None:
+    report, said = run(time_limit=60, refine="none")
+    assert {layer.name: layer.solver for layer in report.layers} == {"wide": "ordered", "small": "exact"}
+    assert said[0].startswith("plan: 1 layers exactly") and any("wide (1 × 40 × 300): ordered" in line for line in said)
+    wide, small = report.layers
+    assert wide.ordered_over_exact is None and any(
+        "not solved exactly" in note for note in wide.notes
+    )  # 10 s do not make one row
+    assert small.ordered_over_exact is None and not small.notes
+
+
+def test_what_was_not_exact_is_compared_on_a_sample_of_rows() -> None:
+    report, said = run(solver="ordered", refine="none")
+    wide = report.layers[0]
+    assert wide.solver == "ordered" and "by the ordered solver" in said[0]
+    assert wide.ordered_over_exact is not None and 0.8 < wide.ordered_over_exact < 2
+    assert any(f"{wide.ordered_over_exact:.3f} of the exact" in note for note in wide.notes)
+    np.testing.assert_allclose(wide.loss_predicted, wide.loss_measured, rtol=1e-4)
+
+
+def test_small_layers_are_solved_exactly_without_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_obc.schedule.calibrate", lambda threads: pytest.fail("nothing to measure here"))
+    report, said = run()
+    assert said == [] and {layer.solver for layer in report.layers} == {"exact"}
+
+
+@pytest.mark.parametrize("solver", ["exact", "baseline"])
+def test_what_is_asked_for_needs_no_plan(solver: str) -> None:
+    schedule = make_schedule([], {}, make_recipe({"solver": solver, "time_limit": 1}), "cpu")
+    assert schedule.lines == () and schedule.ordered == {}
+
+
+def test_refinement_lowers_the_loss_and_says_by_how_much() -> None:
+    (plain, _), (refined, _) = run(refine="none"), run(refine=4)
+    for before, after in zip(plain.layers, refined.layers, strict=True):
+        assert before.loss_predicted == before.loss_greedy
+        assert after.loss_predicted < after.loss_greedy
+        np.testing.assert_allclose(after.loss_predicted, after.loss_measured, rtol=1e-4)
+    np.testing.assert_allclose(refined.layers[0].loss_greedy, plain.layers[0].loss_predicted)
