@@ -6,7 +6,9 @@ What does not fit at once is captured in chunks, each with a run of its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -16,14 +18,17 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..errors import CalibrationError
-from ..graph.layers import Layer, Tap
+from ..graph.layers import Layer, Tap, Window
 from ..level import Float64
 from ..runtime.session import Device, is_finite, open_session
 from .data import Batch, Samples
-from .hessian import HessianSum, pick_positions, positions_of, shape_of, unfold
+from .hessian import HessianSum, held_bytes
 from .ranges import RangeObserver
+from .shifted import add_shifted, pays
+from .unfold import Index, pick_positions, positions_of, shape_of, unfold
 
 POSITIONS_PER_COLUMN = 64  # what more would gain is measured in benchmarks/sampling.py
+MAPPED = 1 / 4  # of the memory: a larger Hessian goes to a temporary file
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -33,6 +38,7 @@ class Chunk:
 
     layers: tuple[Layer, ...]
     ranges: tuple[str, ...]
+    mapped: frozenset[Tap] = frozenset()  # whose Hessians live in temporary files
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,10 @@ class Captured:
         total = sum(self.positions[tap] for tap in taps)
         if len(set(taps)) == 1:
             return self.hessians[taps[0]], self.positions[taps[0]]
-        weighted = [self.hessians[tap] * (self.positions[tap] / max(total, 1)) for tap in taps]
-        return np.sum(weighted, axis=0), total
+        mean = np.zeros_like(self.hessians[taps[0]])  # (groups, columns, columns)
+        for tap in taps:
+            mean += self.hessians[tap] * (self.positions[tap] / max(total, 1))
+        return mean, total
 
 
 def probe(model: ir.Model, values: Iterable[str], samples: Samples, device: Device, threads: int | None) -> Shapes:
@@ -68,7 +76,9 @@ def plan_chunks(
 ) -> list[Chunk]:
     """Split the capture so that each run's Hessians and activations stay under `memory` bytes, if one layer's do.
 
-    The ranges come first, then the layers in the order of the graph.
+    The ranges come first, then the layers in the order of the graph. Hessians of more than MAPPED of the memory are
+    mapped to temporary files, as the solver holds several copies of one. Not counted: the model, and what is unfolded
+    at a time, 16 MiB for each thread.
     """
     batch_bytes = {name: 4 * prod(shape) * samples.batch / samples.step for name, shape in shapes.items()}
     chunks: list[Chunk] = []
@@ -76,9 +86,13 @@ def plan_chunks(
     watched: list[str] = []
     held: dict[Tap | str, float] = {}  # bytes of every Hessian and activation of the chunk that is being filled
 
+    def close() -> None:
+        mapped = frozenset(key for key, size in held.items() if isinstance(key, Tap) and size > MAPPED * memory)
+        chunks.append(Chunk(tuple(taken), tuple(watched), mapped))
+
     def make_room(needs: dict[Tap | str, float]) -> None:
         if held and sum((held | needs).values()) > memory:
-            chunks.append(Chunk(tuple(taken), tuple(watched)))
+            close()
             taken.clear()
             watched.clear()
             held.clear()
@@ -90,11 +104,11 @@ def plan_chunks(
     for layer in layers:
         needs: dict[Tap | str, float] = {}
         for tap in (use.tap for use in layer.uses):
-            groups, columns = shape_of(tap.unfold, shapes[tap.value])
-            needs |= {tap: 8.0 * groups * columns**2, tap.value: batch_bytes[tap.value]}
+            needs |= {tap: held_bytes(*shape_of(tap.unfold, shapes[tap.value])), tap.value: batch_bytes[tap.value]}
         make_room(needs)
         taken.append(layer)
-    return [*chunks, Chunk(tuple(taken), tuple(watched))]
+    close()
+    return chunks
 
 
 def capture(
@@ -114,44 +128,57 @@ def capture(
     By default a sample contributes as many positions to a Hessian as keep the total near `positions_per_column`
     positions for every column. `progress` is called with the number of samples of each batch.
 
-    Raises CalibrationError if a layer's input holds NaN or infinity.
+    The layers are shared out over `threads` threads, which changes no result, provided that BLAS is held to one.
+    Raises CalibrationError if a layer's input holds NaN or infinity, or if the disk has no room for a mapped Hessian.
     """
     owners = {use.tap: layer.name for layer in chunk.layers for use in layer.uses}
     sums: dict[Tap, HessianSum] = {}
     observers = {name: RangeObserver() for name in chunk.ranges}
     names = list(dict.fromkeys([*(tap.value for tap in owners), *observers]))
     session = open_session(model, names, device, threads)
-    for batch in samples.read(0, samples.count):
+
+    def take(batch: Batch) -> None:  # a function, so that its values are gone before the next batch is run
         values = session.run(batch.feed)
-        for name, array in values.items():
-            if not is_finite(array):
-                raise _not_finite(name, array, batch, owners)
+        for name, finite in zip(values, pool.map(is_finite, values.values()), strict=True):
+            if not finite:
+                raise _not_finite(name, values[name], batch, owners)
         for tap in owners:
-            array = values[tap.value]
             if tap not in sums:
-                sums[tap] = HessianSum(*shape_of(tap.unfold, array.shape))
-            take = None if all_positions else ceil(positions_per_column * sums[tap].columns / samples.count)
-            _accumulate(sums[tap], tap, array, batch, take, seed)
-        for name, observer in observers.items():
-            observer.update(values[name], batch.count)
-        progress(batch.count)
-    return Captured(
-        hessians={tap: total.mean() for tap, total in sums.items()},
-        positions={tap: total.positions for tap, total in sums.items()},
-        ranges=observers,
-    )
+                sums[tap] = HessianSum(*shape_of(tap.unfold, values[tap.value].shape), tap in chunk.mapped)
+        work = [pool.submit(observer.update, values[name], batch.count) for name, observer in observers.items()]
+        drawn: dict[tuple[int, ...], Index | None] = {}  # most layers draw the same positions as another one
+        for tap in sorted(owners, key=lambda tap: -sums[tap].columns):
+            array = values[tap.value]
+            slots, positions = positions_of(tap.unfold, array.shape, batch.count)
+            picks = None
+            if not all_positions:
+                wanted = ceil(positions_per_column * sums[tap].columns / samples.count) * (batch.count // slots)
+                if (key := (slots, positions, wanted)) not in drawn:
+                    samples_drawn = range(batch.first, batch.first + slots)
+                    drawn[key] = pick_positions(positions, wanted, seed, samples_drawn)
+                picks = drawn[key]
+            work.append(pool.submit(_accumulate, sums[tap], tap, array, picks, slots))
+        for each in work:
+            each.result()
+
+    with ThreadPoolExecutor(threads or _cores(), "capture") as pool:  # each sum is one thread's at a time
+        for batch in samples.read(0, samples.count):
+            take(batch)
+            progress(batch.count)
+        hessians = dict(zip(sums, pool.map(HessianSum.mean, sums.values()), strict=True))
+    return Captured(hessians, {tap: total.positions for tap, total in sums.items()}, observers)
 
 
-def _accumulate(
-    total: HessianSum, tap: Tap, array: npt.NDArray[Any], batch: Batch, take: int | None, seed: int
-) -> None:
-    slots, positions = positions_of(tap.unfold, array.shape, batch.count)
-    picks = None
-    if take is not None:
-        drawn = range(batch.first, batch.first + slots)
-        picks = pick_positions(positions, take * (batch.count // slots), seed, drawn)
+def _accumulate(total: HessianSum, tap: Tap, array: npt.NDArray[Any], picks: Index | None, slots: int) -> None:
+    if picks is None and isinstance(tap.unfold, Window) and pays(tap.unfold, array.shape):
+        add_shifted(total, array, tap.unfold)
+        return
     for x in unfold(array, tap.unfold, picks, slots):
         total.add(x)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _not_finite(name: str, array: npt.NDArray[Any], batch: Batch, owners: dict[Tap, str]) -> CalibrationError:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from onnx import helper
 from small_graphs import assert_same, build, random, run
 
-from onnx_obc.calibration import hessian
-from onnx_obc.calibration.hessian import HessianSum, pick_positions, positions_of, shape_of, unfold
+from onnx_obc.calibration import unfold as unfolding
+from onnx_obc.calibration.hessian import HessianSum
+from onnx_obc.calibration.unfold import pick_positions, positions_of, shape_of, unfold
 from onnx_obc.graph.layers import Layer, Window, find_layers
 
 
@@ -173,7 +174,7 @@ def test_chunks_hold_every_position_once(monkeypatch: pytest.MonkeyPatch) -> Non
     x = random(3, 4, 6, 5)
     layer, _ = layer_of("Conv", x, random(2, 4, 3, 3))
     whole = gathered(x, layer, 3)
-    monkeypatch.setattr(hessian, "CHUNK_ELEMENTS", 5 * layer.columns)
+    monkeypatch.setattr(unfolding, "CHUNK_ELEMENTS", 5 * layer.columns)
     chunks = list(unfold(x, layer.uses[0].tap.unfold, None, 3))
     assert len(chunks) > 5
     np.testing.assert_array_equal(np.concatenate(chunks, axis=1), whole)
