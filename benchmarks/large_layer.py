@@ -25,8 +25,8 @@ from tables import machine, markdown
 
 from onnx_obc.level import NM, Level, Solution, parse_level
 from onnx_obc.solver import Damped, baseline, damp, fit_grid, layer_loss, ordered, ordered_refit
-from onnx_obc.solver.ordered import prune_ordered, quantize_ordered, solve_ordered
-from onnx_obc.solver.solve import solve
+from onnx_obc.solver.ordered import prune_ordered, quantize_ordered
+from onnx_obc.solver.solve import Method, solve
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT = 12  # GB that the process may take
@@ -34,6 +34,7 @@ BATCH = 4096  # input vectors at a time
 PANEL = 1024  # rows of the Hessian updated at a time
 LEVELS = ("int4-asym", "int3", "2:4", "sparse-0.60", "block4-0.50", "2:4+int4")
 SPECTRA = (0.5, 1.0)
+ORDERED = Method(solver="ordered")
 
 
 @dataclass
@@ -169,7 +170,7 @@ def ordered_with(block: int, steps: int, weights: np.ndarray, damped: Damped, le
     before = ordered.BLOCK, ordered_refit.STEPS
     ordered.BLOCK, ordered_refit.STEPS = block, steps
     try:
-        return solve_ordered(weights, damped, level)
+        return solve(weights, damped, level, ORDERED)
     finally:
         ordered.BLOCK, ordered_refit.STEPS = before
 
@@ -183,7 +184,7 @@ def ratios(columns: int = 1152, rows: int = 256) -> str:
         assert np.isfinite(damped.inverse).all()  # made here, so that no timing below includes it
         for name in LEVELS:
             level = parse_level(name)
-            solve_ordered(weights[:, :2], damped, level)
+            solve(weights[:, :2], damped, level, ORDERED)
             solve(weights[:, :2], damped, level)  # both compiled
             began = time.perf_counter()
             exact = solve(weights, damped, level).loss

@@ -25,11 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..level import NM, Block, Bool, Float32, Float64, Grid, Int32, Level, Solution, Sparsity, Unstructured
-from .grid import GridMethod, fit_grid
+from ..level import NM, Block, Bool, Float32, Float64, Grid, Int32, Sparsity, Unstructured
 from .inverse import Damped, Precision, damp, factorise, invert_lower
 from .loss import layer_loss
-from .ordered_refit import inner_product, refit
+from .ordered_refit import refit
 from .prune import prune, solve_kept
 from .quantize import quantize
 from .threads import Progress, one_blas_thread, over_rows
@@ -48,34 +47,6 @@ class _Part:
     columns: npt.NDArray[np.intp]
 
 
-def solve_ordered(
-    weights: Float32,
-    damped: Damped,
-    level: Level,
-    *,
-    grid: GridMethod = "mse",
-    threads: int | None = None,
-    precision: Precision = "auto",
-    progress: Progress | None = None,
-) -> Solution:
-    """The layer's solution at `level` by the ordered solver, with the arguments and conventions of `solve`.
-
-    weights: (groups, rows, columns) float32, finite. progress: counts to groups · rows twice for pruning, then once for
-    quantizing.
-    """
-    solved, mask, codes, fitted, loss = weights, None, None, None, 0.0
-    if level.sparsity is not None:
-        solved, mask, loss = prune_ordered(weights, damped, level.sparsity, threads, precision, progress)
-    if level.bits is not None:
-        fitted = fit_grid(solved, level.bits, level.symmetric, grid, threads)
-        codes, quantization = quantize_ordered(solved, damped, fitted, mask, threads, precision, progress)
-        final = fitted.dequantize(codes)
-        if mask is not None:  # the kept weights are not quite their optimum, so the two losses do not just add up
-            loss += inner_product(weights - solved, solved - final, damped, threads)
-        solved, loss = final, loss + quantization
-    return Solution(level, solved, codes, fitted, mask, loss)
-
-
 def quantize_ordered(
     weights: Float32,
     damped: Damped,
@@ -88,7 +59,8 @@ def quantize_ordered(
     """`quantize` by the ordered solver: the same arguments, results and conventions.
 
     Up to `BLOCK` columns the result is that of `quantize`. Where `mask` is False the code is the zero point; the weight
-    there may be other than zero, and the loss then includes what that costs.
+    there may be other than zero, and the loss then includes what that costs. The losses of `prune_ordered` and this one
+    add up but for tr(Δ_p H Δ_qᵀ) (`inner_product`), which vanishes only at the exact optimum for the mask.
     """
     if weights.shape[2] <= BLOCK and (mask is None or not weights[~mask].any()):
         return quantize(weights, damped, grid, mask, threads, precision, progress)

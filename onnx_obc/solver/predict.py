@@ -74,7 +74,7 @@ def calibrate(threads: int | None = None) -> Machine:
     """Time the solvers on this machine. Takes about a second, and longer where kernels have yet to be compiled."""
     threads = threads or usable_cores()
     _row_seconds(BLOCK, threads, threads)  # compiles
-    narrow, wide = _row_seconds(BLOCK, 64 * threads, threads), _row_seconds(_WIDE, 3 * threads, threads)
+    narrow, wide = _row_seconds(BLOCK, 64 * threads, threads), _row_seconds(_WIDE, 6 * threads, threads)
     return Machine(threads, narrow, wide, _rate(np.dtype(np.float32), threads), _rate(np.dtype(np.float64), threads))
 
 

@@ -12,12 +12,13 @@ from onnx_obc.solver.baselines import baseline
 from onnx_obc.solver.grid import fit_grid, round_to_grid
 from onnx_obc.solver.inverse import damp
 from onnx_obc.solver.loss import layer_loss
-from onnx_obc.solver.ordered import prune_ordered, quantize_ordered, solve_ordered
+from onnx_obc.solver.ordered import prune_ordered, quantize_ordered
 from onnx_obc.solver.ordered_refit import inner_product, refit
 from onnx_obc.solver.prune import prune, solve_kept
 from onnx_obc.solver.quantize import quantize
-from onnx_obc.solver.solve import solve
+from onnx_obc.solver.solve import Method, solve
 
+ORDERED = Method(solver="ordered")
 SPARSITIES = st.one_of(
     st.builds(Unstructured, st.floats(0.01, 0.99)),
     st.builds(Block, st.integers(2, 6), st.floats(0.01, 0.99)),
@@ -118,12 +119,11 @@ def test_between_the_baseline_and_the_exact_solver(level):
     damped, level = damp(hessian), parse_level(level)
     exact, simple = solve(weights, damped, level), baseline(weights, damped, level)
     seen = []
-    solution = solve_ordered(weights, damped, level, progress=seen.append)
+    solution = solve(weights, damped, level, ORDERED, seen.append)
     np.testing.assert_allclose(solution.loss, layer_loss(weights, solution.weights, damped.hessian), rtol=1e-4)
     assert solution.loss < 0.7 * simple.loss
     assert 0.8 * exact.loss < solution.loss < 1.35 * exact.loss
-    passes = (2 if level.sparsity else 0) + (1 if level.bits else 0)
-    assert seen.count(8) == passes and max(seen) == 8
+    assert seen == sorted(seen) and seen[-1] == 8
     if level.bits:
         assert (solution.weights == solution.grid.dequantize(solution.codes)).all()
 
@@ -132,7 +132,7 @@ def test_threads_change_nothing():
     weights, hessian = layer(2, 300, 200, samples=800)
     damped = damp(hessian)
     for level in ("int3", "2:4+int4", "sparse-0.60"):
-        one, three = (solve_ordered(weights, damped, parse_level(level), threads=n) for n in (1, 3))
+        one, three = (solve(weights, damped, parse_level(level), Method("ordered", threads=n)) for n in (1, 3))
         assert (one.weights == three.weights).all() and one.loss == three.loss
 
 
@@ -144,7 +144,7 @@ def test_dead_columns_and_a_zero_hessian():
     assert (codes == round_to_grid(weights, grid)).all()
     hessian[0, [2, 37]] = hessian[0, :, [2, 37]] = 0
     damped = damp(hessian)
-    solution = solve_ordered(weights, damped, parse_level("sparse-0.50+int4"))
+    solution = solve(weights, damped, parse_level("sparse-0.50+int4"), ORDERED)
     np.testing.assert_allclose(solution.loss, layer_loss(weights, solution.weights, damped.hessian), rtol=1e-4)
 
 
@@ -153,7 +153,7 @@ def test_dead_columns_and_a_zero_hessian():
 def test_any_scale_of_the_hessian(scale):
     weights, hessian = layer(1, 3, 40)
     for level in ("int3", "2:4+int4"):
-        plain, scaled = (solve_ordered(weights, damp(h), parse_level(level)) for h in (hessian, hessian * scale))
+        plain, scaled = (solve(weights, damp(h), parse_level(level), ORDERED) for h in (hessian, hessian * scale))
         np.testing.assert_allclose(scaled.loss, plain.loss * scale, rtol=1e-9)
 
 
