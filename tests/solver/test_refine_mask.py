@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import layer
+
+from onnx_obc.level import NM, Block, Unstructured
+from onnx_obc.solver.inverse import damp
+from onnx_obc.solver.loss import layer_loss
+from onnx_obc.solver.prune import prune, solve_kept
+from onnx_obc.solver.refine_mask import refine_mask
+
+
+def row_losses(weights, solved, hessian):
+    delta = weights.astype(np.float64) - solved
+    return 0.5 * ((delta @ hessian) * delta).sum(axis=2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 4, 9, 35, 64]), st.data())
+def test_no_row_is_worse_and_the_pattern_holds(seed, groups, rows, columns, data):
+    weights, hessian = layer(groups, rows, columns, seed=seed)
+    damped = damp(hessian * 10.0 ** (seed % 40 - 20))
+    sparsity = data.draw(
+        st.one_of(
+            st.builds(Unstructured, st.floats(0.01, 0.99)),
+            st.builds(Block, st.integers(2, 6), st.floats(0.01, 0.99)),
+            st.sampled_from([NM(2, 4), NM(1, 4), NM(4, 8), NM(1, 2)]),
+        )
+    )
+    start, before, _ = prune(weights, damped, sparsity)
+    solved, mask, loss = refine_mask(weights, start, before, damped, sparsity, sweeps=2)
+    assert solved.dtype == np.float32 and mask.dtype == np.bool_
+    assert (solved[~mask] == 0).all()
+    assert (mask.sum(axis=2) == before.sum(axis=2)).all()
+    if isinstance(sparsity, Block):
+        parts = [mask[..., c : c + sparsity.size] for c in range(0, columns, sparsity.size)]
+        assert all((p.all(axis=2) | ~p.any(axis=2)).all() for p in parts)
+    elif isinstance(sparsity, NM):
+        parts = [mask[..., c : c + sparsity.m] for c in range(0, columns, sparsity.m)]
+        assert all((p.sum(axis=2) == min(sparsity.n, p.shape[2])).all() for p in parts)
+    losses = [row_losses(weights, x, damped.hessian) for x in (start, solved)]
+    assert (losses[1] <= losses[0]).all()
+    np.testing.assert_allclose(loss, layer_loss(weights, solved, damped.hessian), rtol=1e-9)
+    best = layer_loss(weights, solve_kept(weights, mask, damped.hessian), damped.hessian)
+    np.testing.assert_allclose(loss, best, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sparsity", [NM(2, 4), NM(4, 8), Unstructured(0.5), Block(4, 0.5)])
+def test_below_the_greedy(sparsity):
+    weights, hessian = layer(rows=16, columns=96, samples=300, seed=3)
+    damped = damp(hessian)
+    solved, mask, greedy = prune(weights, damped, sparsity)
+    loss = refine_mask(weights, solved, mask, damped, sparsity)[2]
+    assert loss < (0.95 if isinstance(sparsity, NM) else 0.998) * greedy
+
+
+def exchanges(mask, sparsity):
+    """Every mask that one exchange leads to, of a row (columns,)."""
+    size = sparsity.size if isinstance(sparsity, Block) else 1
+    units = range(0, mask.size, size)
+    for p, k in itertools.product(units, units):
+        near = not isinstance(sparsity, NM) or p // sparsity.m == k // sparsity.m
+        if near and mask[k] and not mask[p]:
+            other = mask.copy()
+            other[p : p + size], other[k : k + size] = True, False
+            yield other
+
+
+@pytest.mark.parametrize("sparsity", [NM(2, 4), NM(4, 8), Unstructured(0.5), Block(3, 0.5)])
+def test_one_exchange_is_the_best_there_is(sparsity):
+    # One sweep of at most 31 columns (or few blocks) is one exchange.
+    weights, hessian = layer(rows=4, columns=24, samples=60, seed=11)
+    damped = damp(hessian)
+    random = np.random.default_rng(0)
+    mask = np.ones(weights.shape, bool)
+    for row in mask[0]:
+        if isinstance(sparsity, NM):
+            for c in range(0, 24, sparsity.m):
+                row[c + random.permutation(sparsity.m)[: sparsity.m - sparsity.n]] = False
+        else:
+            size = sparsity.size if isinstance(sparsity, Block) else 1
+            row[(random.permutation(24 // size)[: 12 // size, None] * size + np.arange(size)).ravel()] = False
+    start = solve_kept(weights, mask, damped.hessian)
+    solved, found, _ = refine_mask(weights, start, mask, damped, sparsity)
+    after = row_losses(weights, solved, damped.hessian)
+    for r in range(4):
+        masks = np.array(list(exchanges(mask[0, r], sparsity)))  # (exchanges, columns)
+        every = np.broadcast_to(weights[:, r], (1, *masks.shape)).copy()
+        losses = row_losses(every, solve_kept(every, masks[None], damped.hessian), damped.hessian)[0]
+        assert (masks[losses.argmin()] == found[0, r]).all()
+        np.testing.assert_allclose(after[0, r], losses.min(), rtol=1e-5)
+
+
+def test_at_the_end_no_exchange_within_a_group_gains():
+    weights, hessian = layer(rows=4, columns=64, samples=200, seed=4)
+    damped = damp(hessian)
+    solved, mask, _ = refine_mask(weights, *prune(weights, damped, NM(2, 4))[:2], damped, NM(2, 4), sweeps=100)
+    losses = row_losses(weights, solved, damped.hessian)
+    for r in range(4):
+        masks = np.array(list(exchanges(mask[0, r], NM(2, 4))))
+        every = np.broadcast_to(weights[:, r], (1, *masks.shape)).copy()
+        others = row_losses(every, solve_kept(every, masks[None], damped.hessian), damped.hessian)
+        assert others.min() > losses[0, r] * (1 - 2e-4)
+
+
+def test_the_result_is_that_of_one_thread():
+    weights, hessian = layer(groups=2, rows=7, columns=52)
+    damped = damp(hessian)
+    start, before, _ = prune(weights, damped, NM(2, 4))
+    one, mask, _ = refine_mask(weights, start, before, damped, NM(2, 4), threads=1)
+    three, other, _ = refine_mask(weights, start, before, damped, NM(2, 4), threads=3)
+    assert (one == three).all() and (mask == other).all() and (mask != before).any()
+
+
+def test_nothing_to_exchange():
+    weights, hessian = layer(rows=3, columns=20)
+    damped = damp(hessian)
+    weights[0, 1] = 0
+    mask = np.ones(weights.shape, bool)
+    mask[0, 2] = False
+    solved = np.where(mask, weights, 0)
+    refined, found, loss = refine_mask(weights, solved, mask, damped, Unstructured(0.5))
+    assert (refined == solved).all() and (found == mask).all()
+    np.testing.assert_allclose(loss, layer_loss(weights, solved, damped.hessian))
