@@ -12,9 +12,10 @@ from .calibration.capture import Captured
 from .graph.cost import table_bytes, weight_bytes
 from .graph.layers import Embedding, Layer
 from .graph.qdq import table_block
-from .level import FLOAT, Choice, Float64, Grid, Int32, Level, Solution, parse_bits
+from .level import FLOAT, Choice, Float32, Float64, Grid, Int32, Level, Solution, parse_bits
 from .recipe import Recipe
 from .solver import Damped, Method, baseline, damp, fit_grid, layer_loss, output_energy, round_to_grid, solve
+from .solver.bound import lower_bound
 from .solver.ordered_sample import compare_on_rows
 
 
@@ -23,11 +24,12 @@ class LayerReport:
     """One compressed layer.
 
     All losses are layer losses ‖WX − ŴX‖² / n over the calibration positions. loss_predicted, loss_greedy (before
-    refinement) and loss_measured are on the damped Hessian, which the solver works with; loss and loss_baseline
-    (rounding or magnitude pruning at the same level) are on the plain one, and relative to ‖WX‖² / n they are
-    loss_relative and baseline_relative. solver: exact, ordered or baseline; ordered_over_exact: for the ordered one the
-    ratio of its loss to the exact one's on some of the rows, None if even those would take too long. damping is the
-    fraction of the mean diagonal really used. Bytes count true bits, scales and zero points included.
+    refinement), loss_measured and loss_bound are on the damped Hessian, which the solver works with. No solution at the
+    level falls below the bound (None: the layer is too large for it). loss and loss_baseline (rounding or magnitude
+    pruning at the same level) are on the plain Hessian, and relative to ‖WX‖² / n they are loss_relative and
+    baseline_relative. solver: exact, ordered or baseline; ordered_over_exact: for the ordered one the ratio of its loss
+    to the exact one's on some of the rows, None if even those would take too long. damping is the fraction of the mean
+    diagonal really used. Bytes count true bits, scales and zero points included.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LayerReport:
     loss_predicted: float
     loss_greedy: float
     loss_measured: float
+    loss_bound: float | None
     loss: float
     loss_relative: float
     loss_baseline: float
@@ -129,6 +132,7 @@ def solve_layer(
         loss_predicted=solution.loss,
         loss_greedy=solution.loss if solution.loss_greedy is None else solution.loss_greedy,
         loss_measured=layer_loss(weight, solution.weights, damped.hessian),
+        loss_bound=_bound(weight, damped, solution, method),
         loss=loss,
         loss_relative=loss / energy if energy > 0 else 0.0,
         loss_baseline=loss_baseline,
@@ -146,6 +150,11 @@ def solve_layer(
         + ((remark,) if remark else ()),
     )
     return Solved(layer, solution, report)
+
+
+def _bound(weights: Float32, damped: Damped, solution: Solution, method: Method) -> float | None:
+    """The lower bound, where the inverse that it needs is there anyway."""
+    return lower_bound(weights, damped, solution.level, solution.grid) if method.solver == "exact" else None
 
 
 def _not_exact(method: Method, ratio: float | None) -> tuple[str, ...]:

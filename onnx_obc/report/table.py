@@ -84,6 +84,7 @@ def report_table(report: Report, width: int) -> RenderableType:
                 "relative", [f"{x.loss_relative:.2e}" for x in layers] + [f"{x.error_relative:.2e}" for x in tables]
             ),
             Column("baseline", [f"{x.baseline_relative:.2e}" for x in layers] + blank),
+            Column("× bound", [_times(x.loss_measured, x.loss_bound) for x in layers] + blank, rank=4),
             Column("damping", [f"{x.damping:g}" for x in layers] + blank, rank=6),
             Column("seconds", [f"{x.seconds:.2f}" for x in layers] + blank, rank=7),
             Column("bytes", [f"{x.bytes_after:,}" for x in entries], rank=1),
@@ -134,6 +135,13 @@ def _table(names: Sequence[str], columns: Sequence[Column], width: int) -> Table
 def _short(reasons: Sequence[str]) -> str:
     """Only the levels of reasons such as `2:4: C/groups = 1 is not a multiple of 4`."""
     return ", ".join(reason.split(": ")[0] for reason in reasons)
+
+
+def _times(loss: float, bound: float | None) -> str:
+    """The loss as a multiple of its lower bound: how far from the optimum it is at most."""
+    if loss <= 0:
+        return "1"
+    return f"{loss / bound:.2f}" if bound else ""
 
 
 def _layers(count: int) -> str:
