@@ -13,6 +13,7 @@ from onnx_obc.solver.inverse import damp
 from onnx_obc.solver.loss import layer_loss
 from onnx_obc.solver.prune import prune, solve_kept
 from onnx_obc.solver.refine_mask import refine_mask
+from onnx_obc.solver.refine_pivot import correct, cost, move, transform
 
 
 def row_losses(weights, solved, hessian):
@@ -61,39 +62,46 @@ def test_below_the_greedy(sparsity):
 
 def exchanges(mask, sparsity):
     """Every mask that one exchange leads to, of a row (columns,)."""
-    size = sparsity.size if isinstance(sparsity, Block) else 1
-    units = range(0, mask.size, size)
-    for p, k in itertools.product(units, units):
-        near = not isinstance(sparsity, NM) or p // sparsity.m == k // sparsity.m
-        if near and mask[k] and not mask[p]:
+    for p, k in itertools.product(range(mask.size), repeat=2):
+        if p // sparsity.m == k // sparsity.m and mask[k] and not mask[p]:
             other = mask.copy()
-            other[p : p + size], other[k : k + size] = True, False
+            other[p], other[k] = True, False
             yield other
 
 
-@pytest.mark.parametrize("sparsity", [NM(2, 4), NM(4, 8), Unstructured(0.5), Block(3, 0.5)])
-def test_one_exchange_is_the_best_there_is(sparsity):
-    # One sweep of at most 31 columns (or few blocks) is one exchange.
-    weights, hessian = layer(rows=4, columns=24, samples=60, seed=11)
-    damped = damp(hessian)
-    random = np.random.default_rng(0)
-    mask = np.ones(weights.shape, bool)
-    for row in mask[0]:
-        if isinstance(sparsity, NM):
-            for c in range(0, 24, sparsity.m):
-                row[c + random.permutation(sparsity.m)[: sparsity.m - sparsity.n]] = False
-        else:
-            size = sparsity.size if isinstance(sparsity, Block) else 1
-            row[(random.permutation(24 // size)[: 12 // size, None] * size + np.arange(size)).ravel()] = False
-    start = solve_kept(weights, mask, damped.hessian)
-    solved, found, _ = refine_mask(weights, start, mask, damped, sparsity)
-    after = row_losses(weights, solved, damped.hessian)
-    for r in range(4):
-        masks = np.array(list(exchanges(mask[0, r], sparsity)))  # (exchanges, columns)
-        every = np.broadcast_to(weights[:, r], (1, *masks.shape)).copy()
-        losses = row_losses(every, solve_kept(every, masks[None], damped.hessian), damped.hessian)[0]
-        assert (masks[losses.argmin()] == found[0, r]).all()
-        np.testing.assert_allclose(after[0, r], losses.min(), rtol=1e-5)
+def transformed(seed):
+    """A row whose first half is kept, and what the kernels take."""
+    weights, hessian = layer(rows=1, columns=18, samples=60, seed=seed)
+    kept = np.arange(18) < 9
+    own = damp(hessian).hessian[0]
+    start = solve_kept(weights, kept[None, None], own[None])[0, 0].astype(np.float64)
+    b = np.where(kept, start, own @ (weights[0, 0] - start))
+    return weights, own, kept, transform(own, 9), b
+
+
+@pytest.mark.parametrize("moves", [(), (12, 3), (9, 0, 17, 8), (3, 3)])
+def test_the_cost_of_any_move_is_that_of_solving_anew(moves):
+    weights, hessian, kept, tableau, b = transformed(4)
+    moved, across = np.empty((len(moves), 18)), np.empty((18, len(moves)))
+    sign, diagonal = np.array([1.0 if not kept[m] else -1.0 for m in moves]), tableau.diagonal().copy()
+    if moves == (3, 3):
+        sign[1] = 1.0  # out, and back in
+    for t, q in enumerate(moves):
+        move(tableau, moved, across, sign[: t + 1], diagonal, b, q)
+        kept[q] = sign[t] > 0
+
+    def loss(mask):
+        return layer_loss(weights, solve_kept(weights, mask[None, None], hessian[None]), hessian[None])
+
+    correct(hessian, tableau, moved, sign, diagonal, weights[0, 0].astype(np.float64), b, kept)
+    np.testing.assert_allclose(b[kept], solve_kept(weights, kept[None, None], hessian[None])[0, 0, kept], rtol=1e-5)
+    enterers, leavers = np.flatnonzero(~kept), np.flatnonzero(kept)
+    chosen = [enterers[:1], leavers[:1], np.r_[enterers[2:3], leavers[1:2]], np.r_[enterers[:3], leavers[2:5]]]
+    for columns in chosen:
+        other = kept.copy()
+        other[columns] ^= True
+        found = cost(tableau, across, sign, diagonal, b, columns, np.empty((7, 6)))
+        np.testing.assert_allclose(found, loss(other) - loss(kept), rtol=1e-4)
 
 
 def test_at_the_end_no_exchange_within_a_group_gains():
