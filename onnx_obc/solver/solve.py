@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..level import NM, Float32, Level, Solution
+from .bound import lower_bound
 from .grid import GridMethod, fit_grid
 from .inverse import Damped, Precision, damp
 from .loss import layer_loss
@@ -18,6 +19,7 @@ from .ordered_refit import inner_product
 from .prune import prune
 from .quantize import quantize
 from .refine_codes import refine_codes
+from .refine_mask import refine_mask
 from .threads import Progress
 
 Refine: TypeAlias = Literal["none", "auto"] | int
@@ -45,11 +47,21 @@ class Method:
     device: str = "cpu"
     threads: int | None = None
 
-    def sweeps(self, level: Level) -> int:
-        """How many sweeps of refinement a level gets; 0 for none."""
-        if level.bits is None or self.refine == "none":
+    @property
+    def code_sweeps(self) -> int:
+        """How many sweeps of `refine_codes` follow the rounding; 0 for none."""
+        if isinstance(self.refine, int):
+            return self.refine
+        return 8 if self.refine == "auto" else 0
+
+    @property
+    def mask_sweeps(self) -> int:
+        """How many sweeps of `refine_mask` follow the pruning; 0 for none, as always after the ordered solver."""
+        if self.solver == "ordered":  # a matrix for every row is just what cannot be afforded there
             return 0
-        return 8 if self.refine == "auto" else self.refine
+        if isinstance(self.refine, int):
+            return self.refine
+        return 1 if self.refine == "auto" else 0
 
 
 def solve(
@@ -64,9 +76,9 @@ def solve(
     """
     check_finite(weights)
     solution = Solution(Level(), weights, None, None, None, 0.0)
-    sweeps = method.sweeps(level)
-    passes = (2 if level.sparsity is not None else 0) + (1 if level.bits is not None else 0)
-    advance = _over_passes(passes + (1 if sweeps else 0), weights.shape[0] * weights.shape[1], progress)
+    pruning, rounding = 2 + (method.mask_sweeps > 0), 1 + (method.code_sweeps > 0)  # passes over the rows
+    passes = (level.sparsity is not None) * pruning + (level.bits is not None) * rounding
+    advance = _over_passes(passes, weights.shape[0] * weights.shape[1], progress)
 
     def trusted(step: Callable[[Precision], Solution]) -> Solution:
         """The step's solution, in float64 where float32 gets its loss wrong."""
@@ -79,11 +91,13 @@ def solve(
 
     if level.sparsity is not None:
         solution = trusted(lambda precision: _prune(weights, damped, level, method, precision, advance))
+        if method.mask_sweeps:
+            solution = _refine_mask(solution, weights, damped, method, advance)
     if level.bits is not None:
         pruned = solution
         solution = trusted(lambda precision: _quantize(pruned, weights, damped, level, method, precision, advance))
-        if sweeps:
-            solution = _refine_codes(solution, weights, damped, sweeps, method.threads, advance)
+        if method.code_sweeps:
+            solution = _refine_codes(solution, weights, damped, method, advance)
     return solution
 
 
@@ -117,16 +131,25 @@ def _quantize(
             loss += inner_product(weights - start, start - grid.dequantize(codes), damped, method.threads)
     else:
         codes, loss = quantize(start, damped, grid, mask, method.threads, precision, progress, method.device)
-    return Solution(level, grid.dequantize(codes), codes, grid, mask, pruned.loss + loss)
+    greedy = None if pruned.loss_greedy is None else pruned.loss_greedy + loss
+    return Solution(level, grid.dequantize(codes), codes, grid, mask, pruned.loss + loss, greedy)
 
 
-def _refine_codes(
-    start: Solution, weights: Float32, damped: Damped, sweeps: int, threads: int | None, progress: Progress
-) -> Solution:
+def _refine_mask(start: Solution, weights: Float32, damped: Damped, method: Method, progress: Progress) -> Solution:
+    assert start.mask is not None and start.level.sparsity is not None
+    pattern, sweeps = start.level.sparsity, method.mask_sweeps
+    found = refine_mask(weights, start.weights, start.mask, damped, pattern, sweeps, method.threads, progress)
+    solved, mask, loss = found
+    return Solution(start.level, solved, None, None, mask, loss, loss_greedy=start.loss)
+
+
+def _refine_codes(start: Solution, weights: Float32, damped: Damped, method: Method, progress: Progress) -> Solution:
     assert start.codes is not None and start.grid is not None
-    found = refine_codes(weights, damped.hessian, start.codes, start.grid, start.mask, sweeps, threads, progress)
-    codes, grid, loss = found
-    return replace(start, weights=grid.dequantize(codes), codes=codes, grid=grid, loss=loss, loss_greedy=start.loss)
+    codes, grid, loss = refine_codes(
+        weights, damped.hessian, start.codes, start.grid, start.mask, method.code_sweeps, method.threads, progress
+    )
+    greedy = start.loss if start.loss_greedy is None else start.loss_greedy
+    return Solution(start.level, grid.dequantize(codes), codes, grid, start.mask, loss, greedy)
 
 
 def _over_passes(passes: int, rows: int, progress: Progress | None) -> Progress:
@@ -145,14 +168,16 @@ def _over_passes(passes: int, rows: int, progress: Progress | None) -> Progress:
 
 
 def warm_up(levels: Sequence[Level], method: Method, progress: Callable[[str, int, int], None]) -> None:
-    """Have the kernels for these levels compiled, which takes seconds once for every installation, on tiny layers.
+    """Have the kernels for these levels compiled, and that of their bounds, on tiny layers: it takes seconds, once for every installation.
 
     progress: called with "compile", 1 and how many kinds of level there are.
     """
     kinds = {(type(level.sparsity), level.bits is None): level for level in levels}
     for level in kinds.values():
         columns = 2 * (level.sparsity.m if isinstance(level.sparsity, NM) else 4)
-        solve(np.ones((1, 1, columns), np.float32), damp(np.eye(columns)[None]), level, replace(method, device="cpu"))
+        weights, damped = np.ones((1, 1, columns), np.float32), damp(np.eye(columns)[None])
+        solution = solve(weights, damped, level, replace(method, device="cpu"))
+        lower_bound(weights, damped, level, solution.grid)
         progress("compile", 1, len(kinds))
 
 

@@ -161,3 +161,19 @@ def test_auto_takes_float64_where_float32_gets_the_loss_wrong(monkeypatch):
     exact = solve(weights, damped, level, Method(precision="float64"))
     assert np.array_equal(twice.codes, exact.codes)
     assert twice.loss == exact.loss != solve(weights, damped, level, Method(precision="float32")).loss
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_refined_solutions_are_never_worse_and_hold_what_solutions_hold(level, shape):
+    weights, hessian = layer(**SHAPES[shape])
+    damped = damp(hessian)
+    greedy = solve(weights, damped, parse_level(level))
+    refined = solve(weights, damped, parse_level(level), Method(refine="auto"))
+    check(weights, damped, refined)
+    assert greedy.loss_greedy is None and refined.loss_greedy is not None
+    assert refined.loss <= refined.loss_greedy * (1 + 1e-6)
+    if refined.level.sparsity is None or refined.level.bits is None:
+        np.testing.assert_allclose(refined.loss_greedy, greedy.loss, rtol=1e-4, atol=1e-12)
+    if refined.mask is not None:
+        assert refined.mask.sum() == greedy.mask.sum()
