@@ -168,8 +168,9 @@ def _over_passes(passes: int, rows: int, progress: Progress | None) -> Progress:
 
 
 def warm_up(levels: Sequence[Level], method: Method, progress: Callable[[str, int, int], None]) -> None:
-    """Have the kernels for these levels compiled, and that of their bounds, on tiny layers: it takes seconds, once for every installation.
+    """Have the kernels for these levels, and for their bounds, compiled on tiny layers.
 
+    That takes seconds, once for every installation.
     progress: called with "compile", 1 and how many kinds of level there are.
     """
     kinds = {(type(level.sparsity), level.bits is None): level for level in levels}
