@@ -96,10 +96,10 @@ def solve_kept(
             w = weights[g, r].astype(np.float64)
             if inverse is not None and 0 < lost.size < kept.size:  # w_K −= G_KL G_LL⁻¹ w_L for G = H⁻¹
                 half = inverse[g].take(lost, axis=0)  # (lost, columns)
-                w[kept] -= _solve_positive(half.take(lost, axis=1), w[lost]) @ half[:, kept]
+                w -= _solve_positive(half.take(lost, axis=1), w[lost]) @ half
             elif kept.size and lost.size:  # w_K += H_KK⁻¹ H_KL w_L
                 half = hessian[g].take(kept, axis=0)  # (kept, columns)
-                w[kept] += _solve_positive(half.take(kept, axis=1), half[:, lost] @ w[lost])
+                w[kept] += _solve_positive(half.take(kept, axis=1), half @ np.where(mask[g, r], 0, w))
             solved[g, r, kept] = w[kept]
 
     over_rows(work, weights.shape[0] * rows, columns**3 // 6, threads, progress)
@@ -107,9 +107,10 @@ def solve_kept(
 
 
 def _solve_positive(matrix: Float64, right: Float64) -> Float64:
-    """The solution of a positive definite system; raises numpy's LinAlgError if it is not."""
-    lower = np.linalg.cholesky(matrix)
-    solution, _ = lapack.dpotrs(lower.T, right)
+    """The solution of a positive definite system, overwriting it. Raises numpy's LinAlgError if it is not."""
+    _, solution, fault = lapack.dposv(matrix.T, right, lower=1, overwrite_a=1)
+    if fault:
+        raise np.linalg.LinAlgError("not positive definite")
     return np.asarray(solution, np.float64)
 
 

@@ -135,3 +135,13 @@ def test_nothing_to_exchange():
     refined, found, loss = refine_mask(weights, solved, mask, damped, Unstructured(0.5))
     assert (refined == solved).all() and (found == mask).all()
     np.testing.assert_allclose(loss, layer_loss(weights, solved, damped.hessian))
+
+
+def test_a_hessian_that_float32_cannot_factor():
+    weights, hessian = layer(rows=4, columns=160, samples=40, decay=2.0, seed=6)
+    damped = damp(hessian, 1e-7)
+    start, before, _ = prune(weights, damped, NM(2, 4))
+    solved, mask, loss = refine_mask(weights, start, before, damped, NM(2, 4))
+    assert loss < layer_loss(weights, start, damped.hessian)
+    best = layer_loss(weights, solve_kept(weights, mask, damped.hessian), damped.hessian)
+    np.testing.assert_allclose(loss, best, rtol=1e-3)  # the weights themselves are float32
