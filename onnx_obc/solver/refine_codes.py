@@ -45,7 +45,7 @@ def refine_codes(
     of up to 256 from three: other scales, and the codes that match them.
 
     Returns (codes, grid, loss); loss is ½ tr(ΔHΔᵀ) for Δ = weights − dequantized codes, computed from those in float64.
-    No row's loss exceeds that of the given codes. The result depends on neither threads nor the order of rows.
+    No row's loss exceeds that of the given codes. The result does not depend on `threads`.
     """
     groups, rows, columns = weights.shape
     total = groups * rows

@@ -39,8 +39,7 @@ def refine_mask(
     loss.
 
     Returns (solved, mask, loss): weights that are the minimum of ½ tr(ΔHΔᵀ) for the mask, and that loss, computed from
-    them in float64. No row's loss exceeds that of the weights given. The result depends on neither threads nor the
-    order of rows.
+    them in float64. No row's loss exceeds that of the weights given. The result does not depend on `threads`.
     """
     groups, rows, columns = weights.shape
     base, _, unit = damped.scaled("auto")
@@ -62,8 +61,13 @@ def refine_mask(
             if 0 < kept < columns and least[g, r] > 0:
                 place = np.argsort(~mask[g, r], kind="stable")  # the kept columns, then the pruned ones
                 own = hessian[g].take(place, axis=0).take(place, axis=1)
+                try:
+                    tableau = transform(own, kept)
+                except np.linalg.LinAlgError:  # in float32; the Hessian is positive definite
+                    own = (damped.hessian[g] / unit[g]).take(place, axis=0).take(place, axis=1)
+                    tableau = transform(own, kept)
                 b, w = state[g, r, place], weights[g, r, place].astype(np.float64)
-                if _exchange(own, transform(own, kept), w, b, place, per, size, sweeps, least[g, r], found[g, r]):
+                if _exchange(own, tableau, w, b, place, per, size, sweeps, least[g, r], found[g, r]):
                     again[g, r, place] = np.where(found[g, r, place], b, 0)
 
     over_rows(work, groups * rows, columns**3 // 2, threads, progress)
