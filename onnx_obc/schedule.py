@@ -52,7 +52,8 @@ def _in_words(layers: Sequence[Layer], forecasts: Sequence[Forecast], recipe: Re
     """One line about all layers, and one for each that takes long or is not solved exactly."""
     exact = [forecast.seconds for forecast in forecasts if forecast.solver == "exact"]
     ordered = [forecast.seconds for forecast in forecasts if forecast.solver == "ordered"]
-    parts = [f"{len(exact)} layers exactly, about {_duration(sum(exact))}"] if exact else []
+    layers_of = "1 layer" if len(exact) == 1 else f"{len(exact)} layers"
+    parts = [f"{layers_of} exactly, about {_duration(sum(exact))}"] if exact else []
     parts += [f"{len(ordered)} by the ordered solver, about {_duration(sum(ordered))}"] if ordered else []
     lines = [f"plan: {'; '.join(parts)}; refinement not counted"]
     for layer, forecast in zip(layers, forecasts, strict=True):

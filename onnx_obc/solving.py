@@ -18,6 +18,8 @@ from .solver import Damped, Method, baseline, damp, fit_grid, layer_loss, output
 from .solver.bound import lower_bound
 from .solver.ordered_sample import compare_on_rows
 
+ENOUGH = 4  # positions for every column: with fewer, refinement may lose on other samples what it gains on these
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -106,6 +108,9 @@ def solve_layer(
     weight = layer.matrix()  # (groups, rows, columns)
     hessian, positions = captured.hessian(layer)  # (groups, columns, columns)
     damped = damp(hessian, recipe.damp, recipe.threads)
+    misled = method.refine == "auto" and positions < ENOUGH * layer.columns
+    if misled:
+        method = replace(method, refine="none")
     simple = baseline(weight, damped, choice.level, grid=recipe.grid)
     ratio = None
     if recipe.solver == "baseline":
@@ -145,7 +150,7 @@ def solve_layer(
         seconds=time.perf_counter() - began,
         bytes_before=weight_bytes(layer, FLOAT),
         bytes_after=weight_bytes(layer, choice.level),
-        notes=tuple(_notes(damped, hessian, positions, layer, recipe))
+        notes=tuple(_notes(damped, hessian, positions, layer, recipe, misled))
         + _not_exact(method, ratio)
         + ((remark,) if remark else ()),
     )
@@ -165,7 +170,7 @@ def _not_exact(method: Method, ratio: float | None) -> tuple[str, ...]:
     return (f"not solved exactly, which would take too long: on a sample of rows the loss is {ratio:.3f} of the exact",)
 
 
-def _notes(damped: Damped, hessian: Float64, positions: int, layer: Layer, recipe: Recipe) -> list[str]:
+def _notes(damped: Damped, hessian: Float64, positions: int, layer: Layer, recipe: Recipe, misled: bool) -> list[str]:
     notes = []
     if positions == 0 or not hessian.any():
         notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
@@ -178,6 +183,9 @@ def _notes(damped: Damped, hessian: Float64, positions: int, layer: Layer, recip
     if 0 < positions < layer.columns:
         few = f"{positions} positions for {layer.columns} columns"
         notes.append(f"{few}: the Hessian is rank-deficient and leans on damping")
+    if misled and positions > 0 and recipe.solver != "baseline":
+        few = f"{positions} positions for {layer.columns} columns"
+        notes.append(f"not refined: {few} are too few to trust small gains; give more samples, or --refine 8")
     return notes
 
 

@@ -43,7 +43,7 @@ def run(**options: Any) -> tuple[Any, list[str]]:
 def test_a_time_limit_leaves_the_largest_layer_to_the_ordered_solver() -> None:
     report, said = run(time_limit=60, refine="none")
     assert {layer.name: layer.solver for layer in report.layers} == {"wide": "ordered", "small": "exact"}
-    assert said[0].startswith("plan: 1 layers exactly") and any("wide (1 × 40 × 300): ordered" in line for line in said)
+    assert said[0].startswith("plan: 1 layer exactly") and any("wide (1 × 40 × 300): ordered" in line for line in said)
     wide, small = report.layers
     assert wide.ordered_over_exact is None and any(
         "not solved exactly" in note for note in wide.notes

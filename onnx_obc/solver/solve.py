@@ -24,6 +24,7 @@ from .threads import Progress
 
 Refine: TypeAlias = Literal["none", "auto"] | int
 
+_WIDE = 1280  # columns; beyond, exchanging weights takes longer than pruning them
 _ROUNDING = 3e-5  # relative; what float32 may cost a predicted loss
 
 
@@ -47,21 +48,21 @@ class Method:
     device: str = "cpu"
     threads: int | None = None
 
-    @property
-    def code_sweeps(self) -> int:
-        """How many sweeps of `refine_codes` follow the rounding; 0 for none."""
-        if isinstance(self.refine, int):
-            return self.refine
-        return 8 if self.refine == "auto" else 0
-
-    @property
-    def mask_sweeps(self) -> int:
-        """How many sweeps of `refine_mask` follow the pruning; 0 for none, as always after the ordered solver."""
-        if self.solver == "ordered":  # a matrix for every row is just what cannot be afforded there
+    def mask_sweeps(self, level: Level, columns: int) -> int:
+        """How many sweeps of `refine_mask` follow the pruning; 0 for none."""
+        if level.sparsity is None or self.solver == "ordered":  # a matrix for every row is what that one cannot afford
             return 0
-        if isinstance(self.refine, int):
-            return self.refine
-        return 1 if self.refine == "auto" else 0
+        if self.refine == "auto":  # other patterns gain 1 to 3 %, for as long as the greedy took
+            return int(isinstance(level.sparsity, NM) and columns <= _WIDE)
+        return 0 if self.refine == "none" else self.refine
+
+    def code_sweeps(self, level: Level) -> int:
+        """How many sweeps of `refine_codes` follow the rounding; 0 for none."""
+        if level.bits is None or self.refine == "none":
+            return 0
+        if self.refine == "auto":  # a sweep takes a multiple of the ordered solver's time
+            return 1 if self.solver == "ordered" else 8
+        return self.refine
 
 
 def solve(
@@ -76,8 +77,8 @@ def solve(
     """
     check_finite(weights)
     solution = Solution(Level(), weights, None, None, None, 0.0)
-    pruning, rounding = 2 + (method.mask_sweeps > 0), 1 + (method.code_sweeps > 0)  # passes over the rows
-    passes = (level.sparsity is not None) * pruning + (level.bits is not None) * rounding
+    mask_sweeps, code_sweeps = method.mask_sweeps(level, weights.shape[2]), method.code_sweeps(level)
+    passes = 2 * (level.sparsity is not None) + (level.bits is not None) + (mask_sweeps > 0) + (code_sweeps > 0)
     advance = _over_passes(passes, weights.shape[0] * weights.shape[1], progress)
 
     def trusted(step: Callable[[Precision], Solution]) -> Solution:
@@ -91,13 +92,13 @@ def solve(
 
     if level.sparsity is not None:
         solution = trusted(lambda precision: _prune(weights, damped, level, method, precision, advance))
-        if method.mask_sweeps:
-            solution = _refine_mask(solution, weights, damped, method, advance)
+        if mask_sweeps:
+            solution = _refine_mask(solution, weights, damped, mask_sweeps, method.threads, advance)
     if level.bits is not None:
         pruned = solution
         solution = trusted(lambda precision: _quantize(pruned, weights, damped, level, method, precision, advance))
-        if method.code_sweeps:
-            solution = _refine_codes(solution, weights, damped, method, advance)
+        if code_sweeps:
+            solution = _refine_codes(solution, weights, damped, code_sweeps, method.threads, advance)
     return solution
 
 
@@ -135,19 +136,21 @@ def _quantize(
     return Solution(level, grid.dequantize(codes), codes, grid, mask, pruned.loss + loss, greedy)
 
 
-def _refine_mask(start: Solution, weights: Float32, damped: Damped, method: Method, progress: Progress) -> Solution:
+def _refine_mask(
+    start: Solution, weights: Float32, damped: Damped, sweeps: int, threads: int | None, progress: Progress
+) -> Solution:
     assert start.mask is not None and start.level.sparsity is not None
-    pattern, sweeps = start.level.sparsity, method.mask_sweeps
-    found = refine_mask(weights, start.weights, start.mask, damped, pattern, sweeps, method.threads, progress)
+    found = refine_mask(weights, start.weights, start.mask, damped, start.level.sparsity, sweeps, threads, progress)
     solved, mask, loss = found
     return Solution(start.level, solved, None, None, mask, loss, loss_greedy=start.loss)
 
 
-def _refine_codes(start: Solution, weights: Float32, damped: Damped, method: Method, progress: Progress) -> Solution:
+def _refine_codes(
+    start: Solution, weights: Float32, damped: Damped, sweeps: int, threads: int | None, progress: Progress
+) -> Solution:
     assert start.codes is not None and start.grid is not None
-    codes, grid, loss = refine_codes(
-        weights, damped.hessian, start.codes, start.grid, start.mask, method.code_sweeps, method.threads, progress
-    )
+    found = refine_codes(weights, damped.hessian, start.codes, start.grid, start.mask, sweeps, threads, progress)
+    codes, grid, loss = found
     greedy = start.loss if start.loss_greedy is None else start.loss_greedy
     return Solution(start.level, grid.dequantize(codes), codes, grid, start.mask, loss, greedy)
 
