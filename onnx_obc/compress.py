@@ -24,10 +24,10 @@ from .recipe import Recipe
 from .report.report import Report, make_report
 from .runtime.session import Device
 from .schedule import make_schedule
-from .solver import Method, warm_up
+from .solver import warm_up
 from .solver.greedy_torch_device import devices
 from .solver.threads import one_blas_thread
-from .solving import EmbeddingReport, Solved, round_embedding, solve_layer
+from .solving import EmbeddingReport, Solved, method_of, round_embedding, solve_layer
 from .stopwatch import Stopwatch
 from .verify import Verdict, check_graph, verify
 
@@ -135,7 +135,7 @@ def solve_layers(
     if not plan.layers:  # only tables, which need no data
         return {}, {}
     device = solving_device(recipe.device)
-    method = Method("exact", recipe.refine, recipe.grid, recipe.precision, device, recipe.threads)
+    method = method_of(recipe, device)
     with watch("compile"):
         if recipe.solver != "baseline":
             warm_up([plan.choices[layer.name].level for layer in plan.layers], method, progress)

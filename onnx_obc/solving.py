@@ -83,6 +83,11 @@ class Solved:
     report: LayerReport
 
 
+def method_of(recipe: Recipe, device: str = "cpu") -> Method:
+    """How the recipe wants layers solved, exactly, on a device as `Method` names it."""
+    return Method("exact", recipe.refine, recipe.grid, recipe.precision, device, recipe.threads)
+
+
 def solve_layer(
     layer: Layer,
     captured: Captured,
