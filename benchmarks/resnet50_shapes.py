@@ -25,7 +25,7 @@ from tables import machine, markdown
 
 from onnx_obc.level import NM, Block, Float32, Unstructured
 from onnx_obc.solver import Damped, damp, fit_grid
-from onnx_obc.solver.prune import cut, greedy_order, prune, solve_kept
+from onnx_obc.solver.prune import greedy_order, mask_of, prune, solve_kept
 from onnx_obc.solver.quantize import quantize
 from onnx_obc.solver.threads import usable_cores
 
@@ -75,12 +75,8 @@ def block_ladder(weights: Float32, damped: Damped) -> None:
 def ladder(weights: Float32, damped: Damped, levels: Sequence[Unstructured | Block]) -> None:
     order, losses, width = greedy_order(weights, damped, levels[0], None, "auto", None)  # (rows, steps)
     for level in levels:
-        depth = cut(losses, round(level.sparsity * losses.size))  # (rows,)
-        pruned = np.arange(order.shape[1]) < depth[:, None]  # (rows, steps)
-        kept = np.ones(order.shape, np.bool_)
-        kept[np.nonzero(pruned)[0], order[pruned]] = False
-        mask = np.repeat(kept, width, axis=1)[:, : weights.shape[2]].reshape(weights.shape)
-        solve_kept(weights, mask, damped.hessian)
+        mask, _ = mask_of(order, losses, width, level, weights.shape)
+        solve_kept(weights, mask, damped.hessian, damped.inverse)
 
 
 def obq(weights: Float32, damped: Damped) -> None:
