@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 from rich.console import Console
 from solver import Problem, make_problem
 from tables import machine, markdown
