@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -139,13 +139,12 @@ def capture(
 
     def take(batch: Batch) -> None:  # a function, so that its values are gone before the next batch is run
         values = session.run(batch.feed)
-        for name, finite in zip(values, pool.map(is_finite, values.values()), strict=True):
-            if not finite:
-                raise _not_finite(name, values[name], batch, owners)
         for tap in owners:
             if tap not in sums:
                 sums[tap] = HessianSum(*shape_of(tap.unfold, values[tap.value].shape), tap in chunk.mapped)
-        work = [pool.submit(observer.update, values[name], batch.count) for name, observer in observers.items()]
+        work: dict[str, list[Future[bool]]] = {name: [] for name in names}
+        for name, observer in observers.items():
+            work[name].append(pool.submit(_observe, observer, values[name], batch.count))
         drawn: dict[tuple[int, ...], Index | None] = {}  # most layers draw the same positions as another one
         for tap in sorted(owners, key=lambda tap: -sums[tap].columns):
             array = values[tap.value]
@@ -157,9 +156,10 @@ def capture(
                     samples_drawn = range(batch.first, batch.first + slots)
                     drawn[key] = pick_positions(positions, wanted, seed, samples_drawn)
                 picks = drawn[key]
-            work.append(pool.submit(_accumulate, sums[tap], tap, array, picks, slots))
-        for each in work:
-            each.result()
+            work[tap.value].append(pool.submit(_accumulate, sums[tap], tap, array, picks, slots))
+        for name, parts in work.items():
+            if not all(part.result() for part in parts):
+                raise _not_finite(name, values[name], batch, owners)
 
     with ThreadPoolExecutor(threads or _cores(), "capture") as pool:  # each sum is one thread's at a time
         for batch in samples.read(0, samples.count):
@@ -169,12 +169,24 @@ def capture(
     return Captured(hessians, {tap: total.positions for tap, total in sums.items()}, observers)
 
 
-def _accumulate(total: HessianSum, tap: Tap, array: npt.NDArray[Any], picks: Index | None, slots: int) -> None:
+def _observe(observer: RangeObserver, array: npt.NDArray[Any], count: int) -> bool:
+    """Watch an activation; false if it holds NaN or infinity."""
+    if not is_finite(array):
+        return False
+    observer.update(array, count)
+    return True
+
+
+def _accumulate(total: HessianSum, tap: Tap, array: npt.NDArray[Any], picks: Index | None, slots: int) -> bool:
+    """Add a batch of a layer's input to its sum; false if it holds NaN or infinity."""
+    if not is_finite(array):
+        return False
     if picks is None and isinstance(tap.unfold, Window) and pays(tap.unfold, array.shape):
         add_shifted(total, array, tap.unfold)
-        return
-    for x in unfold(array, tap.unfold, picks, slots):
-        total.add(x)
+    else:
+        for x in unfold(array, tap.unfold, picks, slots):
+            total.add(x)
+    return True
 
 
 def _cores() -> int:

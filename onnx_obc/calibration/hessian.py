@@ -15,7 +15,7 @@ from ..level import Float32, Float64
 
 Array: TypeAlias = npt.NDArray[Any]
 
-BLOCK = 512  # positions that are multiplied at a time
+BLOCK = 768  # positions that are multiplied at a time
 TILE = 192  # columns of the sum that are added to at a time: stays in cache
 SINGLE = 256  # float32 inputs of at least so many columns are multiplied in float32
 SAFE = (1e-12, 1e15)  # … if their largest value lies between these: its square is far from float32's limits
@@ -25,8 +25,9 @@ class HessianSum:
     """The running sum X Xᵀ of one tap in float64, whatever the size of the batches that it comes in.
 
     Up to SINGLE columns, and with several groups, products are formed in float64. Above, blocks of BLOCK positions are
-    multiplied in float32 and summed in float64, which is twice as fast; `reflect` sees to it that each entry H_ij stays
-    within 1e-6 of the exact one, relative to √(H_ii H_jj). A column that is always zero has exact zeros.
+    multiplied in float32 and summed in float64, which is twice as fast; `reflect` sees to it that H stays within 1e-6
+    of the exact one, relative to its norm, as does each entry H_ij relative to √(H_ii H_jj) (3e-6 where a single
+    position makes up the sum). A column that is always zero has exact zeros.
 
     lower: (groups, columns, columns) float64, what has been added up so far, without the block that is being filled;
     only the lower triangle counts. mapped: keep it in a temporary file, which is gone as soon as nobody refers to it.
@@ -46,7 +47,7 @@ class HessianSum:
         groups, n, columns = x.shape
         self.positions += n
         if groups > 1:
-            x = x.astype(np.float64, copy=False)
+            x = x.astype(np.float64, order="C")  # BLAS takes no other
             self.lower += x.transpose(0, 2, 1) @ x  # (groups, columns, columns)
             return
         if self._block is None:
@@ -76,14 +77,9 @@ class HessianSum:
 
     def _fold(self) -> None:
         assert self._block is not None
-        x = self._block  # (BLOCK, columns)
-        x[self._filled :] = 0
+        self._block[self._filled :] = 0
         self._filled = 0
-        if x.dtype == np.float32:
-            if SAFE[0] < max(x.max(), -x.min()) < SAFE[1]:
-                reflect(x)
-            else:
-                x = x.astype(np.float64)
+        x = factor(self._block)  # (BLOCK, columns)
         for start in range(0, self.columns, TILE):
             tile = slice(start, start + TILE)
             part = x[:, tile].T  # (TILE, BLOCK)
@@ -98,25 +94,38 @@ def held_bytes(groups: int, columns: int) -> int:
     return 8 * groups * columns**2 + block
 
 
-def reflect(x: Float32) -> None:
-    """Reflect x (BLOCK, columns) over its positions, in place: x ← x − v vᵀx with |v|² = 2, which changes no xᵀx.
+def factor(x: Array) -> Array:
+    """A matrix with the same xᵀx as x (positions, columns), whose product is accurate. Float32 may be changed in place.
 
-    In float32 the rounding errors of a long sum add up if the values repeat (a constant, zeros and ones): to 4e-6 of it
-    for 512 terms. v is such that the mean of the positions, weighted at random, goes to the last of them, which BLAS
-    adds last, and that all others change a little, each differently: errors are then as random as rounding is.
+    The positions are a multiple of 32. Float32 is reflected, or turned to float64 if squares could leave its range.
     """
-    v = _mirror()  # (BLOCK, 1)
-    parts = v.reshape(-1, 1, 32) @ x.reshape(-1, 32, x.shape[1])  # (BLOCK / 32, 1, columns): short sums in float32 …
+    if x.dtype == np.float32 and SAFE[0] < max(x.max(), -x.min()) < SAFE[1]:
+        reflect(x)
+        return x
+    return x.astype(np.float64, copy=False)
+
+
+def reflect(x: Float32) -> None:
+    """Reflect x (positions, columns) over its positions, in place: x ← x − v vᵀx with |v|² = 2, which changes no xᵀx.
+
+    In float32 the rounding errors of a long sum add up if the values repeat (a constant, zeros and ones): to 4e-6 of
+    it for hundreds of terms. v is such that the mean of the positions, weighted at random, goes to the last of them,
+    which BLAS adds last, and that all others change a little, each differently: the errors are random then.
+    """
+    v = _mirror(len(x))  # (positions, 1)
+    parts = v.reshape(-1, 1, 32) @ x.reshape(
+        -1, 32, x.shape[1]
+    )  # (positions / 32, 1, columns): short sums in float32 …
     x -= v * parts.sum(axis=0, dtype=np.float64).astype(np.float32)  # … and of those in float64
 
 
 @cache
-def _mirror() -> Float32:
-    weights = np.random.default_rng(0).uniform(0.5, 1.5, (BLOCK, 1))
+def _mirror(positions: int) -> Float32:
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, (positions, 1))
     weights /= np.linalg.norm(weights)
     weights[-1] += 1  # what lies along the weights is reflected to the last position
     v: Float32 = (weights * (np.sqrt(2) / np.linalg.norm(weights))).astype(np.float32)
-    return v  # (BLOCK, 1)
+    return v  # (positions, 1)
 
 
 def mapped_zeros(shape: tuple[int, ...]) -> Float64:

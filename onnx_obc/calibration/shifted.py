@@ -18,83 +18,83 @@ from typing import TypeAlias
 import numpy as np
 
 from ..graph.layers import Window
-from .hessian import SINGLE, HessianSum
-from .unfold import CHUNK_ELEMENTS, Array, Index, offsets, output_shape, planes, positions_of, shape_of
+from .hessian import BLOCK, SINGLE, HessianSum, factor
+from .unfold import Array, Index, offsets, output_shape, planes, shape_of
 
 Shift: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = tuple[int, int]  # two taps of the kernel
 Zone: TypeAlias = tuple[tuple[int, int], ...]  # start and stop on every axis
 
-# What `pays` counts, in multiply-adds of float64: moving one number, to X or to the sum, costs as much as
-MOVE = 16
+# What `pays` counts in, is multiply-adds of float32. In that unit, moving a number costs, to X or to a sum
+MOVE = 32
+CALL = 3000  # … numbers more for every block that is added: what it costs to begin
 IMAGES = 32  # … and sums are added to once for so many images
 
 
 def pays(how: Window, shape: tuple[int, ...]) -> bool:
     """Whether shifted products take less time than unfolding all of an input (N, C, spatial…).
 
-    Unfolding costs, for every output pixel, columns²/2 multiply-adds (half that in float32) and `columns` moves.
+    Unfolding costs, for every output pixel, columns²/2 multiply-adds (twice that in float64) and `columns` moves.
     Shifted products cost, for every input pixel and shift, channels² multiply-adds and `channels` moves; and for each
-    zone and pair of taps that it counts for, channels² moves every IMAGES images. All that times the groups.
+    zone and pair of taps that it counts for, channels² + CALL moves every IMAGES images. With several groups there is
+    nothing to gain: all they cost is moves.
     """
-    if len(shape) < 3 or any(stride != 1 for stride in how.strides) or prod(how.kernel) == 1:
+    if len(shape) < 3 or any(stride != 1 for stride in how.strides) or prod(how.kernel) == 1 or how.groups > 1:
         return False
-    groups, columns = shape_of(how, shape)
-    channels = shape[1] // groups
+    channels, (_, columns) = shape[1], shape_of(how, shape)
     taps, out = offsets(how, shape[2:]), output_shape(how, shape[2:])
     shifts = _shifts(taps)
     starts = [taps[a] for pairs in shifts.values() for a, _ in pairs]  # of all pairs
     counted = sum(_counts(zone, start, out) for zone in _zones(taps, shape[2:], out) for start in starts)
-    unfolded = prod(out) * (columns**2 / (4 if groups == 1 and columns >= SINGLE else 2) + MOVE * columns)
+    unfolded = prod(out) * (columns**2 / (2 if columns >= SINGLE else 1) + MOVE * columns)
     pixels = prod(shape[2:]) * len(shifts) * (channels**2 + MOVE * channels)
-    return pixels + MOVE * counted * channels**2 / IMAGES < unfolded
+    return pixels + MOVE * counted * (channels**2 + CALL) / IMAGES < unfolded
 
 
 def add_shifted(total: HessianSum, value: Array, how: Window) -> None:
-    """Add all positions of an input (N, C, spatial…) to the sum. `how` has stride 1; padding and dilation are free."""
-    size, groups = value.shape[2:], how.groups
+    """Add all positions of an input (N, C, spatial…) to the sum. `how` has stride 1 and one group.
+
+    Float32 inputs are multiplied as HessianSum does with many columns, float64 in float64.
+    """
+    size = value.shape[2:]
     taps, out = offsets(how, size), output_shape(how, size)
-    channels = value.shape[1] // groups
     shifts = _shifts(taps)
     reach = np.abs(list(shifts)).max(axis=0)  # (axes,)
-    images = max(1, CHUNK_ELEMENTS // max(prod(size) * len(shifts) * value.shape[1], 1))
-    total.positions += prod(positions_of(how, value.shape, len(value)))
-    for start in range(0, len(value), images):
-        part = planes(value[start : start + images], how, -reach, reach + size).astype(np.float64)
-        part = np.moveaxis(part.reshape(*part.shape[:-1], groups, channels), -2, 0)  # (groups, n, padded…, C/groups)
-        for zone in _zones(taps, size, out):
-            kept = {
-                shift: [pair for pair in pairs if _counts(zone, taps[pair[0]], out)] for shift, pairs in shifts.items()
-            }
+    part = planes(value, how, -reach, reach + size)  # (N, padded…, C)
+    for zone in _zones(taps, size, out):
+        kept = {shift: [pair for pair in pairs if _counts(zone, taps[pair[0]], out)] for shift, pairs in shifts.items()}
+        if any(kept.values()):
             _add_zone(total, part, reach, zone, {shift: pairs for shift, pairs in kept.items() if pairs})
+    total.positions += len(value) * prod(out)
 
 
 def _add_zone(total: HessianSum, part: Array, reach: Index, zone: Zone, shifts: dict[Shift, list[Pair]]) -> None:
-    """Multiply the pixels of a zone with those at each shift from them, and add where they count.
+    """Multiply the pixels of a zone with those at each shift from them, the first of which is 0; add where they count.
 
-    part: (groups, n, padded…, channels) float64, `reach` zeros around each plane.
+    part: (N, padded…, C), `reach` zeros around each plane.
     """
-    groups, channels = part.shape[0], part.shape[-1]
+    channels = part.shape[-1]
     size = [stop - start for start, stop in zone]
-    rows = max(1, CHUNK_ELEMENTS // max(part.shape[1] * prod(size[1:]) * len(shifts) * groups * channels, 1))
-
-    def pixels(shift: Shift, top: int, bottom: int) -> Array:
-        first = [start + r + s for (start, _), r, s in zip(zone, reach, shift, strict=True)]
-        where = [slice(first[0] + top, first[0] + bottom), *map(slice, first[1:], map(add, first[1:], size[1:]))]
-        return part[(slice(None), slice(None), *where)]  # (groups, n, zone…, channels)
-
-    for top in range(0, size[0] if shifts else 0, rows):
-        bottom = min(top + rows, size[0])
-        here = pixels((0,) * len(size), top, bottom)
-        there = np.empty((*here.shape[:-1], len(shifts), channels))  # (groups, n, zone…, shifts, channels)
-        for number, shift in enumerate(shifts):
-            there[..., number, :] = pixels(shift, top, bottom)
-        there = there.reshape(groups, -1, len(shifts) * channels)  # (groups, pixels, shifts · channels)
-        blocks = there.transpose(0, 2, 1) @ here.reshape(groups, -1, channels)  # (groups, shifts · channels, channels)
-        for number, pairs in enumerate(shifts.values()):
-            block = blocks[:, number * channels : (number + 1) * channels]  # (groups, channels, channels)
-            for a, b in pairs:
-                total.lower[:, b * channels : (b + 1) * channels, a * channels : (a + 1) * channels] += block
+    images, rows = max(1, BLOCK // prod(size)), max(1, BLOCK // prod(size[1:]))  # about BLOCK pixels at a time
+    blocks = np.zeros((len(shifts) * channels, channels))  # (shifts · C, C)
+    for first in range(0, len(part), images):
+        for top in range(0, size[0], rows):
+            here = part[first : first + images]
+            shape = (len(here), min(rows, size[0] - top), *size[1:], len(shifts), channels)
+            n = prod(shape[:-2])
+            x = np.zeros((-(-n // 32) * 32, len(shifts) * channels), np.promote_types(part.dtype, np.float32))
+            pixels = x[:n].reshape(shape)  # (images, rows, zone…, shifts, C)
+            for number, shift in enumerate(shifts):
+                corner = [start + r + s for (start, _), r, s in zip(zone, reach.tolist(), shift, strict=True)]
+                corner[0] += top
+                where = map(slice, corner, map(add, corner, shape[1:]))
+                pixels[..., number, :] = here[(slice(None), *where)]
+            x = factor(x)  # (n, shifts · C)
+            blocks += x.T @ x[:, :channels]
+    for number, pairs in enumerate(shifts.values()):
+        block = blocks[number * channels : (number + 1) * channels]  # (C, C)
+        for a, b in pairs:
+            total.lower[0, b * channels : (b + 1) * channels, a * channels : (a + 1) * channels] += block
 
 
 def _shifts(taps: Index) -> dict[Shift, list[Pair]]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,13 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 from small_graphs import build, random, run
+from threadpoolctl import threadpool_limits
 
-from onnx_obc.calibration.capture import Chunk, capture, plan_chunks, probe
+from onnx_obc.calibration import capture as capturing
+from onnx_obc.calibration.capture import MAPPED, Chunk, capture, plan_chunks, probe
 from onnx_obc.calibration.data import Batch, DataOptions, InputSpec, Samples, open_samples
+from onnx_obc.calibration.hessian import held_bytes
+from onnx_obc.calibration.unfold import pick_positions
 from onnx_obc.errors import CalibrationError
 from onnx_obc.graph.layers import find_layers
 
@@ -172,6 +178,87 @@ def test_chunks_give_the_same_as_one_run() -> None:
             np.testing.assert_array_equal(captured.hessian(layer)[0], reference.hessian(layer)[0])
         for name in chunk.ranges:
             assert captured.ranges[name].interval("mse", 8, False) == reference.ranges[name].interval("mse", 8, False)
+
+
+def test_large_hessians_are_mapped_and_the_same() -> None:
+    model = ir.from_proto(network())
+    layers, _ = find_layers(model)
+    data = samples(X, 16)
+    shapes = probe(model, [use.tap.value for layer in layers for use in layer.uses], data, "cpu", 1)
+    first, *others = [use.tap for layer in layers for use in layer.uses]
+    size = held_bytes(1, 27)
+    assert size > 8 * 27**2
+    (whole,) = plan_chunks(layers, [], shapes, data, size / MAPPED)
+    assert whole.mapped == frozenset()
+    chunks = plan_chunks(layers, [], shapes, data, 0.99 * size / MAPPED)
+    assert [first in chunk.mapped for chunk in chunks if layers[0] in chunk.layers] == [True]
+    assert not any(tap in chunk.mapped for tap in others for chunk in chunks)
+    reference = capture(model, whole, data)
+    for chunk in chunks:
+        captured = capture(model, chunk, data)
+        for layer in chunk.layers:
+            np.testing.assert_array_equal(captured.hessian(layer)[0], reference.hessian(layer)[0])
+
+
+def wide_network() -> onnx.ModelProto:
+    """Layers with so many columns that they are multiplied in float32."""
+    nodes = [
+        node("Conv", ["x", "w1"], ["a"], name="widen", pads=[1, 1, 1, 1]),
+        node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "w2"], ["c"], name="wide", pads=[1, 1, 1, 1]),
+        node("Relu", ["c"], ["d"]),
+        node("Conv", ["d", "w3"], ["y"], name="strided", strides=[2, 2]),
+    ]
+    weights = {"w1": random(32, 3, 3, 3), "w2": random(32, 32, 3, 3), "w3": random(8, 32, 3, 3)}
+    return build(nodes, {"x": ("n", 3, 8, 8)}, {"y": None}, weights)
+
+
+@pytest.mark.parametrize("all_positions", [True, False])
+def test_threads_change_nothing(all_positions: bool) -> None:
+    model = ir.from_proto(wide_network())
+    with threadpool_limits(1, "blas"):
+        one, three = (
+            capture(model, everything(model, ("b",)), samples(X, 8), all_positions=all_positions, threads=threads)
+            for threads in (1, 3)
+        )
+    for tap, hessian in one.hessians.items():
+        assert one.positions[tap] == three.positions[tap]
+        # onnxruntime's own threads may round the inputs differently
+        np.testing.assert_allclose(three.hessians[tap], hessian, rtol=0, atol=1e-6 * hessian.max())
+
+
+@pytest.mark.parametrize("all_positions", [True, False])
+def test_threads_of_its_own_change_not_a_bit(all_positions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ir.from_proto(wide_network())
+    results = []
+    with threadpool_limits(1, "blas"):
+        for workers in (1, 2, 5):
+            monkeypatch.setattr(capturing, "ThreadPoolExecutor", lambda _, name, n=workers: ThreadPoolExecutor(n, name))
+            results.append(
+                capture(model, everything(model), samples(X, 8), all_positions=all_positions, threads=1).hessians
+            )
+    for other in results[1:]:
+        for tap, hessian in results[0].items():
+            np.testing.assert_array_equal(other[tap], hessian)
+
+
+@pytest.mark.parametrize("positions_per_column", [3, 10**6])
+def test_many_columns_are_the_naive_hessian(positions_per_column: int) -> None:
+    proto = wide_network()
+    model = ir.from_proto(proto)
+    captured = capture(model, everything(model), raw(X, 8), positions_per_column=positions_per_column)
+    b = np.pad(values_of(proto, ["b"], X)["b"].astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    take = ceil(positions_per_column * 288 / len(X))
+    rows = []
+    for sample, image in enumerate(b):
+        picks = pick_positions(64, take, 0, range(sample, sample + 1))
+        for p in range(64) if picks is None else picks[0]:
+            rows.append(image[:, p // 8 : p // 8 + 3, p % 8 : p % 8 + 3].transpose(1, 2, 0).ravel())
+    x = np.array(rows)  # (positions, 288)
+    exact = 2 * x.T @ x / len(x)
+    found, positions = captured.hessian(find_layers(model)[0][1])
+    assert positions == len(x)
+    assert np.linalg.norm(found[0] - exact) < 1e-6 * np.linalg.norm(exact)
 
 
 def test_a_chunk_stays_under_its_memory() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import tempfile
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,9 @@ from onnx import helper
 from small_graphs import assert_same, build, random, run
 
 from onnx_obc.calibration import unfold as unfolding
-from onnx_obc.calibration.hessian import HessianSum
+from onnx_obc.calibration.hessian import BLOCK, HessianSum, reflect
 from onnx_obc.calibration.unfold import pick_positions, positions_of, shape_of, unfold
+from onnx_obc.errors import CalibrationError
 from onnx_obc.graph.layers import Layer, Window, find_layers
 
 
@@ -152,14 +156,158 @@ def test_sum_is_the_naive_one(groups: int, batch: int) -> None:
     total = HessianSum(groups, 7)
     for start in range(0, 30, batch):
         total.add(x[:, start : start + batch])
+    h = total.mean()
     naive = np.zeros((groups, 7, 7))
     for g in range(groups):
         for i in range(7):
             for j in range(7):
                 naive[g, i, j] = 2 * sum(float(a) * float(b) for a, b in zip(x[g, :, i], x[g, :, j], strict=True)) / 30
     assert total.positions == 30
-    np.testing.assert_allclose(total.mean(), naive, rtol=1e-12)
-    np.testing.assert_array_equal(total.mean(), total.mean().transpose(0, 2, 1))
+    np.testing.assert_allclose(h, naive, rtol=1e-12)
+    np.testing.assert_array_equal(h, h.transpose(0, 2, 1))
+
+
+# ------------------------------------------------ many columns: products in float32
+
+WIDE = 260
+
+
+def inputs_of_many_kinds() -> dict[str, Any]:
+    """(n, columns) float32 each; those with few different values are what a plain sum in float32 gets wrong."""
+    rng = np.random.default_rng(0)
+    noise, n = rng.standard_normal((5000, WIDE)), 5000
+    hidden = rng.standard_normal((n, 8)) @ rng.standard_normal((8, WIDE)) + 0.05 * noise
+    sizes = rng.uniform(0.1, 1, WIDE)
+    coin = rng.random((n, 1)) < 0.5
+    return {
+        "normal": noise,
+        "correlated": hidden,
+        "after a Relu": np.maximum(hidden, 0),
+        "large mean, tiny variance": 100 + 1e-3 * noise,
+        "mean and variance": 3 + 0.1 * noise,
+        "constant": np.full((n, WIDE), 1 / 3) * sizes,
+        "zeros and constants": np.where(coin, 1 / 3, 0) * sizes,
+        "either sign": np.where(coin, 1 / 3, -1 / 3) * sizes,
+        "alternating": np.where(np.arange(n) % 2, 1 / 3, -1 / 3)[:, None] * sizes,
+        "few values": rng.choice([0.1, 0.7, -0.3], (n, WIDE)),
+        "heavy tails": np.exp(2 * noise),
+        "once": np.where(np.arange(n) == 77, 0.7, 0)[:, None] * sizes,
+        "once each": np.where(rng.integers(0, n, WIDE) == np.arange(n)[:, None], 0.7, 0) * sizes,
+        "very different columns": noise * np.exp(3 * rng.standard_normal(WIDE)),
+        "tiny": 1e-25 * noise,
+        "huge": 1e25 * noise,
+        "one block and a bit": noise[: BLOCK + 3],
+        "fewer than a block": 1 / 3 + 0 * noise[:40],
+    }
+
+
+INPUTS = inputs_of_many_kinds()
+
+
+def errors(found: Any, x: Any) -> tuple[float, float]:
+    """The error relative to the norm of H, and the largest one of an entry relative to √(H_ii H_jj)."""
+    exact = 2 * x.T @ x / len(x)  # x in float64
+    unit = np.sqrt(np.diagonal(exact))
+    worst = float((np.abs(found - exact) / np.outer(unit, unit)).max())
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact)), worst
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_products_in_float32(kind: str) -> None:
+    x = INPUTS[kind].astype(np.float32)
+    total = HessianSum(1, WIDE)
+    total.add(x[None])
+    (h,) = total.mean()
+    assert total.positions == len(x)
+    whole, worst = errors(h, x.astype(np.float64))
+    assert whole < 1e-6
+    assert worst < (3e-6 if "once" in kind else 1e-6)  # one position against the rounding of a whole block
+    np.testing.assert_array_equal(h, h.T)
+
+
+def test_without_the_reflection_it_would_not_be() -> None:
+    x = INPUTS["either sign"].astype(np.float32)
+    blocks = [x[start : start + BLOCK] for start in range(0, len(x), BLOCK)]
+    plain = sum((block.T @ block).astype(np.float64) for block in blocks)
+    assert errors(2 * plain / len(x), x.astype(np.float64))[0] > 1e-6
+
+
+@pytest.mark.parametrize("positions", [32, 96, BLOCK])
+def test_reflection_changes_no_product(positions: int) -> None:
+    x = random(positions, 9)
+    y = x.copy()
+    reflect(y)
+    assert np.abs(y - x).max() > 0.01
+    np.testing.assert_allclose(y.T.astype(np.float64) @ y, x.T.astype(np.float64) @ x, rtol=1e-5, atol=1e-5)
+    ones = np.ones((positions, 1), np.float32)
+    reflect(ones)
+    assert abs(ones[-1]) > 0.9 * np.sqrt(positions)  # the mean goes to the last position
+    zeros = np.zeros((positions, 2), np.float32)
+    reflect(zeros)
+    assert not zeros.any()
+
+
+def test_many_columns_in_float64_are_exact() -> None:
+    x = INPUTS["either sign"]
+    total = HessianSum(1, WIDE)
+    total.add(x[None])
+    assert errors(total.mean()[0], x)[1] < 1e-13
+
+
+def test_batches_of_many_columns_give_the_same_to_the_last_bit() -> None:
+    x = INPUTS["correlated"].astype(np.float32)
+    results = []
+    for batch in (1000, 7, len(x)):
+        total = HessianSum(1, WIDE)
+        for start in range(0, len(x), batch):
+            total.add(x[None, start : start + batch])
+        results.append(total.mean())
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+# ------------------------------------------------ sums in temporary files
+
+
+def mapped_files(folder: Path) -> list[str]:
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at the maps of the process")
+@pytest.mark.parametrize("columns", [7, WIDE])
+def test_a_mapped_sum_is_the_same_and_its_file_goes(columns: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    x = random(1, 900, columns)
+    plain, mapped = HessianSum(1, columns), HessianSum(1, columns, mapped=True)
+    assert len(mapped_files(tmp_path)) == 1
+    plain.add(x)
+    mapped.add(x)
+    h = mapped.mean()
+    del mapped
+    np.testing.assert_array_equal(h, plain.mean())
+    assert len(mapped_files(tmp_path)) == 1
+    del h
+    assert mapped_files(tmp_path) == []
+    with pytest.raises(ValueError, match="stop"):
+        fail_with_a_mapped_sum()
+    assert mapped_files(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail_with_a_mapped_sum() -> None:
+    total = HessianSum(1, 7, mapped=True)
+    total.add(random(1, 3, 7))
+    raise ValueError("stop")
+
+
+def test_no_room_for_a_file_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(CalibrationError, match=r"no room for a Hessian of 0\.7 GiB in .*; set TMPDIR") as error:
+        HessianSum(1, 10_000, mapped=True)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -233,6 +381,23 @@ def test_picked_vectors_are_the_ones_at_these_positions(
         (alone,) = unfold(x[sample : sample + 1], how, None, 1)  # (groups, positions, columns)
         expected.append(alone[:, picks[sample]])
     np.testing.assert_array_equal(found, np.concatenate(expected, axis=1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(windows(), st.integers(1, 6))
+def test_picked_windows_are_the_ones_at_these_positions(
+    case: tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]], take: int
+) -> None:
+    """With few picks pixels are read one by one, with many their channels are brought together."""
+    op, x_shape, w_shape, attributes = case
+    x = random(*x_shape, seed=1)
+    layer, _ = layer_of(op, x, random(*w_shape), **attributes)
+    how = layer.uses[0].tap.unfold
+    _, positions = positions_of(how, x.shape, 2)
+    picks = np.random.default_rng(take).integers(0, positions, (2, take))
+    everything = gathered(x, layer, 2)  # (groups, 2 · positions, columns)
+    found = np.concatenate(list(unfold(x, how, picks, 2)), axis=1)  # (groups, 2 · take, columns)
+    np.testing.assert_array_equal(found, everything[:, (picks + np.array([[0], [positions]])).ravel()])
 
 
 def test_samples_that_do_not_lie_along_the_first_axis_are_one_slot() -> None:
