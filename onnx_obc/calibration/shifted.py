@@ -25,19 +25,22 @@ Shift: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = tuple[int, int]  # two taps of the kernel
 Zone: TypeAlias = tuple[tuple[int, int], ...]  # start and stop on every axis
 
+PLENTY = 128  # pixels of a zone that are worth a product in float32 of their own for each image
+
 # What `pays` counts in, is multiply-adds of float32. In that unit, moving a number costs, to X or to a sum
 MOVE = 32
 CALL = 3000  # … numbers more for every block that is added: what it costs to begin
-IMAGES = 32  # … and sums are added to once for so many images
+IMAGES = 32  # … and what all images share is done once for so many
 
 
 def pays(how: Window, shape: tuple[int, ...]) -> bool:
     """Whether shifted products take less time than unfolding all of an input (N, C, spatial…).
 
     Unfolding costs, for every output pixel, columns²/2 multiply-adds (twice that in float64) and `columns` moves.
-    Shifted products cost, for every input pixel and shift, channels² multiply-adds and `channels` moves; and for each
-    zone and pair of taps that it counts for, channels² + CALL moves every IMAGES images. With several groups there is
-    nothing to gain: all they cost is moves.
+    Shifted products cost, for every pixel of a zone and shift, channels² multiply-adds (twice that in float64) and
+    `channels` moves; channels² moves for every product and shift; and for each zone and pair of taps that it counts
+    for, channels² + CALL moves every IMAGES images. With several groups there is nothing to gain: moves are all they
+    cost.
     """
     if len(shape) < 3 or any(stride != 1 for stride in how.strides) or prod(how.kernel) == 1 or how.groups > 1:
         return False
@@ -45,16 +48,22 @@ def pays(how: Window, shape: tuple[int, ...]) -> bool:
     taps, out = offsets(how, shape[2:]), output_shape(how, shape[2:])
     shifts = _shifts(taps)
     starts = [taps[a] for pairs in shifts.values() for a, _ in pairs]  # of all pairs
-    counted = sum(_counts(zone, start, out) for zone in _zones(taps, shape[2:], out) for start in starts)
-    unfolded = prod(out) * (columns**2 / (2 if columns >= SINGLE else 1) + MOVE * columns)
-    pixels = prod(shape[2:]) * len(shifts) * (channels**2 + MOVE * channels)
-    return pixels + MOVE * counted * (channels**2 + CALL) / IMAGES < unfolded
+    shifted = 0.0
+    for zone in _zones(taps, shape[2:], out):
+        pixels = prod(stop - start for start, stop in zone)
+        counted = sum(_counts(zone, start, out) for start in starts)
+        products = -(-pixels // BLOCK) if pixels >= PLENTY else 1 / IMAGES
+        effort = channels**2 * (1 if pixels >= PLENTY else 2) + MOVE * channels  # of a pixel and shift
+        shifted += len(shifts) * (pixels * effort + products * MOVE * channels**2)
+        shifted += counted * MOVE * (channels**2 + CALL) / IMAGES
+    return shifted < prod(out) * (columns**2 / (2 if columns >= SINGLE else 1) + MOVE * columns)
 
 
 def add_shifted(total: HessianSum, value: Array, how: Window) -> None:
     """Add all positions of an input (N, C, spatial…) to the sum. `how` has stride 1 and one group.
 
-    Float32 inputs are multiplied as HessianSum does with many columns, float64 in float64.
+    Large zones of float32 inputs are multiplied as HessianSum does with many columns, by the image, so that nothing
+    depends on the batch; small zones and other inputs are multiplied in float64.
     """
     size = value.shape[2:]
     taps, out = offsets(how, size), output_shape(how, size)
@@ -75,14 +84,17 @@ def _add_zone(total: HessianSum, part: Array, reach: Index, zone: Zone, shifts: 
     """
     channels = part.shape[-1]
     size = [stop - start for start, stop in zone]
-    images, rows = max(1, BLOCK // prod(size)), max(1, BLOCK // prod(size[1:]))  # about BLOCK pixels at a time
+    large = prod(size) >= PLENTY
+    dtype = np.float32 if large and part.dtype in (np.float16, np.float32) else np.float64
+    images = 1 if large else max(1, BLOCK // prod(size))
+    rows = -(-size[0] // -(-prod(size) // BLOCK))  # about BLOCK pixels at a time
     blocks = np.zeros((len(shifts) * channels, channels))  # (shifts · C, C)
     for first in range(0, len(part), images):
         for top in range(0, size[0], rows):
             here = part[first : first + images]
             shape = (len(here), min(rows, size[0] - top), *size[1:], len(shifts), channels)
             n = prod(shape[:-2])
-            x = np.zeros((-(-n // 32) * 32, len(shifts) * channels), np.promote_types(part.dtype, np.float32))
+            x = np.zeros((-(-n // 32) * 32, len(shifts) * channels), dtype)
             pixels = x[:n].reshape(shape)  # (images, rows, zone…, shifts, C)
             for number, shift in enumerate(shifts):
                 corner = [start + r + s for (start, _), r, s in zip(zone, reach.tolist(), shift, strict=True)]

@@ -73,15 +73,19 @@ def check(x: Any, how: Window) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(windows(), st.integers(0, 3))
-def test_shifted_products_are_the_naive_sum(case: tuple[Window, tuple[int, ...]], seed: int) -> None:
+@given(windows(), st.integers(0, 3), st.sampled_from([1, 20, 128]))
+def test_shifted_products_are_the_naive_sum(case: tuple[Window, tuple[int, ...]], seed: int, plenty: int) -> None:
     how, shape = case
-    check(random(*shape, seed=seed) + 1, how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shifted, "PLENTY", plenty)
+        check(random(*shape, seed=seed) + 1, how)
 
 
+@pytest.mark.parametrize("plenty", [1, 1000])
 @pytest.mark.parametrize("block", [1, 50, 1000])
-def test_memory_at_a_time_changes_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_block_nor_the_precision_matters(block: int, plenty: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shifted, "BLOCK", block)
+    monkeypatch.setattr(shifted, "PLENTY", plenty)
     check(random(3, 4, 7, 6), window((3, 3), (1, 0, 1, 2)))
 
 
@@ -94,6 +98,21 @@ def test_a_channel_that_is_always_zero_stays_so() -> None:
     x = random(4, 3, 6, 6)
     x[:, 1] = 0
     check(x, window((3, 3), (1, 1, 1, 1)))
+
+
+def test_large_planes() -> None:
+    check(random(2, 2, 17, 16) + 1, window((3, 3), (1, 1, 1, 1)))
+    check(random(2, 2, 1600), window((4,), (1, 2)))
+
+
+@pytest.mark.parametrize("size", [9, 20])
+def test_batches_differ_by_no_more_than_float64_rounds(size: int) -> None:
+    x, how = random(9, 8, size, size), window((3, 3), (1, 1, 1, 1))
+    one, other = HessianSum(1, 72), HessianSum(1, 72)
+    add_shifted(one, x, how)
+    for start in range(0, 9, 4):
+        add_shifted(other, x[start : start + 4], how)
+    np.testing.assert_allclose(one.mean(), other.mean(), rtol=1e-12, atol=1e-12)
 
 
 def test_unfolding_gives_the_same() -> None:
