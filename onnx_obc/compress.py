@@ -177,6 +177,7 @@ def solve_layers(
                     plan.remarks.get(layer.name),
                     lambda done: progress("solve", done, rows),
                 )
+        del captured
     return solved, ranges
 
 

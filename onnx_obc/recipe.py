@@ -65,7 +65,7 @@ class Recipe(_Strict):
     target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
     solver: Literal["auto", "exact", "ordered", "baseline"] = "auto"
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds
-    refine: Literal["none", "auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
+    refine: Literal["none", "auto"] | int = "auto"
     grid: Literal["mse", "minmax"] = "mse"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
     damp: float = Field(default=0.01, ge=0, allow_inf_nan=False)
@@ -77,6 +77,14 @@ class Recipe(_Strict):
     threads: int | None = Field(default=None, ge=1, le=1024)
     memory: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # GiB
     verify: bool = True
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _refine_is_known(cls, value: object) -> object:
+        sweeps = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000
+        if not sweeps and value not in ("none", "auto"):
+            raise ValueError("write none, auto, or a number of sweeps from 1 to 1000")
+        return value
 
     def choose(self, layer: str) -> Choice | None:
         """What the layer of this name is to become: by the first rule that matches, else by the recipe itself.

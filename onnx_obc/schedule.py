@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .graph.layers import Layer
 from .level import Choice
@@ -27,19 +27,21 @@ def make_schedule(layers: Sequence[Layer], choices: Mapping[str, Choice], recipe
     """Choose a solver for every layer, as `Recipe.solver` and `Recipe.time_limit` say.
 
     Only `auto` on a CPU times the machine, for about a second, and only if the layers could take long on a slow one; on
-    a GPU it solves every layer exactly.
+    a GPU it solves every layer exactly. `ordered` leaves those layers exact that take no longer so.
     """
-    if recipe.solver in ("exact", "baseline"):
-        return Schedule()
     jobs = [Job(layer.groups, layer.rows, layer.columns, choices[layer.name].level) for layer in layers]
-    if recipe.solver == "auto":
-        work = sum(job.groups * job.rows * job.columns**3 for job in jobs)
-        if device != "cpu" or (recipe.time_limit is None and work / SLOW < LONGEST):
+    if recipe.solver in ("exact", "baseline") or (recipe.solver == "auto" and device != "cpu"):
+        if recipe.time_limit is None:
             return Schedule()
+        where = f"on {device}, where every layer is solved exactly" if recipe.solver == "auto" else "by this solver"
+        return Schedule(lines=(f"the time limit is not kept {where}; it is for --solver auto on a CPU",))
+    work = sum(job.groups * job.rows * job.columns**3 for job in jobs)
+    if recipe.solver == "auto" and recipe.time_limit is None and work / SLOW < LONGEST:
+        return Schedule()
     machine = calibrate(recipe.threads)
     forecasts = choose_solvers(jobs, machine, recipe.time_limit)
     if recipe.solver == "ordered":
-        forecasts = tuple(Forecast(x.exact, x.ordered, "ordered") for x in forecasts)
+        forecasts = tuple(replace(x, solver="ordered" if x.ordered < x.exact else "exact") for x in forecasts)
     rows = {
         layer.name: rows_to_compare(job, machine)
         for layer, job, forecast in zip(layers, jobs, forecasts, strict=True)

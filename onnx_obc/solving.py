@@ -25,13 +25,13 @@ ENOUGH = 4  # positions for every column: with fewer, refinement may lose on oth
 class LayerReport:
     """One compressed layer.
 
-    All losses are layer losses ‖WX − ŴX‖² / n over the calibration positions. loss_predicted, loss_greedy (before
-    refinement), loss_measured and loss_bound are on the damped Hessian, which the solver works with. No solution at the
-    level falls below the bound (None: the layer is too large for it). loss and loss_baseline (rounding or magnitude
-    pruning at the same level) are on the plain Hessian, and relative to ‖WX‖² / n they are loss_relative and
-    baseline_relative. solver: exact, ordered or baseline; ordered_over_exact: for the ordered one the ratio of its loss
-    to the exact one's on some of the rows, None if even those would take too long. damping is the fraction of the mean
-    diagonal really used. Bytes count true bits, scales and zero points included.
+    All losses are layer losses ‖WX − ŴX‖² / n over the calibration positions. loss_predicted, loss_greedy (as
+    `Solution.loss_greedy`), loss_measured and loss_bound are on the damped Hessian, which the solver works with. No
+    solution at the level falls below the bound (None where the solver is not the exact one). loss and loss_baseline
+    (rounding or magnitude pruning at the same level) are on the plain Hessian, and relative to ‖WX‖² / n they are
+    loss_relative and baseline_relative. solver: exact, ordered or baseline; ordered_over_exact: for the ordered one the
+    ratio of its loss to the exact one's on some of the rows, None if even those would take too long. damping is the
+    fraction of the mean diagonal really used. Bytes count true bits, scales and zero points included.
     """
 
     name: str
@@ -113,7 +113,8 @@ def solve_layer(
     weight = layer.matrix()  # (groups, rows, columns)
     hessian, positions = captured.hessian(layer)  # (groups, columns, columns)
     damped = damp(hessian, recipe.damp, recipe.threads)
-    misled = method.refine == "auto" and positions < ENOUGH * layer.columns
+    refined = method.mask_sweeps(choice.level, layer.columns) + method.code_sweeps(choice.level) > 0
+    misled = refined and method.refine == "auto" and positions < ENOUGH * layer.columns
     if misled:
         method = replace(method, refine="none")
     simple = baseline(weight, damped, choice.level, grid=recipe.grid)
@@ -123,7 +124,7 @@ def solve_layer(
     else:
         solution = solve(weight, damped, choice.level, method, advance)
         if method.solver == "ordered":
-            exact = replace(method, solver="exact")
+            exact = replace(method, solver="exact", device="cpu")
             ratio = compare_on_rows(
                 weight, damped, solution, lambda w, h, level: solve(w, h, level, exact), compared_rows, method.threads
             )
@@ -142,7 +143,7 @@ def solve_layer(
         loss_predicted=solution.loss,
         loss_greedy=solution.loss if solution.loss_greedy is None else solution.loss_greedy,
         loss_measured=layer_loss(weight, solution.weights, damped.hessian),
-        loss_bound=_bound(weight, damped, solution, method),
+        loss_bound=None if recipe.solver == "baseline" else _bound(weight, damped, solution, method),
         loss=loss,
         loss_relative=loss / energy if energy > 0 else 0.0,
         loss_baseline=loss_baseline,
@@ -156,7 +157,7 @@ def solve_layer(
         bytes_before=weight_bytes(layer, FLOAT),
         bytes_after=weight_bytes(layer, choice.level),
         notes=tuple(_notes(damped, hessian, positions, layer, recipe, misled))
-        + _not_exact(method, ratio)
+        + _not_exact(method, ratio, recipe)
         + ((remark,) if remark else ()),
     )
     return Solved(layer, solution, report)
@@ -167,12 +168,13 @@ def _bound(weights: Float32, damped: Damped, solution: Solution, method: Method)
     return lower_bound(weights, damped, solution.level, solution.grid) if method.solver == "exact" else None
 
 
-def _not_exact(method: Method, ratio: float | None) -> tuple[str, ...]:
+def _not_exact(method: Method, ratio: float | None, recipe: Recipe) -> tuple[str, ...]:
     if method.solver == "exact":
         return ()
+    why = "not solved exactly, which would take too long" if recipe.solver == "auto" else "not solved exactly, as asked"
     if ratio is None:
-        return ("not solved exactly, which would take too long; nor could the difference be sampled",)
-    return (f"not solved exactly, which would take too long: on a sample of rows the loss is {ratio:.3f} of the exact",)
+        return (f"{why}; even a sample of rows would take too long to compare",)
+    return (f"{why}: on a sample of rows the loss is {ratio:.3f} of the exact solver's",)
 
 
 def _notes(damped: Damped, hessian: Float64, positions: int, layer: Layer, recipe: Recipe, misled: bool) -> list[str]:

@@ -92,6 +92,8 @@ REFUSED: dict[str, str] = {
     "weigths: int4": "unknown option 'weigths'; did you mean 'weights'?",
     "layers: [{match: a, spartsity: 0.5}]": "unknown option 'layers.0.spartsity'; did you mean 'sparsity'?",
     "layers: [{match: a, threads: 2}]": "unknown option 'layers.0.threads'; known: match, skip, weights",
+    "refine: 2000": "refine: write none, auto, or a number of sweeps from 1 to 1000, not 2000",
+    "refine: true": "a number of sweeps from 1 to 1000",
     "zzz: x.npz": "unknown option 'zzz'; known: weights, activations",
     "weights: int9": "weights: should be 'float', 'int8', 'int7', 'int6', 'int5', 'int4', 'int3' or 'int2', not 'int9'",
     "weights: 8": "weights: should be 'float'",

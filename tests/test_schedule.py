@@ -11,7 +11,7 @@ from small_graphs import build, random
 
 from onnx_obc import compress
 from onnx_obc.recipe import make_recipe
-from onnx_obc.schedule import make_schedule
+from onnx_obc.schedule import Schedule, make_schedule
 from onnx_obc.solver.predict import Machine
 
 
@@ -66,10 +66,30 @@ def test_small_layers_are_solved_exactly_without_a_plan(monkeypatch: pytest.Monk
     assert said == [] and {layer.solver for layer in report.layers} == {"exact"}
 
 
-@pytest.mark.parametrize("solver", ["exact", "baseline"])
-def test_what_is_asked_for_needs_no_plan(solver: str) -> None:
-    schedule = make_schedule([], {}, make_recipe({"solver": solver, "time_limit": 1}), "cpu")
-    assert schedule.lines == () and schedule.ordered == {}
+@pytest.mark.parametrize(("solver", "device"), [("exact", "cpu"), ("baseline", "cpu"), ("auto", "cuda:0")])
+def test_a_time_limit_that_is_not_kept_is_said(solver: str, device: str) -> None:
+    assert make_schedule([], {}, make_recipe({"solver": solver}), device) == Schedule()
+    schedule = make_schedule([], {}, make_recipe({"solver": solver, "time_limit": 1}), device)
+    assert "the time limit is not kept" in schedule.lines[0] and schedule.ordered == {}
+
+
+def test_the_baseline_has_no_bound_and_the_exact_solver_has() -> None:
+    (simple, _), (exact, _) = run(solver="baseline"), run()
+    assert all(layer.loss_bound is None and layer.solver == "baseline" for layer in simple.layers)
+    assert all(layer.loss_bound is not None and 0 < layer.loss_bound <= layer.loss_measured for layer in exact.layers)
+
+
+def test_few_positions_are_not_refined_unless_asked() -> None:
+    few = {"x": random(30, 300)}
+    reports = []
+    for refine in ("auto", 2):
+        recipe = make_recipe({"weights": "int4", "activations": "none", "device": "cpu", "refine": refine})
+        reports.append(compress(two_layers(), few, recipe).report.layers[0])
+    assert (
+        any("not refined" in note for note in reports[0].notes) and reports[0].loss_predicted == reports[0].loss_greedy
+    )
+    assert not any("not refined" in note for note in reports[1].notes)
+    assert reports[1].loss_predicted < reports[1].loss_greedy
 
 
 def test_refinement_lowers_the_loss_and_says_by_how_much() -> None:

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..level import Bool, Float32, Float64, Grid, Int32
 from .compiled import compiled_finite
-from .threads import Progress, one_blas_thread, over_rows
+from .loss import row_losses
+from .threads import Progress, over_rows
 
 LANES = 32  # rows of H are padded to a multiple of it: the best move is looked for in so many lanes at once
 TENURE = 12  # how many moves later a move may be taken back
@@ -53,7 +54,8 @@ def refine_codes(
     starts = STARTS[: 7 if columns <= 64 else 3 if columns <= 256 else 1]
     means = np.diagonal(hessian, axis1=1, axis2=2).mean(axis=1)  # (groups,)
     padded = np.zeros((groups, columns, width), np.float32)
-    padded[:, :, :columns] = hessian / np.exp2(np.rint(np.log2(means)))[:, None, None]
+    for g, unit in enumerate(np.exp2(np.rint(np.log2(means)))):
+        np.multiply(hessian[g], 1 / unit, out=padded[g, :, :columns], casting="same_kind")
     flat = np.array(weights.reshape(total, columns), order="C")  # (groups · rows, columns)
     found = np.array(codes.reshape(total, columns), order="C")
     scale = np.array(grid.scale.reshape(total))
@@ -66,21 +68,14 @@ def refine_codes(
     over_rows(work, total, 2 * starts.size * (sweeps + 2) * columns**2, threads, progress)
     shape = (groups, rows)
     refined = replace(grid, scale=scale.reshape(shape))
-    with one_blas_thread():
-        before = row_losses(weights, grid.dequantize(codes), hessian)  # (groups, rows)
-        after = row_losses(weights, refined.dequantize(found.reshape(codes.shape)), hessian)
+    before = row_losses(weights, grid.dequantize(codes), hessian)  # (groups, rows)
+    after = row_losses(weights, refined.dequantize(found.reshape(codes.shape)), hessian)
     better = after < before
     return (
         np.where(better[:, :, None], found.reshape(codes.shape), codes),
         replace(grid, scale=np.where(better, refined.scale, grid.scale)),
         float(np.where(better, after, before).sum()),
     )
-
-
-def row_losses(weights: Float32, solved: Float32, hessian: Float64) -> Float64:
-    """½ δᵀHδ of every row: (groups, rows)."""
-    wide = weights.astype(np.float64) - solved
-    return 0.5 * np.asarray(((wide @ hessian) * wide).sum(axis=2))
 
 
 @compiled_finite
@@ -221,7 +216,7 @@ def _move(
         if lanes[j] < lanes[lane]:
             lane = j
     k = lane
-    while score[k] != lanes[lane]:
+    while score[k] != lanes[lane] and k + LANES < width:
         k += LANES
     return k
 

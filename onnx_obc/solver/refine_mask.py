@@ -11,7 +11,7 @@ import numpy as np
 from ..level import NM, Block, Bool, Float32, Float64, Sparsity
 from .compiled import compiled
 from .inverse import Damped
-from .refine_codes import row_losses
+from .loss import row_losses
 from .refine_pivot import correct, cost, move, transform
 from .threads import Progress, one_blas_thread, over_rows
 
@@ -71,8 +71,7 @@ def refine_mask(
                     again[g, r, place] = np.where(found[g, r, place], b, 0)
 
     over_rows(work, groups * rows, columns**3 // 2, threads, progress)
-    with one_blas_thread():
-        after = row_losses(weights, again, damped.hessian)  # (groups, rows)
+    after = row_losses(weights, again, damped.hessian)  # (groups, rows)
     better = (after < before)[:, :, None]
     loss = float(np.minimum(before, after).sum())
     return np.where(better, again, solved), np.where(better, found, mask), loss
@@ -104,7 +103,7 @@ def _exchange(
         where[place[i]] = i
         diagonal[i] = tableau[i, i]
     units = columns // size  # a last, shorter block stays as it is
-    most = sweeps * (units // 8 + 1)
+    most = min(sweeps, 8) * (units // 8 + 1)  # exchanges in all, or the vectors would outgrow the tableau
     # M = tableau − Σ sign v vᵀ off the diagonal, a row of `moved` for every column moved; `across` is its transpose.
     moved, across = np.empty((2 * most * size, columns)), np.empty((columns, 2 * most * size))
     sign = np.array(([1.0] * size + [-1.0] * size) * most)

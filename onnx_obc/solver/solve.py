@@ -79,26 +79,28 @@ def solve(
     solution = Solution(Level(), weights, None, None, None, 0.0)
     mask_sweeps, code_sweeps = method.mask_sweeps(level, weights.shape[2]), method.code_sweeps(level)
     passes = 2 * (level.sparsity is not None) + (level.bits is not None) + (mask_sweeps > 0) + (code_sweeps > 0)
-    advance = _over_passes(passes, weights.shape[0] * weights.shape[1], progress)
+    counted = _Passes(passes, weights.shape[0] * weights.shape[1], progress)
 
     def trusted(step: Callable[[Precision], Solution]) -> Solution:
         """The step's solution, in float64 where float32 gets its loss wrong."""
+        begun = counted.finished
         found = step(method.precision)
         if method.precision == "auto":
             measured = layer_loss(weights, found.weights, damped.hessian)
             if abs(found.loss - measured) > _ROUNDING * measured:
+                counted.finished = begun
                 return step("float64")
         return found
 
     if level.sparsity is not None:
-        solution = trusted(lambda precision: _prune(weights, damped, level, method, precision, advance))
+        solution = trusted(lambda precision: _prune(weights, damped, level, method, precision, counted))
         if mask_sweeps:
-            solution = _refine_mask(solution, weights, damped, mask_sweeps, method.threads, advance)
+            solution = _refine_mask(solution, weights, damped, mask_sweeps, method.threads, counted)
     if level.bits is not None:
         pruned = solution
-        solution = trusted(lambda precision: _quantize(pruned, weights, damped, level, method, precision, advance))
+        solution = trusted(lambda precision: _quantize(pruned, weights, damped, level, method, precision, counted))
         if code_sweeps:
-            solution = _refine_codes(solution, weights, damped, code_sweeps, method.threads, advance)
+            solution = _refine_codes(solution, weights, damped, code_sweeps, method.threads, counted)
     return solution
 
 
@@ -155,19 +157,20 @@ def _refine_codes(
     return Solution(start.level, grid.dequantize(codes), codes, grid, start.mask, loss, greedy)
 
 
-def _over_passes(passes: int, rows: int, progress: Progress | None) -> Progress:
-    """A progress over all passes together, each of which counts to `rows`; a pass done again is not counted."""
-    finished = last = 0
+class _Passes:
+    """A progress over all passes together, each of which counts to `rows`. `finished` rows belong to whole passes."""
 
-    def advance(done: int) -> None:
-        nonlocal finished, last
-        now = min((finished + done) // passes, rows)
-        if progress is not None and now >= last:
-            progress(now)
-            last = now
-        finished += rows if done == rows else 0
+    def __init__(self, passes: int, rows: int, progress: Progress | None) -> None:
+        self._passes, self._rows, self._progress = passes, rows, progress
+        self._told = 0
+        self.finished = 0
 
-    return advance
+    def __call__(self, done: int) -> None:
+        now = min((self.finished + done) // self._passes, self._rows)
+        if self._progress is not None and now >= self._told:
+            self._progress(now)
+            self._told = now
+        self.finished += self._rows if done == self._rows else 0
 
 
 def warm_up(levels: Sequence[Level], method: Method, progress: Callable[[str, int, int], None]) -> None:
