@@ -133,6 +133,7 @@ def run(
         row = {
             "model": subject.name,
             "level": level,
+            "refine": recipe.refine,
             "metric": subject.metric,
             "calibration_samples": samples,
             "evaluation_samples": len(reference.predictions),
@@ -175,7 +176,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells.append(
             (
                 row["model"],
-                row["level"],
+                row["level"] + (" °" if row["refine"] == "none" else ""),
                 f"{exact['layers']} of {exact['layers'] + exact['layers_left_out']}",
                 score(row["dense"]),
                 score(baseline["score"]),
@@ -218,7 +219,7 @@ class is the dense model's. *Layer loss*: ‖WX − ŴX‖² / ‖WX‖² on the
 *layers*: how many could take the level (N:M and blocks need input channels in multiples of their length, which
 depthwise convolutions and first layers lack). Every layer is compressed alone on dense inputs; nothing is
 fine-tuned and no statistics are corrected. Sparse float weights are stored with their zeros, and 3-bit weights as
-4-bit integers, so MB is not what a sparse runtime or packed storage would need.
+4-bit integers, so MB is not what a sparse runtime or packed storage would need. °: without refinement.
 
 {f"Not run: {absent}." if absent else "Every level was run on every model."}
 
