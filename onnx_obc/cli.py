@@ -72,8 +72,7 @@ class RecipeOptions:
     """The runtime to write for. [default: onnxruntime]"""
 
     solver: Annotated[Literal["auto", "exact", "ordered", "baseline"] | None, Parameter(group=METHOD)] = None
-    """exact; ordered: much faster on very large layers, a little worse; auto: exact where that takes under 10 minutes;
-    baseline: plain rounding and magnitude pruning, to compare with. [default: auto]"""
+    """auto: exact, or ordered for huge layers; baseline: rounding and magnitude, to compare with. [default: auto]"""
     time_limit: Annotated[float | None, Parameter(group=METHOD)] = None
     """Seconds for solving all layers: auto then solves exactly as many as fit."""
     refine: Annotated[Literal["none", "auto"] | int | None, Parameter(group=METHOD)] = None
