@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -60,25 +60,42 @@ class Damped:
             one.__dict__["inverse"] = self.inverse[part]
         return one
 
+    def dtype(self, precision: Precision) -> np.dtype[Any]:
+        """Of the kernels' arithmetic at this precision.
+
+        `auto` is float32 unless the inverse's diagonal shrinks more than 1000-fold while columns are eliminated,
+        H_jj · (H⁻¹)_jj > 1000 for some column: float32 then loses the digits that the losses need. With 1 % damping it
+        is seldom reached; below about 0.3 % it is.
+        """
+        if precision == "auto":
+            diagonals = np.diagonal(self.hessian, axis1=1, axis2=2)  # (groups, columns)
+            shrinks = diagonals * np.diagonal(self.inverse, axis1=1, axis2=2)
+            precision = "float32" if shrinks.max() <= _SHRINKS else "float64"
+        return np.dtype(precision)
+
     def scaled(self, precision: Precision) -> tuple[np.ndarray, Float64, Float64]:
         """The arguments of the kernels, in units in which each group's mean diagonal is about 1.
 
-        precision: `auto` is float32 unless the inverse's diagonal shrinks more than 1000-fold while columns are
-        eliminated, H_jj · (H⁻¹)_jj > 1000 for some column: float32 then loses the digits that the losses need. With 1 %
-        damping it is seldom reached; below about 0.3 % it is.
+        precision: see `dtype`.
 
         Returns (base, floor, unit): base (groups, columns, columns) float32 or float64, the inverse; floor (groups,
         columns) float64, 1 / diagonal of the Hessian; unit (groups,) float64, the loss that 1 stands for.
         """
         diagonals = np.diagonal(self.hessian, axis1=1, axis2=2)  # (groups, columns)
-        if precision == "auto":
-            shrinks = diagonals * np.diagonal(self.inverse, axis1=1, axis2=2)
-            precision = "float32" if shrinks.max() <= _SHRINKS else "float64"
-        unit = np.exp2(np.rint(np.log2(diagonals.mean(axis=1))))  # powers of two: scaling rounds nothing
-        base = np.empty(self.inverse.shape, precision)
+        unit = units(self.hessian)
+        base = np.empty(self.inverse.shape, self.dtype(precision))
         for g in range(len(base)):
             np.multiply(self.inverse[g], unit[g], out=base[g], casting="same_kind")
         return base, unit[:, None] / diagonals, unit
+
+
+def units(hessian: Float64) -> Float64:
+    """The power of two next to each group's mean diagonal: scaling by it rounds nothing. (groups,)
+
+    hessian: (groups, columns, columns), no mean diagonal zero.
+    """
+    means = np.diagonal(hessian, axis1=1, axis2=2).mean(axis=1)
+    return np.asarray(np.exp2(np.rint(np.log2(means))), np.float64)
 
 
 def damp(hessian: Float64, damping: float = 0.01, threads: int | None = None) -> Damped:

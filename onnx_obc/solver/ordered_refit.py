@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..level import Bool, Float32, Float64
-from .inverse import Damped, Precision
+from .inverse import Damped, Precision, units
 from .threads import Progress, over_rows
 
 STEPS = 32  # at most; each is one product with H
@@ -102,7 +102,7 @@ def inner_product(a: Float32, b: Float32, damped: Damped, threads: int | None = 
 def _scaled(damped: Damped, g: int, precision: Precision) -> tuple[np.ndarray, float]:
     """A group's Hessian (columns, columns), float32 unless float64 is asked for, and the loss that 1 stands for."""
     hessian = damped.hessian[g]
-    unit = float(np.exp2(np.rint(np.log2(np.diagonal(hessian).mean()))))
+    unit = float(units(hessian[None])[0])
     scaled = np.empty(hessian.shape, np.float64 if precision == "float64" else np.float32)
     np.multiply(hessian, 1 / unit, out=scaled, casting="same_kind")
     return scaled, unit

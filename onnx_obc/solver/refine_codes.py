@@ -16,6 +16,7 @@ import numpy as np
 
 from ..level import Bool, Float32, Float64, Grid, Int32
 from .compiled import compiled_finite
+from .inverse import units
 from .loss import row_losses
 from .threads import Progress, over_rows
 
@@ -52,9 +53,8 @@ def refine_codes(
     total = groups * rows
     width = -(-columns // LANES) * LANES
     starts = STARTS[: 7 if columns <= 64 else 3 if columns <= 256 else 1]
-    means = np.diagonal(hessian, axis1=1, axis2=2).mean(axis=1)  # (groups,)
     padded = np.zeros((groups, columns, width), np.float32)
-    for g, unit in enumerate(np.exp2(np.rint(np.log2(means)))):
+    for g, unit in enumerate(units(hessian)):
         np.multiply(hessian[g], 1 / unit, out=padded[g, :, :columns], casting="same_kind")
     flat = np.array(weights.reshape(total, columns), order="C")  # (groups · rows, columns)
     found = np.array(codes.reshape(total, columns), order="C")

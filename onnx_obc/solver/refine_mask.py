@@ -10,7 +10,7 @@ import numpy as np
 
 from ..level import NM, Block, Bool, Float32, Float64, Sparsity
 from .compiled import compiled
-from .inverse import Damped
+from .inverse import Damped, units
 from .loss import row_losses
 from .refine_pivot import correct, cost, move, transform
 from .threads import Progress, one_blas_thread, over_rows
@@ -42,8 +42,8 @@ def refine_mask(
     them in float64. No row's loss exceeds that of the weights given. The result does not depend on `threads`.
     """
     groups, rows, columns = weights.shape
-    base, _, unit = damped.scaled("auto")
-    hessian = (damped.hessian / unit[:, None, None]).astype(base.dtype)
+    unit = units(damped.hessian)  # (groups,)
+    hessian = (damped.hessian / unit[:, None, None]).astype(damped.dtype("auto"))
     per = sparsity.m if isinstance(sparsity, NM) else 0
     size = sparsity.size if isinstance(sparsity, Block) else 1
     found, again = mask.copy(), solved.copy()
