@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -32,6 +34,10 @@ def devices() -> list[str]:
     its own: start one thread for each name, let it take the next layer from a queue, and pass its name as `device`.
     """
     if importlib.util.find_spec("torch") is None:
+        return []
+    try:  # importing torch takes seconds, and without NVIDIA's driver it sees none
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
         return []
     import torch
 
