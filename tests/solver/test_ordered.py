@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import layer
+from problems import check_pattern, layer
 
 from onnx_obc.level import NM, Block, Unstructured, parse_level
 from onnx_obc.solver import ordered
@@ -72,15 +72,7 @@ def test_patterns_hold_and_the_loss_is_the_measured_one(seed, groups, rows, colu
     solved, mask, loss = prune_ordered(weights, damped, sparsity)
     assert solved.dtype == np.float32 and (solved[~mask] == 0).all()
     np.testing.assert_allclose(loss, layer_loss(weights, solved, damped.hessian), rtol=1e-4)
-    if isinstance(sparsity, Unstructured):
-        assert (~mask).sum() == round(sparsity.sparsity * mask.size)
-    elif isinstance(sparsity, Block):
-        parts = [mask[..., c : c + sparsity.size] for c in range(0, columns, sparsity.size)]
-        assert all((p.all(axis=2) | ~p.any(axis=2)).all() for p in parts)
-        assert sum((~p[..., 0]).sum() for p in parts) == round(sparsity.sparsity * len(parts) * groups * rows)
-    else:
-        parts = [mask[..., c : c + sparsity.m] for c in range(0, columns, sparsity.m)]
-        assert all((p.sum(axis=2) == min(sparsity.n, p.shape[2])).all() for p in parts)
+    check_pattern(mask, sparsity)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -7,7 +7,7 @@ import pytest
 import textbook
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import layer
+from problems import check_pattern, layer
 
 from onnx_obc.level import NM, Block, Unstructured
 from onnx_obc.solver.inverse import damp
@@ -44,15 +44,7 @@ def test_patterns_hold_and_the_loss_is_the_measured_one(seed, groups, rows, colu
     assert solved.dtype == np.float32
     assert (solved[~mask] == 0).all() and np.count_nonzero(solved) == mask.sum()
     np.testing.assert_allclose(loss, layer_loss(weights, solved, damped.hessian), rtol=1e-4)
-    if isinstance(sparsity, Unstructured):
-        assert (~mask).sum() == round(sparsity.sparsity * mask.size)
-    elif isinstance(sparsity, Block):
-        parts = [mask[..., c : c + sparsity.size] for c in range(0, columns, sparsity.size)]
-        assert all((p.all(axis=2) | ~p.any(axis=2)).all() for p in parts)
-        assert sum((~p[..., 0]).sum() for p in parts) == round(sparsity.sparsity * len(parts) * groups * rows)
-    else:
-        parts = [mask[..., c : c + sparsity.m] for c in range(0, columns, sparsity.m)]
-        assert all((p.sum(axis=2) == min(sparsity.n, p.shape[2])).all() for p in parts)
+    check_pattern(mask, sparsity)
 
 
 def test_kept_weights_are_the_least_squares_optimum():

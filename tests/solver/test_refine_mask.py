@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import layer
+from problems import check_pattern, layer
 
 from onnx_obc.level import NM, Block, Unstructured
 from onnx_obc.solver.inverse import damp
@@ -38,12 +38,7 @@ def test_no_row_is_worse_and_the_pattern_holds(seed, groups, rows, columns, data
     assert solved.dtype == np.float32 and mask.dtype == np.bool_
     assert (solved[~mask] == 0).all()
     assert (mask.sum(axis=2) == before.sum(axis=2)).all()
-    if isinstance(sparsity, Block):
-        parts = [mask[..., c : c + sparsity.size] for c in range(0, columns, sparsity.size)]
-        assert all((p.all(axis=2) | ~p.any(axis=2)).all() for p in parts)
-    elif isinstance(sparsity, NM):
-        parts = [mask[..., c : c + sparsity.m] for c in range(0, columns, sparsity.m)]
-        assert all((p.sum(axis=2) == min(sparsity.n, p.shape[2])).all() for p in parts)
+    check_pattern(mask, sparsity)
     losses = [row_losses(weights, x, damped.hessian) for x in (start, solved)]
     assert (losses[1] <= losses[0]).all()
     np.testing.assert_allclose(loss, layer_loss(weights, solved, damped.hessian), rtol=1e-9)
