@@ -80,10 +80,19 @@ FLOAT = Level()
 
 @dataclass(frozen=True)
 class Choice:
-    """What a layer becomes: its level, and the bits that its input is quantized to (None: it stays float)."""
+    """What a layer becomes: its level, and the bits that its input is quantized to (None: it stays float).
+
+    The text form is that of the level where the input stays float, and otherwise `8w8a`, `2:4+4w4a`, `4w8a-asym`.
+    """
 
     level: Level
     activation_bits: int | None = None
+
+    def __str__(self) -> str:
+        if self.activation_bits is None or self.level.bits is None:
+            return str(self.level)
+        both = f"{self.level.bits}w{self.activation_bits}a" + ("" if self.level.symmetric else "-asym")
+        return both if self.level.sparsity is None else f"{self.level.sparsity}+{both}"
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,18 @@ def parse_level(text: str) -> Level:
         else:
             sparsity = parse_sparsity(part)
     return Level(sparsity, bits, symmetric)
+
+
+def parse_choice(text: str) -> Choice:
+    """Read the text form of a choice, as `str(choice)` writes it. Raises RecipeError."""
+    *first, last = text.lower().split("+")
+    match = re.fullmatch(r"(\d)w(\d)a(-asym)?", last.strip())
+    if match is None:
+        return Choice(parse_level(text))
+    if int(match[2]) not in (4, 8):
+        raise RecipeError(f"level {text!r}: activations take 8 or 4 bits; write e.g. 8w8a, or int{match[1]} for float")
+    level = parse_level("+".join([*first, f"int{match[1]}{match[3] or ''}"]))
+    return Choice(level, int(match[2]))
 
 
 def _fraction(value: float) -> str:

@@ -18,6 +18,7 @@ from .errors import ModelError, VerificationError
 from .graph.layers import Layer, Use
 from .graph.qdq import WrittenWeight
 from .level import NM, Block, Solution, Unstructured
+from .output_loss import class_scores
 from .recipe import Recipe
 from .runtime.session import Device, one_line, open_session
 from .solving import LayerReport, Solved
@@ -25,8 +26,6 @@ from .solving import LayerReport, Solved
 SAME_DB = 40  # two float32 graphs of the same function agree to some 120 dB; what is below is another function
 LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
 TINY_LOSS = 1e-25  # a layer that loses nothing has no relative error
-CLASSIFIERS = ("Gemm", "MatMul", "Softmax", "LogSoftmax")
-TRANSPARENT = ("Add", "Identity", "Flatten", "Reshape", "Squeeze", "Cast", "DequantizeLinear", "QuantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def compare_outputs(
     """Run the dense and the written model on the samples in turn, and compare every output that is a numeric array."""
     reference = open_session(dense, device=device, threads=threads)
     session = open_session(path, device=device, threads=threads)
-    scores = {str(value.name) for value in dense.graph.outputs if _is_class_scores(value)}
+    scores = class_scores(dense)
     sums: dict[str, _Match] = {}
     for batch in samples.read(0, samples.count):
         expected = reference.run(batch.feed)
@@ -266,18 +265,6 @@ class _Match:
     @property
     def agreement(self) -> float | None:
         return self.same / self.rows if self.rows else None
-
-
-def _is_class_scores(output: ir.Value) -> bool:
-    """Whether an output comes straight from a classifier: a matrix product or softmax, not a normalised embedding."""
-    value: ir.Value | None = output
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in CLASSIFIERS:
-            return True
-        if node.op_type not in TRANSPARENT:
-            return False
-        value = next((source for source in node.inputs if source is not None and source.producer() is not None), None)
-    return False
 
 
 def _channel_axis(layer: Layer) -> int:

@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str] | None] = {
     "plan": {"graph", "level", "errors", "recipe"},
     "solving": {"calibration", "graph", "level", "recipe", "solver"},
     "schedule": {"graph", "level", "recipe", "solver"},
-    "verify": {"calibration", "graph", "level", "errors", "recipe", "runtime", "solving"},
+    "output_loss": {"level"},
+    "verify": {"output_loss", "calibration", "graph", "level", "errors", "recipe", "runtime", "solving"},
     "report": {"_version", "calibration", "errors", "graph", "plan", "recipe", "solving", "verify"},
     "inspect": {"graph", "level", "report"},
 }
