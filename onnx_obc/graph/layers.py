@@ -334,7 +334,7 @@ def _has_weight(node: ir.Node) -> bool:
 def _inside_bodies(node: ir.Node) -> list[LeftOut]:
     """The weights inside the bodies of an If, Loop or Scan."""
     found = []
-    for graph in _bodies(node):
+    for graph in bodies(node):
         for inner in graph.all_nodes():
             if _has_weight(inner):
                 where = f"{node.op_type} {node.name!r}" if node.name else node.op_type
@@ -342,7 +342,8 @@ def _inside_bodies(node: ir.Node) -> list[LeftOut]:
     return found
 
 
-def _bodies(node: ir.Node) -> list[ir.Graph]:
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that an If, Loop or Scan holds; none for other nodes."""
     graphs: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
