@@ -147,17 +147,18 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def _split_gemm(model: ir.Model, gemm: ir.Node) -> None:
-    """Move the bias of a Gemm into an Add behind it, which onnxruntime leaves there."""
+    """Move the bias of a Gemm into an Add behind it, which onnxruntime leaves there. The sum keeps the Gemm's name."""
     product, bias = gemm.outputs[0], gemm.inputs[2]
     gemm.resize_inputs(2)
     readers = list(product.uses())
     taken = set(names_of(model))
     add = ir.node("Add", [product, bias], name=free_name(f"{gemm.name or product.name}_bias", taken))
     total = add.outputs[0]
-    total.name = free_name(f"{product.name}_biased", taken)
     for user, index in readers:
         user.replace_input_with(index, total)
+    name, fresh = product.name, free_name(f"{product.name}_product", taken)
     take_over_output(model.graph, product, total)
+    product.name, total.name = fresh, name
     model.graph.insert_after(gemm, add)
 
 
