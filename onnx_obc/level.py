@@ -200,9 +200,9 @@ def parse_choice(text: str) -> Choice:
     match = re.fullmatch(r"(\d)w(\d)a(-asym)?", last.strip())
     if match is None:
         return Choice(parse_level(text))
+    level = parse_level("+".join([*first, f"int{match[1]}{match[3] or ''}"]))
     if int(match[2]) not in (4, 8):
         raise RecipeError(f"level {text!r}: activations take 8 or 4 bits; write e.g. 8w8a, or int{match[1]} for float")
-    level = parse_level("+".join([*first, f"int{match[1]}{match[3] or ''}"]))
     return Choice(level, int(match[2]))
 
 

@@ -17,14 +17,16 @@ from .graph.targets import TARGETS
 from .level import FLOAT, Choice, parse_bits
 from .recipe import Recipe
 
+NO_LEVEL = "float, as it can take none of the levels"
+
 
 @dataclass(frozen=True)
 class Plan:
     """What is to be done, before any of it is.
 
-    layers: those with a choice, in the order of the graph. embeddings: the tables to store as integers.
-    activations: the values to quantize. left_out: the weights that stay as they are, and why. notes: what else the
-    user should know; remarks: the same about single layers, by name.
+    model: the folded graph, ready to be written into. layers: those with a choice, in the order of the graph.
+    embeddings: the tables to store as integers. activations: the values to quantize. left_out: the weights that stay
+    as they are, and why. notes: what else the user should know; remarks: the same about single layers, by name.
     """
 
     model: ir.Model
@@ -37,10 +39,11 @@ class Plan:
     remarks: Mapping[str, str] = field(default_factory=dict)
 
 
-def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
+def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | None = None) -> Plan:
     """Fold the graph, find its layers, and give each the level that the recipe and the target allow.
 
-    Raises RecipeError if there is nothing that can be compressed, ModelError if a weight is NaN or infinite.
+    profile: the choices of the layers by name, instead of the recipe's own; layers that it lacks stay float. Raises
+    RecipeError if there is nothing that can be compressed, ModelError if a weight is NaN or infinite.
     """
     model, notes = fold(source)
     layers, left_out = find_layers(model)
@@ -52,7 +55,7 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}
     for layer in layers:
-        choice, reason = _choose(layer, recipe)
+        choice, reason = _choose(layer, recipe, profile)
         if reason is not None:
             left_out.append(LeftOut(layer.name, layer.op, reason))
             continue
@@ -77,15 +80,6 @@ def make_plan(source: ir.Model, recipe: Recipe) -> Plan:
     target = TARGETS[recipe.target]
     target.prepare(model, layers, choices)
     activations = tuple(target.place(model, layers, choices))
-    placed = {reader: activation.bits for activation in activations for reader in activation.readers}
-    for layer in layers:
-        wanted = choices.get(layer.name)
-        if wanted is None or wanted.activation_bits is None:
-            continue
-        widest = max(placed[(use.node, 1 - use.index)] for use in layer.uses)
-        if widest != wanted.activation_bits:
-            choices[layer.name] = Choice(wanted.level, widest)
-            remarks.setdefault(layer.name, f"another layer reads its input in {widest} bits: {widest} bits here too")
     return Plan(
         model=model,
         layers=tuple(layer for layer in layers if layer.name in choices),
@@ -111,15 +105,24 @@ def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[Left
     return [table for table in found if reasons[table.name] is None], left
 
 
-def _choose(layer: Layer, recipe: Recipe) -> tuple[Choice, str | None]:
+def possible(layer: Layer, choice: Choice, target: str) -> str | None:
+    """Why a layer cannot become this for a target, or None if it can."""
+    return layer.impossible(choice.level) or unwritable(layer, choice) or TARGETS[target].refuse(layer, choice)
+
+
+def _choose(layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None) -> tuple[Choice, str | None]:
     """The choice for a layer, and why it cannot be had, or None."""
+    if profile is not None:
+        choice = profile.get(layer.name)
+        if choice is None or choice.level == FLOAT:
+            return Choice(FLOAT), "float, as the budget allows" if choice is not None else NO_LEVEL
+        return choice, possible(layer, choice, recipe.target)
     choice = recipe.choose(layer.name)
     if choice is None:
         return Choice(FLOAT), "skipped, as the recipe says"
     if choice.level == FLOAT:
         return choice, "float, as the recipe says"
-    impossible = layer.impossible(choice.level) or unwritable(layer, choice)
-    return choice, impossible or TARGETS[recipe.target].refuse(layer, choice)
+    return choice, possible(layer, choice, recipe.target)
 
 
 def _nothing_to_do(left_out: list[LeftOut]) -> str:

@@ -83,9 +83,37 @@ class Solved:
     report: LayerReport
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A layer with what every level of it is solved from.
+
+    weight: (groups, rows, columns) float32. hessian: (groups, columns, columns) float64, and damped. energy: ‖WX‖² / n.
+    """
+
+    layer: Layer
+    weight: Float32
+    hessian: Float64
+    damped: Damped
+    positions: int
+    energy: float
+
+
 def method_of(recipe: Recipe, device: str = "cpu") -> Method:
     """How the recipe wants layers solved, exactly, on a device as `Method` names it."""
     return Method("exact", recipe.refine, recipe.grid, recipe.precision, device, recipe.threads)
+
+
+def prepare_layer(layer: Layer, hessian: Float64, positions: int, recipe: Recipe) -> Prepared:
+    """Damp and factorise a layer's Hessian (groups, columns, columns)."""
+    weight = layer.matrix()  # (groups, rows, columns)
+    damped = damp(hessian, recipe.damp, recipe.threads)
+    return Prepared(layer, weight, hessian, damped, positions, output_energy(weight, hessian))
+
+
+def trusted_method(prepared: Prepared, method: Method) -> Method:
+    """The method, without refinement where `auto` would let it mislead: with too few positions for the columns."""
+    few = prepared.positions < ENOUGH * prepared.layer.columns
+    return replace(method, refine="none") if method.refine == "auto" and few else method
 
 
 def solve_layer(
@@ -110,28 +138,32 @@ def solve_layer(
         progress(rows - finished)
         finished = rows
 
-    weight = layer.matrix()  # (groups, rows, columns)
-    hessian, positions = captured.hessian(layer)  # (groups, columns, columns)
-    damped = damp(hessian, recipe.damp, recipe.threads)
-    refined = method.mask_sweeps(choice.level, layer.columns) + method.code_sweeps(choice.level) > 0
-    misled = refined and method.refine == "auto" and positions < ENOUGH * layer.columns
-    if misled:
-        method = replace(method, refine="none")
-    simple = baseline(weight, damped, choice.level, grid=recipe.grid)
+    prepared = prepare_layer(layer, *captured.hessian(layer), recipe)
     ratio = None
     if recipe.solver == "baseline":
-        solution = simple
+        solution = baseline(prepared.weight, prepared.damped, choice.level, grid=recipe.grid)
     else:
-        solution = solve(weight, damped, choice.level, method, advance)
-        if method.solver == "ordered":
-            exact = replace(method, solver="exact", device="cpu")
-            ratio = compare_on_rows(
-                weight, damped, solution, lambda w, h, level: solve(w, h, level, exact), compared_rows, method.threads
-            )
+        solution = solve(prepared.weight, prepared.damped, choice.level, trusted_method(prepared, method), advance)
+        ratio = _ordered_over_exact(prepared, solution, method, compared_rows)
     advance(layer.groups * layer.rows)
-    energy = output_energy(weight, hessian)
-    loss, loss_baseline = (layer_loss(weight, x.weights, hessian) for x in (solution, simple))
-    report = LayerReport(
+    report = report_layer(prepared, choice, solution, recipe, method, ratio, remark)
+    return Solved(layer, solution, replace(report, seconds=time.perf_counter() - began))
+
+
+def report_layer(
+    prepared: Prepared,
+    choice: Choice,
+    solution: Solution,
+    recipe: Recipe,
+    method: Method,
+    ordered_over_exact: float | None = None,
+    remark: str | None = None,
+) -> LayerReport:
+    """The figures of a layer's solution. `seconds` is 0: the caller knows."""
+    layer, weight, damped, energy = prepared.layer, prepared.weight, prepared.damped, prepared.energy
+    simple = baseline(weight, damped, choice.level, grid=recipe.grid)
+    loss, loss_baseline = (layer_loss(weight, x.weights, prepared.hessian) for x in (solution, simple))
+    return LayerReport(
         name=layer.name,
         op=layer.op,
         groups=layer.groups,
@@ -148,19 +180,32 @@ def solve_layer(
         loss_relative=loss / energy if energy > 0 else 0.0,
         loss_baseline=loss_baseline,
         baseline_relative=loss_baseline / energy if energy > 0 else 0.0,
-        ordered_over_exact=ratio,
+        ordered_over_exact=ordered_over_exact,
         zeros=float((solution.weights == 0).mean()),
         damping=float(damped.damping.max()),
         dead_columns=damped.dead,
-        positions=positions,
-        seconds=time.perf_counter() - began,
+        positions=prepared.positions,
+        seconds=0.0,
         bytes_before=weight_bytes(layer, FLOAT),
         bytes_after=weight_bytes(layer, choice.level),
-        notes=tuple(_notes(damped, hessian, positions, layer, recipe, misled))
-        + _not_exact(method, ratio, recipe)
+        notes=tuple(_notes(prepared, choice, recipe, method))
+        + _not_exact(method, ordered_over_exact, recipe)
         + ((remark,) if remark else ()),
     )
-    return Solved(layer, solution, report)
+
+
+def _ordered_over_exact(prepared: Prepared, solution: Solution, method: Method, rows: int) -> float | None:
+    if method.solver == "exact":
+        return None
+    exact = replace(trusted_method(prepared, method), solver="exact", device="cpu")
+    return compare_on_rows(
+        prepared.weight,
+        prepared.damped,
+        solution,
+        lambda w, h, level: solve(w, h, level, exact),
+        rows,
+        method.threads,
+    )
 
 
 def _bound(weights: Float32, damped: Damped, solution: Solution, method: Method) -> float | None:
@@ -177,7 +222,8 @@ def _not_exact(method: Method, ratio: float | None, recipe: Recipe) -> tuple[str
     return (f"{why}: on a sample of rows the loss is {ratio:.3f} of the exact solver's",)
 
 
-def _notes(damped: Damped, hessian: Float64, positions: int, layer: Layer, recipe: Recipe, misled: bool) -> list[str]:
+def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -> list[str]:
+    layer, damped, hessian, positions = prepared.layer, prepared.damped, prepared.hessian, prepared.positions
     notes = []
     if positions == 0 or not hessian.any():
         notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
@@ -187,11 +233,12 @@ def _notes(damped: Damped, hessian: Float64, positions: int, layer: Layer, recip
         notes.append(f"damping raised {change} in {raised} of {layer.groups} groups")
     if damped.dead and hessian.any():
         notes.append(f"{damped.dead} of {layer.groups * layer.columns} inputs are always zero")
+    few = f"{positions} positions for {layer.columns} columns"
     if 0 < positions < layer.columns:
-        few = f"{positions} positions for {layer.columns} columns"
         notes.append(f"{few}: the Hessian is rank-deficient and leans on damping")
+    refined = method.mask_sweeps(choice.level, layer.columns) + method.code_sweeps(choice.level) > 0
+    misled = refined and trusted_method(prepared, method) != method
     if misled and positions > 0 and recipe.solver != "baseline":
-        few = f"{positions} positions for {layer.columns} columns"
         notes.append(f"not refined: {few} are too few to trust small gains; give more samples, or --refine 8")
     return notes
 

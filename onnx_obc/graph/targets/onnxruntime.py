@@ -74,9 +74,8 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
 
 
 def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
-    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once."""
-    readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
-    widths: dict[ir.Value, int] = {}
+    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once a width."""
+    readers: dict[tuple[ir.Value, int], list[tuple[ir.Node, int]]] = {}
     outputs: dict[ir.Value, None] = {}
     float_nodes: set[ir.Node] = set()
     for layer in layers:
@@ -86,20 +85,19 @@ def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice
             if choice.activation_bits is None or source is None:
                 float_nodes.add(use.node)
                 continue
-            readers.setdefault(source, []).append((use.node, 1 - use.index))
-            widths[source] = max(widths.get(source, 0), choice.activation_bits)
+            readers.setdefault((source, choice.activation_bits), []).append((use.node, 1 - use.index))
             if layer.op == "Conv" and _runs_in_integers(choice):
                 outputs[_absorbing(use.node.outputs[0], model)] = None
+    taken = {reader for found in readers.values() for reader in found}
     for output in outputs:
-        widths.setdefault(output, 8)
-        known = readers.setdefault(output, [])
-        known += [use for use in output.uses() if tuple(use) not in known and _may_read(use.node, model, float_nodes)]
+        free = [(use.node, use.idx) for use in output.uses() if _may_read(use.node, model, float_nodes)]
+        readers.setdefault((output, 8), []).extend(use for use in free if use not in taken)
     return [
         Activation(
-            str(value.name), widths[value], symmetric=False, readers=tuple(found), replaces_output=value in outputs
+            str(value.name), bits, symmetric=False, readers=tuple(found), replaces_output=bits == 8 and value in outputs
         )
-        for value, found in readers.items()
-        if found or value.is_graph_output()
+        for (value, bits), found in readers.items()
+        if found or (bits == 8 and value.is_graph_output())
     ]
 
 
