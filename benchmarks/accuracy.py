@@ -31,7 +31,7 @@ from subjects import NAMES, Subject, find_subjects, open_data, subset
 from tables import machine, markdown
 
 from onnx_obc.calibration.capture import Captured, Chunk, capture
-from onnx_obc.compress import write
+from onnx_obc.finish import write
 from onnx_obc.graph.model import read_model, save_model
 from onnx_obc.plan import make_plan
 from onnx_obc.recipe import Recipe

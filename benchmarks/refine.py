@@ -25,7 +25,7 @@ from subjects import Subject, find_subjects, open_data
 from tables import machine, markdown
 
 from onnx_obc.calibration.capture import Captured, Chunk, capture
-from onnx_obc.compress import write
+from onnx_obc.finish import write
 from onnx_obc.graph.layers import Layer
 from onnx_obc.graph.model import read_model, save_model
 from onnx_obc.level import parse_level

@@ -6,127 +6,68 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ._version import __version__
+from .build import build
 from .calibration.data import KINDS, DataOptions
 from .compress import compress
 from .demo import run_demo
-from .errors import ObcError, OutputError
+from .errors import ObcError, OutputError, RecipeError
+from .finish import Result
 from .graph.place import check_output
 from .inspect import inspect_model
-from .recipe import Activations, Recipe, Rule, Weights, make_recipe, read_recipe
+from .options import (
+    DATA,
+    LEVELS,
+    RUN,
+    SEARCH,
+    CalibrationOptions,
+    FinishOptions,
+    Flag,
+    MethodOptions,
+    RunOptions,
+    SearchingOptions,
+    TargetOptions,
+    UniformOptions,
+)
+from .profiles import SearchOptions
+from .recipe import Recipe, Rule, make_recipe, read_recipe
+from .report.pareto import write_pareto
 from .report.report import write_json
 from .report.table import report_table, show
+from .retarget import compress_to_budget, default_levels, load_task, output_names, pareto_points, retarget
+from .search.budget import Budget, parse_budget, read_timings
 
 STAGES = {
     "compile": "compiling the solver",
     "capture": "running the calibration data",
     "solve": "solving rows",
+    "sensitivity": "sensitivity of levels",
+    "search": "profiles tried",
+    "drop": "sizes tried",
+    "correct": "correcting statistics",
+    "adaprune": "epochs",
     "verify": "comparing outputs",
 }
 
 USAGE = "onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]"
 
-LEVELS = Group("What the layers become", sort_key=1)
-DATA = Group("Calibration data", sort_key=2)
-METHOD = Group("How it is done", sort_key=3)
-RUN = Group("Run", sort_key=4)
-
-Flag = Parameter(negative="")
-Several = Parameter(consume_multiple=True)
-
 app = App(
     name="onnx-obc",
     help="Prune and quantize a trained ONNX model, without training, by the exact greedy of Optimal Brain Compression.",
-    usage=f"Usage: {USAGE}\n       onnx-obc inspect SOURCE\n       onnx-obc demo\n",
+    usage=f"Usage: {USAGE}\n       onnx-obc build SOURCE DATABASE --calib DATA --levels LEVELS\n"
+    "       onnx-obc search DATABASE --budget BUDGET -o OUTPUT\n       onnx-obc inspect SOURCE\n       onnx-obc demo\n",
     version=__version__,
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable="", show_default=False),
     suppress_keyboard_interrupt=False,
 )
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class RecipeOptions:
-    """The fields of a Recipe; None where the recipe file, or else the recipe's own default, decides."""
-
-    weights: Annotated[Weights | None, Parameter(group=LEVELS)] = None
-    """The weights of every layer. [default: int8]"""
-    activations: Annotated[Activations | None, Parameter(group=LEVELS)] = None
-    """The inputs of layers with integer weights; int4 is simulated: no kernel computes with it. [default: int8]"""
-    sparsity: Annotated[str | None, Parameter(group=LEVELS)] = None
-    """Which weights become zero: 2:4, 4:8, block4:0.7 (70 % of blocks of 4), 0.6 (anywhere), none. [default: none]"""
-    asymmetric: Annotated[bool | None, Parameter(group=LEVELS)] = None
-    """Give every weight row a zero point. [default: below 8 bits, but not for tensorrt]"""
-    embeddings: Annotated[Literal["float", "int8", "int4"] | None, Parameter(group=LEVELS)] = None
-    """Store the tables of Gather as integers, by rounding. [default: float]"""
-    target: Annotated[Literal["onnxruntime", "tensorrt"] | None, Parameter(group=LEVELS)] = None
-    """The runtime to write for. [default: onnxruntime]"""
-
-    solver: Annotated[Literal["auto", "exact", "ordered", "baseline"] | None, Parameter(group=METHOD)] = None
-    """auto: exact, or ordered for huge layers; baseline: rounding and magnitude, to compare with. [default: auto]"""
-    time_limit: Annotated[float | None, Parameter(group=METHOD)] = None
-    """Seconds for solving all layers: auto then solves exactly as many as fit."""
-    refine: Annotated[Literal["none", "auto"] | int | None, Parameter(group=METHOD)] = None
-    """Search for better solutions from the greedy's: none, auto, or for so many sweeps. [default: auto]"""
-    grid: Annotated[Literal["mse", "minmax"] | None, Parameter(group=METHOD)] = None
-    """How a weight row's scale is found: mse clips where that lowers the error, minmax never. [default: mse]"""
-    ranges: Annotated[Literal["mse", "minmax", "percentile"] | None, Parameter(group=METHOD)] = None
-    """How the range of an activation is found. [default: mse]"""
-    all_positions: Annotated[bool | None, Parameter(group=METHOD)] = None
-    """Use every position of every sample for the Hessians, not a draw of 64 for every column."""
-    damp: Annotated[float | None, Parameter(group=METHOD)] = None
-    """Damping, relative to the mean of the Hessian's diagonal. [default: 0.01]"""
-    precision: Annotated[Literal["auto", "float32", "float64"] | None, Parameter(group=METHOD)] = None
-    """The solver's arithmetic; auto takes float64 where float32 would not do. [default: auto]"""
-    seed: Annotated[int | None, Parameter(group=METHOD)] = None
-    """Of every random draw. [default: 0]"""
-
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(group=RUN)] = None
-    """Where the model runs and the layers are solved. [default: auto: a GPU if there is one]"""
-    threads: Annotated[int | None, Parameter(group=RUN)] = None
-    """How many threads solve; the result does not depend on it. [default: all cores]"""
-    memory: Annotated[float | None, Parameter(group=RUN)] = None
-    """GiB for Hessians and activations at a time. [default: half of what is free]"""
-    verify: Annotated[bool | None, Parameter(group=RUN)] = None
-    """Read the file back and check it. [default: yes]"""
-
-
-@Parameter(name="*", group=DATA)
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """The fields of DataOptions, but for the seed."""
-
-    samples: int | None = None
-    """Read at most so many samples, evenly spread over the data. [default: 1024]"""
-    batch: int | None = None
-    """Samples in a feed, where the model leaves the batch free. [default: 32]"""
-    preprocess: Literal["imagenet", "tf", "unit", "raw"] | None = None
-    """How images become inputs."""
-    mean: Annotated[tuple[float, ...] | None, Several] = None
-    """Mean of every channel, of pixels in 0 … 1; instead of --preprocess."""
-    std: Annotated[tuple[float, ...] | None, Several] = None
-    """Standard deviation of every channel, of pixels in 0 … 1."""
-    size: tuple[int, int] | None = None
-    """Height and width of the images, where the model leaves them free."""
-    layout: Literal["NCHW", "NHWC"] | None = None
-    """The order of the image dimensions, where it cannot be told from the model."""
-    augment: int = 1
-    """Use every image so often: once as it is, then flipped and cropped at random. [default: 1]"""
-    tokenizer: str | None = None
-    """The tokenizer.json for text."""
-    max_tokens: int | None = None
-    """Cut texts to so many tokens. [default: 128]"""
-    allow_random: Annotated[bool, Flag] = False
-    """Let --calib random pass."""
 
 
 @app.default
@@ -138,7 +79,15 @@ def compress_command(
     calib: Annotated[str, Parameter(group=DATA)],
     recipe: Annotated[Path | None, Parameter(group=LEVELS)] = None,
     skip: Annotated[tuple[str, ...], Parameter(group=LEVELS)] = (),
-    options: RecipeOptions = RecipeOptions(),
+    uniform: UniformOptions = UniformOptions(),
+    target: TargetOptions = TargetOptions(),
+    budget: Annotated[tuple[str, ...], Parameter(group=SEARCH)] = (),
+    levels: Annotated[str | None, Parameter(group=SEARCH)] = None,
+    database: Annotated[Path | None, Parameter(group=SEARCH)] = None,
+    searching: SearchingOptions = SearchingOptions(),
+    method: MethodOptions = MethodOptions(),
+    finishing: FinishOptions = FinishOptions(),
+    run: RunOptions = RunOptions(),
     data: CalibrationOptions = CalibrationOptions(),
     report: Annotated[Path | None, Parameter(group=RUN)] = None,
     quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
@@ -158,31 +107,129 @@ def compress_command(
         A YAML file with options, and rules for layers by name; options given here come before those in the file.
     skip
         Leave layers alone whose name matches this shell pattern; may be given several times.
+    budget
+        Choose a level for every layer instead: bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x or drop=1%;
+        several give several files.
+    levels
+        The levels to choose from: unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
+    database
+        Keep all solutions in this folder, for other budgets later.
     report
         Write the report to this file, as JSON.
     quiet
         Print nothing but errors.
     """
-    chosen = _recipe(recipe, skip, options)
+    chosen = _recipe(recipe, skip, uniform, target, method, finishing, run)
+    budgets = [parse_budget(text) for text in budget]
+    outputs = output_names(output, budgets)
+    _check_together(bool(budgets), {"--levels": levels, "--database": database}, uniform, searching)
     if report is not None:
-        if report.resolve() in (output.resolve(), output.with_name(f"{output.name}.data").resolve()):
+        taken = {path.with_name(path.name + end).resolve() for path in outputs for end in ("", ".data")}
+        if report.resolve() in taken:
             raise OutputError(f"cannot write the report to {report}: the model goes there; name another file")
         check_output(report, source)
-    results = [path for path in (output, report) if path is not None]
-    _check_not_read(
-        results, {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
-    )
-    before = {path: _stamp(path) for path in results}
-    try:
+    results = [path for path in (*outputs, report) if path is not None]
+    read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
+    _check_not_read(results, {**read, "--timings": searching.timings})
+    with _told_what_was_written(results):
         with _progress_bar(quiet) as (progress, say):
             found = DataOptions(**vars(data), seed=chosen.seed)
-            result = compress(source, calib, chosen, output, data=found, progress=progress, say=say)
-        if report is not None:
-            write_json(result.report, report)
-        if not quiet:
-            show(lambda width: report_table(result.report, width))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(*(str(path) for path in results if _stamp(path) != before[path])) from None
+            if budgets:
+                names, options = levels or default_levels(budgets[0]), _search_options(searching)
+                made = compress_to_budget(
+                    *(source, calib, budgets, outputs, names, chosen, options, database),
+                    data=found,
+                    progress=progress,
+                    say=say,
+                )
+            else:
+                made = [compress(source, calib, chosen, output, data=found, progress=progress, say=say)]
+        _show_results(made, budgets, output, report, quiet)
+
+
+@app.command(name="build")
+def build_command(
+    source: Path,
+    database: Path,
+    /,
+    *,
+    calib: Annotated[str, Parameter(group=DATA)],
+    levels: Annotated[str, Parameter(group=LEVELS)],
+    skip: Annotated[tuple[str, ...], Parameter(group=LEVELS)] = (),
+    target: TargetOptions = TargetOptions(),
+    method: MethodOptions = MethodOptions(),
+    run: RunOptions = RunOptions(),
+    data: CalibrationOptions = CalibrationOptions(),
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Solve every layer of SOURCE at every level, into the folder DATABASE, for `onnx-obc search`.
+
+    Can be interrupted at any time; the same command goes on where it stopped.
+
+    Parameters
+    ----------
+    source
+        The trained model.
+    database
+        The folder to build into.
+    calib
+        Calibration data, as for compressing: see onnx-obc --help.
+    levels
+        unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
+    skip
+        Leave layers alone whose name matches this shell pattern; may be given several times.
+    quiet
+        Print nothing but errors.
+    """
+    chosen = _recipe(None, skip, target, method, run)
+    with _progress_bar(quiet) as (progress, say):
+        found = DataOptions(**vars(data), seed=chosen.seed)
+        built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
+    if not quiet:
+        layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
+        print(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already")
+
+
+@app.command(name="search")
+def search_command(
+    database: Path,
+    /,
+    *,
+    budget: Annotated[tuple[str, ...], Parameter(group=SEARCH)],
+    output: Annotated[Path, Parameter(alias="-o", group=SEARCH)],
+    searching: SearchingOptions = SearchingOptions(),
+    finishing: FinishOptions = FinishOptions(),
+    run: RunOptions = RunOptions(),
+    report: Annotated[Path | None, Parameter(group=RUN)] = None,
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Make a model for a budget from a database that `onnx-obc build` made.
+
+    Parameters
+    ----------
+    database
+        The folder.
+    budget
+        bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x (with --timings) or drop=1%; several give several files,
+        and a plot of what they reach.
+    output
+        Where to write the model; with several budgets, their names are put before its ending.
+    report
+        Write the report to this file, as JSON; with several budgets, a list.
+    quiet
+        Print nothing but errors.
+    """
+    budgets = [parse_budget(text) for text in budget]
+    outputs = output_names(output, budgets)
+    over = _given(finishing, run)
+    if report is not None:
+        check_output(report, None)
+    results = [path for path in (*outputs, report) if path is not None]
+    _check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
+    with _told_what_was_written(results):
+        with _progress_bar(quiet) as (progress, say):
+            made = retarget(database, budgets, outputs, _search_options(searching), over, progress=progress, say=say)
+        _show_results(made, budgets, output, report, quiet)
 
 
 @app.command(name="inspect")
@@ -239,12 +286,65 @@ def _explain(error: CycloptsError) -> str:
     return " ".join(str(error).split()).removesuffix(".")
 
 
-def _recipe(path: Path | None, skip: Sequence[str], options: RecipeOptions) -> Recipe:
+def _recipe(path: Path | None, skip: Sequence[str], *options: object) -> Recipe:
     """The recipe file, if any, with the options of the command line over it and --skip before its rules."""
     base = Recipe() if path is None else read_recipe(path)
-    given = {name: value for name, value in vars(options).items() if value is not None}
     rules = (*(Rule(match=pattern, skip=True) for pattern in skip), *base.layers)
-    return make_recipe({**dict(base), **given, "layers": rules}, source="command line")
+    return make_recipe({**dict(base), **_given(*options), "layers": rules}, source="command line")
+
+
+def _given(*options: object) -> dict[str, object]:
+    """The options that were given."""
+    return {name: value for group in options for name, value in vars(group).items() if value is not None}
+
+
+def _search_options(options: SearchingOptions) -> SearchOptions:
+    if options.task is not None and options.sensitivity != "task":
+        raise RecipeError("--task has no effect without --sensitivity task; add it")
+    timings = None if options.timings is None else read_timings(options.timings)
+    task = None if options.task is None else load_task(options.task)
+    return SearchOptions(options.sensitivity, options.search, timings, task)
+
+
+def _check_together(
+    budget: bool, only_with: dict[str, object], uniform: UniformOptions, searching: SearchingOptions
+) -> None:
+    """Raise RecipeError for options that need a budget, and for levels where a budget chooses them."""
+    for name, value in only_with.items():
+        if value is not None and not budget:
+            raise RecipeError(f"{name} needs a --budget, such as bops=12x or size=0.2x")
+    if searching != SearchingOptions() and not budget:
+        raise RecipeError("--sensitivity, --search, --task and --timings need a --budget, such as bops=12x")
+    if budget and (given := _given(uniform)):
+        name = next(iter(given)).replace("_", "-")
+        raise RecipeError(
+            f"--{name} fixes a level, but with a budget the search chooses; leave it out, or use --levels"
+        )
+
+
+def _show_results(
+    made: Sequence[Result], budgets: Sequence[Budget], output: Path, report: Path | None, quiet: bool
+) -> None:
+    """Write reports and the plot, and print what a terminal shows."""
+    if report is not None:
+        write_json([result.report for result in made] if len(budgets) > 1 else made[0].report, report)
+    if not quiet:
+        for result in made:
+            show(lambda width, result=result: report_table(result.report, width))  # type: ignore[misc]
+    if len(budgets) > 1:
+        files = write_pareto(pareto_points(made), output.with_name(f"{output.stem}-pareto"))
+        if not quiet:
+            print("written:", ", ".join(str(path) for path in files))
+
+
+@contextmanager
+def _told_what_was_written(results: Sequence[Path]) -> Iterator[None]:
+    """On an interrupt, say which of the results had been written."""
+    before = {path: _stamp(path) for path in results}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*(str(path) for path in results if _stamp(path) != before[path])) from None
 
 
 def _check_not_read(results: Sequence[Path], read: dict[str, str | Path | None]) -> None:

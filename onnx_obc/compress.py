@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -14,34 +13,18 @@ import psutil
 from .calibration.capture import Captured, capture, plan_chunks, probe
 from .calibration.data import DataOptions, InputSpec, Samples, open_samples
 from .calibration.ranges import RangeObserver
-from .errors import VerificationError
-from .graph.fold import remove_unused
-from .graph.model import input_specs, read_model, save_model
-from .graph.place import check_beside, check_output, place_model
-from .graph.qdq import Writer, WrittenWeight
+from .finish import Material, Progress, Result, finish
+from .graph.model import input_specs, read_model
+from .graph.place import check_beside, check_output
 from .plan import Plan, make_plan
 from .recipe import Recipe
-from .report.report import Report, make_report
-from .runtime.session import Device
 from .schedule import make_schedule
 from .solver import warm_up
-from .solver.greedy_torch_device import devices
 from .solver.threads import one_blas_thread
-from .solving import EmbeddingReport, Solved, method_of, round_embedding, solve_layer
+from .solving import Solved, method_of, solve_layer, solving_device
+from .split import describe, first_samples, split
 from .stopwatch import Stopwatch
-from .verify import Verdict, check_graph, verify
-
-HELD_OUT = 256  # the last tenth of the samples, but at most so many, only serve to compare the outputs
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A compressed model and the report on it. `path` is where it was written, None if it was kept in memory."""
-
-    model: ir.Model
-    report: Report
-    path: Path | None
+from .verify import check_graph
 
 
 def compress(
@@ -82,44 +65,8 @@ def compress(
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
     solved, ranges = solve_layers(plan, calibrating, recipe, progress, say, watch)
-    with watch("write"):
-        written, embeddings, intervals = write(plan, solved, ranges, recipe)
-    with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=target.parent if target is not None else None) as scratch:
-        path = Path(scratch) / (target.name if target is not None else "model.onnx")
-        save_model(plan.model, path)
-        verdict = Verdict()
-        if recipe.verify:
-            with watch("verify"):
-                verdict = verify(path, dense, solved, written, held_out, recipe, progress)
-            verdict = replace(verdict, checks=(*checks, *verdict.checks))
-        report = make_report(
-            model=model,
-            target=target,
-            written=path,
-            recipe=recipe,
-            plan=plan,
-            samples=samples,
-            held_out=held_out,
-            solved=solved,
-            embeddings=embeddings,
-            ranges=intervals,
-            verdict=verdict,
-            seconds=watch.seconds,
-        )
-        if verdict.faults:
-            raise VerificationError(f"{verdict.faults}{leave_rejected(path, target)}")
-        if target is not None:
-            place_model(path, target)
-    return Result(plan.model, report, target)
-
-
-def split(samples: Samples) -> tuple[Samples, Samples]:
-    """The samples to calibrate on and those held out of it; with too few to spare any, the same ones serve as both."""
-    spare = min(max(samples.count // 10, samples.step), HELD_OUT)
-    spare -= spare % samples.step
-    if spare == 0 or spare >= samples.count:
-        return samples, samples
-    return samples.part(0, samples.count - spare), samples.part(samples.count - spare, samples.count)
+    material = Material(model, dense, first_samples(calibrating), held_out, *describe(samples, calibrating, held_out))
+    return finish(material, plan, solved, ranges, recipe, target, checks, watch, progress)
 
 
 @one_blas_thread()  # or the last digits would depend on the cores, and BLAS would wait for onnxruntime's threads
@@ -179,40 +126,3 @@ def solve_layers(
                 )
         del captured
     return solved, ranges
-
-
-def solving_device(device: Device) -> str:
-    """Where layers are solved: the first GPU, if one is asked for, or if any may be taken and there is one."""
-    if device == "cpu":
-        return "cpu"
-    return next(iter(devices()), "cpu" if device == "auto" else "cuda")
-
-
-def write(
-    plan: Plan, solved: dict[str, Solved], ranges: dict[str, RangeObserver], recipe: Recipe
-) -> tuple[list[WrittenWeight], list[EmbeddingReport], dict[str, tuple[float, float]]]:
-    """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each range."""
-    writer = Writer(plan.model)
-    intervals = {a.value: ranges[a.value].interval(recipe.ranges, a.bits, a.symmetric) for a in plan.activations}
-    written = [writer.weight(entry.layer, entry.solution) for entry in solved.values()]
-    embeddings = []
-    for embedding in plan.embeddings:
-        codes, grid, block, report = round_embedding(embedding, recipe)
-        writer.embedding(embedding, codes, grid, block)
-        embeddings.append(report)
-    for activation in plan.activations:
-        writer.activation(activation, *intervals[activation.value])
-    remove_unused(plan.model)
-    return written, embeddings, intervals
-
-
-def leave_rejected(path: Path, target: Path | None) -> str:
-    """Keep a file that failed a check under a name that nobody takes for a good one; says where."""
-    if target is None:
-        return ""
-    rejected = target.with_name(f"{target.name}.rejected")
-    if path.with_name(f"{path.name}.data").exists():  # weights beside it go by the name of the file
-        save_model(ir.load(path), rejected)
-    else:
-        path.replace(rejected)
-    return f"; the file was left as {rejected} for you to look at: please report it"

@@ -37,7 +37,7 @@ def run_demo(progress: Callable[[str, int, int], None]) -> RenderableType:
         for number, (name, values) in enumerate(LEVELS):
             found = {}
             for solver in ("baseline", "exact"):
-                recipe: Recipe = make_recipe({**values, "solver": solver})
+                recipe: Recipe = make_recipe({**values, "solver": solver, "correct": solver == "exact"})
                 output = Path(scratch) / f"{number}-{solver}.onnx"
                 compress(model, calibration, recipe, output)
                 found[solver] = accuracy(output, folder / "digits_test.npz")

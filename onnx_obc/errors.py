@@ -25,6 +25,10 @@ class OutputError(ObcError):
     """The result cannot be written where the user asked."""
 
 
+class DatabaseError(ObcError):
+    """A database of solutions is damaged, unfinished, or belongs to something else."""
+
+
 class VerificationError(ObcError):
     """The written file failed one of its checks; it was left under a `.rejected` name."""
 

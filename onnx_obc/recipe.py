@@ -70,6 +70,9 @@ class Recipe(_Strict):
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
     damp: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     all_positions: bool = False
+    correct: bool = True
+    sequential: bool = False
+    global_adaprune: int = Field(default=0, ge=0, le=1000)  # epochs
     precision: Literal["auto", "float32", "float64"] = "auto"
     seed: int = Field(default=0, ge=0)
 

@@ -14,10 +14,13 @@ from .graph.layers import Embedding, Layer
 from .graph.qdq import table_block
 from .level import FLOAT, Choice, Float32, Float64, Grid, Int32, Level, Solution, parse_bits
 from .recipe import Recipe
+from .runtime.session import Device
 from .solver import Damped, Method, baseline, damp, fit_grid, layer_loss, output_energy, round_to_grid, solve
 from .solver.bound import lower_bound
+from .solver.greedy_torch_device import devices
 from .solver.ordered_sample import compare_on_rows
 
+SOLVER = 1  # rises when the solver's results change, so that a database does not mix old solutions with new ones
 ENOUGH = 4  # positions for every column: with fewer, refinement may lose on other samples what it gains on these
 
 
@@ -96,6 +99,13 @@ class Prepared:
     damped: Damped
     positions: int
     energy: float
+
+
+def solving_device(device: Device) -> str:
+    """Where layers are solved: the first GPU, if one is asked for, or if any may be taken and there is one."""
+    if device == "cpu":
+        return "cpu"
+    return next(iter(devices()), "cpu" if device == "auto" else "cuda")
 
 
 def method_of(recipe: Recipe, device: str = "cpu") -> Method:

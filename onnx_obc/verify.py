@@ -18,7 +18,7 @@ from .errors import ModelError, VerificationError
 from .graph.layers import Layer, Use
 from .graph.qdq import WrittenWeight
 from .level import NM, Block, Solution, Unstructured
-from .output_loss import class_scores
+from .output_loss import OutputLoss, class_scores
 from .recipe import Recipe
 from .runtime.session import Device, one_line, open_session
 from .solving import LayerReport, Solved
@@ -52,10 +52,11 @@ class OutputMatch:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of a file, and how far its outputs are from the dense model's."""
+    """All checks of a file, and how far its outputs are from the dense model's; loss: all of them, by `OutputLoss`."""
 
     checks: tuple[Check, ...] = ()
     outputs: tuple[OutputMatch, ...] = ()
+    loss: float | None = None
 
     @property
     def faults(self) -> str:
@@ -78,10 +79,10 @@ def verify(
     if not loads.passed:
         return Verdict((loads,))
     checks = [loads, *check_weights(path, solved, written), check_losses([entry.report for entry in solved.values()])]
-    matches, finite = compare_outputs(
+    matches, loss, finite = compare_outputs(
         dense, path, held_out, recipe.device, recipe.threads, lambda done: progress("verify", done, held_out.count)
     )
-    return Verdict((*checks, finite), tuple(matches))
+    return Verdict((*checks, finite), tuple(matches), loss)
 
 
 def check_file(path: Path, device: Device, threads: int | None) -> Check:
@@ -193,21 +194,26 @@ def compare_outputs(
     device: Device,
     threads: int | None,
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[list[OutputMatch], Check]:
-    """Run the dense and the written model on the samples in turn, and compare every output that is a numeric array."""
+) -> tuple[list[OutputMatch], float | None, Check]:
+    """Run the dense and the written model on the samples in turn, and compare every output that is a numeric array.
+
+    Returns how far each is, the output loss of all, None if they cannot be compared, and the check.
+    """
     reference = open_session(dense, device=device, threads=threads)
     session = open_session(path, device=device, threads=threads)
     scores = class_scores(dense)
     sums: dict[str, _Match] = {}
+    total = OutputLoss(scores)
     for batch in samples.read(0, samples.count):
         expected = reference.run(batch.feed)
         try:
             found = session.run(batch.feed)
         except ModelError as error:
-            return [], Check("outputs", False, str(error))
+            return [], None, Check("outputs", False, str(error))
         faults = [fault for name in expected if (fault := _fault(name, expected[name], found[name])) is not None]
         if faults:
-            return [], Check("outputs", False, "; ".join(faults))
+            return [], None, Check("outputs", False, "; ".join(faults))
+        total.add(expected, found)
         for name, wanted in expected.items():
             if _is_numeric(wanted):
                 sums.setdefault(name, _Match()).add(wanted, found[name], name in scores)
@@ -217,7 +223,7 @@ def compare_outputs(
     detail = f"finite, and of the dense model's shapes, on {samples.count} samples"
     if others:
         detail += f"; not numeric arrays, and not compared: {others}"
-    return matches, Check("outputs", True, detail)
+    return matches, total.value, Check("outputs", True, detail)
 
 
 def _fault(name: str, wanted: Any, found: Any) -> str | None:

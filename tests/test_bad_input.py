@@ -317,7 +317,7 @@ def test_ctrl_c_leaves_nothing(when: str, folder: Path) -> None:
     pause = "time.sleep(30)" if when == "verify" else "pass"
     code = f"""
 import importlib, time
-module = importlib.import_module("onnx_obc.compress")
+module = importlib.import_module("onnx_obc.{"finish" if when == "verify" else "compress"}")
 work = module.{when}
 def told(*args):
     print("now", flush=True)

@@ -19,7 +19,14 @@ from digits import CALIBRATION, MODEL, listing, run_cli, small, text_like, top1
 
 import onnx_obc
 from onnx_obc import DataOptions, Recipe
-from onnx_obc.cli import CalibrationOptions, RecipeOptions
+from onnx_obc.options import (
+    CalibrationOptions,
+    FinishOptions,
+    MethodOptions,
+    RunOptions,
+    TargetOptions,
+    UniformOptions,
+)
 
 
 @pytest.fixture
@@ -119,9 +126,10 @@ def test_every_option_arrives(seen: dict[str, Any]) -> None:
 
 
 def test_the_options_are_those_of_the_recipe_and_of_the_data() -> None:
-    names = {field.name for field in dataclasses.fields(RecipeOptions)}
-    assert names == set(Recipe.model_fields) - {"layers"}
-    assert all(field.default is None for field in dataclasses.fields(RecipeOptions))
+    groups = (UniformOptions, TargetOptions, MethodOptions, FinishOptions, RunOptions)
+    found = [field for group in groups for field in dataclasses.fields(group)]
+    assert sorted(field.name for field in found) == sorted(set(Recipe.model_fields) - {"layers"})
+    assert all(field.default is None for field in found)
     ours = {field.name: field.default for field in dataclasses.fields(CalibrationOptions)}
     theirs = {field.name: field.default for field in dataclasses.fields(DataOptions) if field.name != "seed"}
     assert ours == theirs
@@ -135,7 +143,13 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert capsys.readouterr().out == shown
     assert "Usage: onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]" in shown
     titles = re.findall(r"^╭─ ([^─]+) ─", shown, re.MULTILINE)
-    assert titles[-4:] == ["What the layers become", "Calibration data", "How it is done", "Run"]
+    assert titles[-5:] == [
+        "What the layers become",
+        "Calibration data",
+        "How a budget chooses",
+        "How it is done",
+        "Run",
+    ]
     assert all(len(line) <= 80 for line in shown.splitlines())
     words = " ".join(re.sub(r"[│\n]", " ", shown).split())
     for name, field in Recipe.model_fields.items():

@@ -16,9 +16,9 @@ import pytest
 from digits import CALIBRATION, MODEL, listing, small, text_like, top1
 
 from onnx_obc import DataOptions, Recipe, Rule, Samples, VerificationError, compress
-from onnx_obc.compress import HELD_OUT, split
 from onnx_obc.graph.model import read_model
 from onnx_obc.recipe import make_recipe
+from onnx_obc.split import HELD_OUT, split
 from onnx_obc.verify import Check
 
 FEW = DataOptions(samples=64)
@@ -179,7 +179,7 @@ def test_neither_threads_nor_batch_nor_memory_change_the_file(tmp_path: Path) ->
     ]  # fmt: skip
     for number, (options, batch) in enumerate(runs):
         data = DataOptions(samples=64, batch=batch)
-        recipe = make_recipe({"sparsity": "2:4", "weights": "int4", **options})
+        recipe = make_recipe({"sparsity": "2:4", "weights": "int4", "correct": False, **options})
         compress(MODEL, CALIBRATION, recipe, tmp_path / f"{number}.onnx", data=data)
     assert len(set(listing(tmp_path).values())) == 1
 
@@ -228,7 +228,7 @@ def test_progress_adds_up() -> None:
 
     compress(MODEL, CALIBRATION, Recipe(sparsity="0.5"), data=FEW, progress=advance)
     assert {stage: {count} for stage, count in done.items()} == totals
-    assert list(done) == ["compile", "capture", "solve", "verify"]
+    assert list(done) == ["compile", "capture", "solve", "correct", "verify"]
 
 
 def test_a_failed_check_leaves_only_the_rejected_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

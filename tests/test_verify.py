@@ -352,7 +352,7 @@ def test_outputs_that_are_no_numbers(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     x = random(4, 4)
     samples = Samples(4, "", lambda a, b: iter([Batch({"x": x[a:b]}, a, b - a)]))
-    matches, check = compare_outputs(ir.from_proto(proto), tmp_path / "m.onnx", samples, "cpu", 1)
+    matches, _, check = compare_outputs(ir.from_proto(proto), tmp_path / "m.onnx", samples, "cpu", 1)
     assert [match.name for match in matches] == ["y"]
     assert check.passed
     assert "not compared: s" in check.detail
@@ -396,7 +396,7 @@ def test_noise_and_agreement_over_all_batches(tmp_path: Path) -> None:
     scores = [node("MatMul", ["x", "w"], ["y"])]
     rough = [node("Round", ["x"], ["r"]), node("MatMul", ["r", "w"], ["y"])]
     model, path = two_models(scores, rough, tmp_path)
-    (match,), check = compare_outputs(model, path, samples, "cpu", 1)
+    (match,), _, check = compare_outputs(model, path, samples, "cpu", 1)
     assert check.passed
     y, z = (v.astype(np.float64) @ random(4, 3) for v in (x, np.rint(x)))
     assert match.sqnr_db == pytest.approx(10 * np.log10((y**2).sum() / ((y - z) ** 2).sum()), rel=1e-5)
@@ -409,7 +409,7 @@ def test_what_is_no_class_score_has_no_agreement(tmp_path: Path) -> None:
     model, path = two_models(nodes, nodes, tmp_path)
     x = random(4, 4)
     samples = Samples(4, "", lambda a, b: iter([Batch({"x": x[a:b]}, a, b - a)]))
-    (match,), check = compare_outputs(model, path, samples, "cpu", 1)
+    (match,), _, check = compare_outputs(model, path, samples, "cpu", 1)
     assert check.passed
     assert match.top1_agreement is None
     assert match.sqnr_db == inf
@@ -420,6 +420,6 @@ def test_infinity_that_the_dense_model_has_too(tmp_path: Path) -> None:
     model, path = two_models(nodes, nodes, tmp_path)
     x = np.array([[0, 1, 2, 4]], np.float32)
     samples = Samples(1, "", lambda a, b: iter([Batch({"x": x}, 0, 1)]))
-    (match,), check = compare_outputs(model, path, samples, "cpu", 1)
+    (match,), _, check = compare_outputs(model, path, samples, "cpu", 1)
     assert check.passed
     assert match.sqnr_db == inf

@@ -151,7 +151,7 @@ def capture(
             slots, positions = positions_of(tap.unfold, array.shape, batch.count)
             picks = None
             if not all_positions:
-                wanted = ceil(positions_per_column * sums[tap].columns / samples.count) * (batch.count // slots)
+                wanted = wanted_positions(sums[tap].columns, batch.count, slots, samples.count, positions_per_column)
                 if (key := (slots, positions, wanted)) not in drawn:
                     samples_drawn = range(batch.first, batch.first + slots)
                     drawn[key] = pick_positions(positions, wanted, seed, samples_drawn)
@@ -167,6 +167,11 @@ def capture(
             progress(batch.count)
         hessians = dict(zip(sums, pool.map(HessianSum.mean, sums.values()), strict=True))
     return Captured(hessians, {tap: total.positions for tap, total in sums.items()}, observers)
+
+
+def wanted_positions(columns: int, count: int, slots: int, samples: int, per_column: int = POSITIONS_PER_COLUMN) -> int:
+    """How many positions to draw from each slot of a batch of `count` samples, of `samples` in all."""
+    return ceil(per_column * columns / samples) * (count // slots)
 
 
 def _observe(observer: RangeObserver, array: npt.NDArray[Any], count: int) -> bool:

@@ -26,11 +26,15 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """One feed for the model and the samples that it holds: `count` of them, from index `first` on."""
+    """One feed for the model and the samples that it holds: `count` of them, from index `first` on.
+
+    labels: (count,) int64, the class of each sample, where the data says it; only a task loss looks at them.
+    """
 
     feed: dict[str, npt.NDArray[np.generic]]
     first: int
     count: int
+    labels: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,18 @@ class RangeObserver:
             return max(low, min(below, 0.0)), min(high, max(above, 0.0))
         return _best_clipping(centres, self._counts, low, high, bits, symmetric)
 
+    def arrays(self) -> tuple[npt.NDArray[np.int64], Float64]:
+        """All that was seen: counts (BINS,), and (low, high, limit)."""
+        return self._counts, np.array([self.low, self.high, self._limit])
+
+    @classmethod
+    def restored(cls, counts: npt.NDArray[np.int64], limits: Float64) -> RangeObserver:
+        """The observer that gave these `arrays`."""
+        observer = cls()
+        observer._counts = counts
+        observer.low, observer.high, observer._limit = (float(x) for x in limits)
+        return observer
+
     def _grow(self, limit: float) -> None:
         if limit <= self._limit:
             return

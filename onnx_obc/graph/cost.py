@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from ..level import Level
+from ..level import NM, Block, Choice, Level, Unstructured
 from .layers import Contraction, Layer, Tap, Window
 
 Shape = tuple[int | str | None, ...]  # a name or None where a dimension is free
@@ -62,6 +62,38 @@ def flops(tap: Tap, rows: int, columns: int, input_shape: Sequence[int], output_
     lead = [1] * max(0, len(unfold.batch) - len(sizes)) + sizes
     batch = [1] * (len(lead) - len(unfold.batch)) + list(unfold.batch)
     return 2 * rows * columns * math.prod(vectors) * math.prod(map(max, lead, batch))
+
+
+def density(level: Level) -> float:
+    """The fraction of the weights that a level keeps: n/m, or 1 less the sparsity."""
+    match level.sparsity:
+        case None:
+            return 1.0
+        case NM(n, m):
+            return n / m
+        case Unstructured(sparsity) | Block(_, sparsity):
+            return 1 - sparsity
+
+
+def level_flops(cost: Cost, level: Level) -> float | None:
+    """Operations for one sample without those that multiply by a zero; None where `cost` does not know."""
+    return None if cost.flops is None else cost.flops * density(level)
+
+
+def bops(cost: Cost, choice: Choice) -> float | None:
+    """Bit operations: FLOPs without zeros × weight bits × activation bits, 32 for float."""
+    flops, weight, activation = level_flops(cost, choice.level), choice.level.bits or 32, choice.activation_bits or 32
+    return None if flops is None else flops * weight * activation
+
+
+def obc_bops(cost: Cost, choice: Choice) -> float | None:
+    """Bit operations as the code of OBC counts them: in proportion to the bits, not to their product.
+
+    FLOPs without zeros × the wider of weight and activation bits: 8w8a is a quarter of float, 4w4a an eighth, 2:4
+    halves either. (Frantar's database.py, get_bops: flops · 32 / 4, / 8, and / 2.)
+    """
+    flops, widest = level_flops(cost, choice.level), max(choice.level.bits or 32, choice.activation_bits or 32)
+    return None if flops is None else flops * widest
 
 
 def weight_bytes(layer: Layer, level: Level) -> int:

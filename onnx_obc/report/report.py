@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 
 from .._version import __version__
-from ..calibration.data import Samples
+from ..correcting import CorrectionReport
 from ..errors import OutputError
 from ..graph.layers import LeftOut
 from ..plan import Plan
@@ -35,11 +35,14 @@ class Report:
     output: str
     recipe: Mapping[str, Any]
     calibration: Mapping[str, Any]
+    search: Mapping[str, Any] | None
     layers: tuple[LayerReport, ...]
     left_out: tuple[LeftOut, ...]
     embeddings: tuple[EmbeddingReport, ...]
     activations: Mapping[str, tuple[float, float]]
+    corrections: tuple[CorrectionReport, ...]
     outputs: tuple[OutputMatch, ...]
+    output_loss: float | None
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
@@ -73,21 +76,18 @@ def make_report(
     written: Path,
     recipe: Recipe,
     plan: Plan,
-    samples: Samples,
-    held_out: Samples,
+    calibration: Mapping[str, Any],
+    notes: Sequence[str],
     solved: Mapping[str, Solved],
     embeddings: Sequence[EmbeddingReport],
     ranges: Mapping[str, tuple[float, float]],
+    corrections: Sequence[CorrectionReport],
+    search: Mapping[str, Any] | None,
     verdict: Verdict,
     seconds: Mapping[str, float],
 ) -> Report:
     """Gather what the stages found. `written` is where the file lies now, `target` where it is going."""
-    apart = held_out is not samples
-    notes = [*plan.notes, *samples.notes]
-    if samples.synthetic:
-        notes.append("calibrated on random numbers: the weights fit noise, not your data; do not ship this model")
-    if not apart and recipe.verify:
-        notes.append("too few samples to hold any out: outputs were compared on the calibration samples themselves")
+    notes = [*plan.notes, *notes]
     notes += [
         f"output {match.name} is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
         for match in verdict.outputs
@@ -101,17 +101,15 @@ def make_report(
         model=str(model) if isinstance(model, str | Path) else type(model).__name__,
         output="" if target is None else str(target),
         recipe=recipe.model_dump(mode="json"),
-        calibration={
-            "source": samples.source,
-            "synthetic": samples.synthetic,
-            "samples": samples.count - (held_out.count if apart else 0),
-            "held_out": held_out.count if apart else 0,
-        },
+        calibration=dict(calibration),
+        search=search,
         layers=tuple(entry.report for entry in solved.values()),
         left_out=plan.left_out,
         embeddings=tuple(embeddings),
         activations=dict(ranges),
+        corrections=tuple(corrections),
         outputs=verdict.outputs,
+        output_loss=verdict.loss,
         checks=verdict.checks,
         notes=tuple(notes),
         seconds=dict(seconds),
@@ -120,11 +118,12 @@ def make_report(
     )
 
 
-def write_json(report: Report, path: Path) -> None:
-    """Write the report under a temporary name, then rename it. Raises OutputError."""
+def write_json(report: Report | Sequence[Report], path: Path) -> None:
+    """Write a report, or a list of them, under a temporary name, then rename it. Raises OutputError."""
+    plain = report.to_dict() if isinstance(report, Report) else [one.to_dict() for one in report]
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        scratch.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        scratch.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         scratch.replace(path)
     except OSError as error:
         raise OutputError(

@@ -6,7 +6,7 @@ from .baselines import baseline
 from .grid import fit_grid, round_to_grid
 from .inverse import Damped, damp
 from .loss import layer_loss, output_energy
-from .solve import Method, Refine, solve, warm_up
+from .solve import Method, Refine, solve, solve_levels, warm_up
 
 __all__ = [
     "Damped",
@@ -19,5 +19,6 @@ __all__ = [
     "output_energy",
     "round_to_grid",
     "solve",
+    "solve_levels",
     "warm_up",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from scipy.linalg import lapack
 
@@ -12,6 +14,8 @@ from .elimination import Workspace
 from .greedy import prune_rows
 from .inverse import Damped, Precision
 from .threads import Progress, over_rows
+
+Trace: TypeAlias = tuple[Int32, Float64, int]  # order, losses, width: see `greedy_order`
 
 
 def prune(
@@ -34,11 +38,39 @@ def prune(
     increments, which does not use the final weights. progress: as `over_rows`, twice over the rows. device: "cpu", or a
     GPU as `greedy_torch` names it.
     """
+    trace = prune_trace(weights, damped, sparsity, threads, precision, progress, device)
+    return cut_trace(weights, damped, sparsity, trace, threads, progress, device)
+
+
+def prune_trace(
+    weights: Float32,
+    damped: Damped,
+    sparsity: Sparsity,
+    threads: int | None = None,
+    precision: Precision = "auto",
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> Trace:
+    """Every row pruned to the end. One trace serves all fractions of an Unstructured pattern, or of blocks of one size.
+
+    Arguments as for `prune`; progress: once over the rows. See `greedy_order` for what is returned.
+    """
     if device == "cpu":
-        order, losses, width = greedy_order(weights, damped, sparsity, threads, precision, progress)
-    else:
-        order, losses, width = greedy_torch.prune_order(weights, damped, sparsity, device, precision, None, progress)
-    mask, loss = mask_of(order, losses, width, sparsity, weights.shape)
+        return greedy_order(weights, damped, sparsity, threads, precision, progress)
+    return greedy_torch.prune_order(weights, damped, sparsity, device, precision, None, progress)
+
+
+def cut_trace(
+    weights: Float32,
+    damped: Damped,
+    sparsity: Sparsity,
+    trace: Trace,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> tuple[Float32, Bool, float]:
+    """The layer at one sparsity of a trace: what `prune` returns. progress: once over the rows."""
+    mask, loss = mask_of(*trace, sparsity, weights.shape)
     if device != "cpu":
         return greedy_torch.solve_kept(weights, mask, damped.hessian, device, None, progress), mask, loss
     return solve_kept(weights, mask, damped.hessian, damped.inverse, threads, progress), mask, loss

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from ..errors import ModelError
-from ..level import NM, Float32, Level, Solution
+from ..level import NM, Float32, Level, Solution, Sparsity
 from .bound import lower_bound
 from .grid import GridMethod, fit_grid
 from .inverse import Damped, Precision, damp
 from .loss import layer_loss
 from .ordered import prune_ordered, quantize_ordered
 from .ordered_refit import inner_product
-from .prune import prune
+from .prune import Trace, cut_trace, prune_trace
 from .quantize import quantize
 from .refine_codes import refine_codes
 from .refine_mask import refine_mask
@@ -75,67 +75,104 @@ def solve(
     The solution's loss is the solver's own bookkeeping of ½ tr(ΔHΔᵀ) for the damped Hessian. Raises ModelError if a
     weight is NaN or infinite.
     """
+    return next(solve_levels(weights, damped, [level], method, progress))
+
+
+def solve_levels(
+    weights: Float32,
+    damped: Damped,
+    levels: Sequence[Level],
+    method: Method = Method(),
+    progress: Progress | None = None,
+) -> Iterator[Solution]:
+    """The layer's solutions at several levels, in their order, each equal to what `solve` gives for it alone.
+
+    What levels share is done once: the trace of the greedy for all fractions of one pattern, and the pruning of what is
+    quantized to several widths. progress: called with rows finished, of groups · rows · levels.
+    """
     check_finite(weights)
-    solution = Solution(Level(), weights, None, None, None, 0.0)
-    mask_sweeps, code_sweeps = method.mask_sweeps(level, weights.shape[2]), method.code_sweeps(level)
-    passes = 2 * (level.sparsity is not None) + (level.bits is not None) + (mask_sweeps > 0) + (code_sweeps > 0)
-    counted = _Passes(passes, weights.shape[0] * weights.shape[1], progress)
+    rows = weights.shape[0] * weights.shape[1]
+    traces: dict[tuple[object, Precision], Trace] = {}
+    pruned: dict[Sparsity, Solution] = {}
+    for number, level in enumerate(levels):
+        mask_sweeps, code_sweeps = method.mask_sweeps(level, weights.shape[2]), method.code_sweeps(level)
+        passes = 2 * (level.sparsity is not None) + (level.bits is not None) + (mask_sweeps > 0) + (code_sweeps > 0)
+        counted = _Passes(max(passes, 1), rows, progress, number * rows)
+        solution = Solution(Level(), weights, None, None, None, 0.0)
+        if level.sparsity is not None:
+            if level.sparsity not in pruned:
+                pruned[level.sparsity] = _prune(weights, damped, level.sparsity, method, traces, counted)
+            counted.finished = (2 + (mask_sweeps > 0)) * rows
+            solution = pruned[level.sparsity]
+        if level.bits is not None:
+            solution = _quantize(solution, weights, damped, level, method, counted)
+            if code_sweeps:
+                solution = _refine_codes(solution, weights, damped, code_sweeps, method.threads, counted)
+        yield solution
 
-    def trusted(step: Callable[[Precision], Solution]) -> Solution:
-        """The step's solution, in float64 where float32 gets its loss wrong."""
-        begun = counted.finished
-        found = step(method.precision)
-        if method.precision == "auto":
-            measured = layer_loss(weights, found.weights, damped.hessian)
-            if abs(found.loss - measured) > _ROUNDING * measured:
-                counted.finished = begun
-                return step("float64")
-        return found
 
-    if level.sparsity is not None:
-        solution = trusted(lambda precision: _prune(weights, damped, level, method, precision, counted))
-        if mask_sweeps:
-            solution = _refine_mask(solution, weights, damped, mask_sweeps, method.threads, counted)
-    if level.bits is not None:
-        pruned = solution
-        solution = trusted(lambda precision: _quantize(pruned, weights, damped, level, method, precision, counted))
-        if code_sweeps:
-            solution = _refine_codes(solution, weights, damped, code_sweeps, method.threads, counted)
-    return solution
+def _trusted(
+    step: Callable[[Precision], Solution], weights: Float32, damped: Damped, method: Method, counted: _Passes
+) -> Solution:
+    """The step's solution, in float64 where float32 gets its loss wrong."""
+    begun = counted.finished
+    found = step(method.precision)
+    if method.precision == "auto":
+        measured = layer_loss(weights, found.weights, damped.hessian)
+        if abs(found.loss - measured) > _ROUNDING * measured:
+            counted.finished = begun
+            return step("float64")
+    return found
 
 
 def _prune(
-    weights: Float32, damped: Damped, level: Level, method: Method, precision: Precision, progress: Progress
+    weights: Float32,
+    damped: Damped,
+    sparsity: Sparsity,
+    method: Method,
+    traces: dict[tuple[object, Precision], Trace],
+    counted: _Passes,
 ) -> Solution:
-    assert level.sparsity is not None
-    if method.solver == "ordered":
-        found = prune_ordered(weights, damped, level.sparsity, method.threads, precision, progress)
-    else:
-        found = prune(weights, damped, level.sparsity, method.threads, precision, progress, method.device)
-    solved, mask, loss = found
-    return Solution(Level(level.sparsity), solved, None, None, mask, loss)
+    """The layer pruned, and its mask refined. traces: of earlier levels, by pattern and precision; added to."""
+    level = Level(sparsity)
+    pattern = sparsity if isinstance(sparsity, NM) else (type(sparsity), getattr(sparsity, "size", 1))
+
+    def step(precision: Precision) -> Solution:
+        if method.solver == "ordered":
+            found = prune_ordered(weights, damped, sparsity, method.threads, precision, counted)
+        else:
+            if (pattern, precision) not in traces:
+                traces[pattern, precision] = prune_trace(
+                    weights, damped, sparsity, method.threads, precision, counted, method.device
+                )
+            trace = traces[pattern, precision]
+            found = cut_trace(weights, damped, sparsity, trace, method.threads, counted, method.device)
+        solved, mask, loss = found
+        return Solution(level, solved, None, None, mask, loss)
+
+    solution = _trusted(step, weights, damped, method, counted)
+    sweeps = method.mask_sweeps(level, weights.shape[2])
+    return _refine_mask(solution, weights, damped, sweeps, method.threads, counted) if sweeps else solution
 
 
 def _quantize(
-    pruned: Solution,
-    weights: Float32,
-    damped: Damped,
-    level: Level,
-    method: Method,
-    precision: Precision,
-    progress: Progress,
+    pruned: Solution, weights: Float32, damped: Damped, level: Level, method: Method, counted: _Passes
 ) -> Solution:
     assert level.bits is not None
     start, mask = pruned.weights, pruned.mask
     grid = fit_grid(start, level.bits, level.symmetric, method.grid, method.threads)
-    if method.solver == "ordered":
-        codes, loss = quantize_ordered(start, damped, grid, mask, method.threads, precision, progress)
-        if mask is not None:  # the kept weights are not quite their optimum, so the two losses do not just add up
-            loss += inner_product(weights - start, start - grid.dequantize(codes), damped, method.threads)
-    else:
-        codes, loss = quantize(start, damped, grid, mask, method.threads, precision, progress, method.device)
-    greedy = None if pruned.loss_greedy is None else pruned.loss_greedy + loss
-    return Solution(level, grid.dequantize(codes), codes, grid, mask, pruned.loss + loss, greedy)
+
+    def step(precision: Precision) -> Solution:
+        if method.solver == "ordered":
+            codes, loss = quantize_ordered(start, damped, grid, mask, method.threads, precision, counted)
+            if mask is not None:  # the kept weights are not quite their optimum, so the two losses do not just add up
+                loss += inner_product(weights - start, start - grid.dequantize(codes), damped, method.threads)
+        else:
+            codes, loss = quantize(start, damped, grid, mask, method.threads, precision, counted, method.device)
+        greedy = None if pruned.loss_greedy is None else pruned.loss_greedy + loss
+        return Solution(level, grid.dequantize(codes), codes, grid, mask, pruned.loss + loss, greedy)
+
+    return _trusted(step, weights, damped, method, counted)
 
 
 def _refine_mask(
@@ -158,17 +195,18 @@ def _refine_codes(
 
 
 class _Passes:
-    """A progress over all passes together, each of which counts to `rows`. `finished` rows belong to whole passes."""
+    """A progress over all passes together, each of which counts to `rows`. `finished` rows belong to whole passes;
+    `before`: what to add, the rows of other levels."""
 
-    def __init__(self, passes: int, rows: int, progress: Progress | None) -> None:
-        self._passes, self._rows, self._progress = passes, rows, progress
+    def __init__(self, passes: int, rows: int, progress: Progress | None, before: int = 0) -> None:
+        self._passes, self._rows, self._progress, self._before = passes, rows, progress, before
         self._told = 0
         self.finished = 0
 
     def __call__(self, done: int) -> None:
         now = min((self.finished + done) // self._passes, self._rows)
         if self._progress is not None and now >= self._told:
-            self._progress(now)
+            self._progress(self._before + now)
             self._told = now
         self.finished += self._rows if done == self._rows else 0
 

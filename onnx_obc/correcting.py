@@ -1,0 +1,133 @@
+"""Corrects the statistics of a model that was just written, and keeps what helps on samples that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import psutil
+
+from .correction.sites import Kind, Site, find_sites
+from .correction.statistics import correct
+from .graph.layers import find_layers
+from .graph.qdq import WrittenWeight
+from .judge import Judge
+from .plan import Plan
+from .recipe import Recipe
+from .solving import Solved
+
+if TYPE_CHECKING:
+    from .finish import Material
+
+KINDS: tuple[Kind, ...] = ("batchnorm", "norm", "bias")
+
+
+@dataclass(frozen=True)
+class CorrectionReport:
+    """One attempt to correct statistics.
+
+    kinds: what was corrected: the output of layers that had a BatchNormalization behind them (mean and variance), the
+    output of other normalisations (mean and variance), the bias of other layers (mean). sites: at how many places.
+    loss_before, loss_after: the output loss on the held-out samples, see `OutputLoss`. kept: whether it was lower, and
+    the correction stayed.
+    """
+
+    kinds: tuple[str, ...]
+    sites: int
+    loss_before: float
+    loss_after: float
+    kept: bool
+
+
+def sites_of(plan: Plan, dense: ir.Model) -> list[Site]:
+    """Where the statistics of a plan's model can be corrected. To be found before it is written into.
+
+    dense: the model as the user gave it, in which BatchNormalization is not folded yet.
+    """
+    norms = {str(node.outputs[0].name) for node in dense.graph if node.op_type == "BatchNormalization"}
+    return find_sites(plan.model, find_layers(plan.model)[0], norms)
+
+
+def correct_statistics(
+    material: Material,
+    plan: Plan,
+    reference: ir.Model,
+    sites: Sequence[Site],
+    solved: dict[str, Solved],
+    written: Sequence[WrittenWeight],
+    recipe: Recipe,
+    progress: Callable[[str, int, int], None],
+) -> tuple[dict[str, Solved], tuple[CorrectionReport, ...]]:
+    """Correct the plan's model, in place. Returns the layers as they are then, and what was tried.
+
+    reference, sites: the plan's model and its sites before it was written into. All kinds together come first; if they
+    make the held-out output loss worse, each on its own, and what still does is dropped.
+    """
+    device, threads = recipe.device, recipe.threads
+    kinds = tuple(kind for kind in KINDS if any(site.kind == kind for site in sites))
+    if not kinds:
+        return solved, ()
+    judge = Judge(material.dense, material.held_out, device, threads)
+    feeds = [batch.feed for batch in material.feeds.read(0, material.feeds.count)]
+    weights = {weight.layer: weight for weight in written}
+    attempts: list[CorrectionReport] = []
+    loss = judge.loss(plan.model)
+    rounds = 1 if len(kinds) == 1 else 2
+
+    def attempt(chosen: tuple[Kind, ...]) -> bool:
+        nonlocal loss, solved
+        before = _Snapshot(plan.model)
+        found: Sequence[Site] = [site for site in sites if site.kind in chosen]
+        _, solutions = correct(
+            reference,
+            plan.model,
+            found,
+            {name: entry.solution for name, entry in solved.items()},
+            weights,
+            plan.layers,
+            feeds,
+            device=device,
+            threads=threads,
+            memory=psutil.virtual_memory().available / 2 if recipe.memory is None else recipe.memory * 2**30,
+            progress=lambda done: progress("correct", done, rounds * len(sites)),
+        )
+        after = judge.loss(plan.model)
+        kept = after < loss
+        attempts.append(CorrectionReport(chosen, len(found), loss, after, kept))
+        if kept:
+            loss = after
+            solved = {name: replace(entry, solution=solutions[name]) for name, entry in solved.items()}
+        else:
+            before.restore()
+        return kept
+
+    if attempt(kinds):
+        progress("correct", (rounds - 1) * len(sites), rounds * len(sites))
+    elif rounds > 1:
+        for kind in kinds:
+            attempt((kind,))
+    return solved, tuple(attempts)
+
+
+class _Snapshot:
+    """What of a model a correction may change, to go back to."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._constants = {name: value.const_value for name, value in model.graph.initializers.items()}
+        self._inputs = {node: tuple(node.inputs) for node in model.graph}
+
+    def restore(self) -> None:
+        """Make the model again what it was."""
+        graph = self._model.graph
+        for node, inputs in self._inputs.items():
+            if tuple(node.inputs) != inputs:
+                node.resize_inputs(len(inputs))
+                for index, value in enumerate(inputs):
+                    node.replace_input_with(index, value)
+        for name in [name for name in graph.initializers if name not in self._constants]:
+            del graph.initializers[name]
+        for name, tensor in self._constants.items():
+            graph.initializers[name].const_value = tensor

@@ -1,0 +1,205 @@
+"""Brings the statistics of a compressed model's values back to those of the dense model, one site after the other.
+
+At a site y is the dense value and ŷ the compressed one, on a prefix that is corrected already. Per channel, over all
+samples and positions, ŷ becomes f ŷ + s with f = σ / σ̂ and s = μ − f μ̂ ("batch-norm tuning" and "statistics correction"
+of OBC, appendix; Hubara et al. 2021). Where only a shift can be taken in, f = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..graph.layers import Layer
+from ..graph.names import free_name, names_of
+from ..graph.qdq import WrittenWeight, scale_layout
+from ..level import Float32, Float64, Solution
+from ..runtime.session import Device
+from ..runtime.stepper import Feed, Stepper
+from .sites import Site
+
+Array = npt.NDArray[Any]
+
+LARGEST_FACTOR = 2.0  # of a standard deviation, and its inverse: what is off by more is no drift
+NEGLIGIBLE = 1e-4  # a channel with a standard deviation below this share of the value's largest one keeps its factor 1
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What was done at a site: how far the means were off, in standard deviations of the dense value (root mean square
+    over the channels), and by what factors the standard deviations were (mean)."""
+
+    value: str
+    kind: str
+    mean_off: float
+    spread_off: float
+
+
+def correct(
+    dense: ir.Model,
+    written: ir.Model,
+    sites: Sequence[Site],
+    solutions: Mapping[str, Solution],
+    weights: Mapping[str, WrittenWeight],
+    layers: Sequence[Layer],
+    feeds: Sequence[Feed],
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    memory: float = math.inf,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[Corrected], dict[str, Solution]]:
+    """Correct a model that was written, in place, on feeds; both models are run once, step by step.
+
+    dense: the model before it was written into. sites: those to correct, in the order of the graph. solutions, weights,
+    layers: of the layers that were compressed; others take their factor into the float weight that they have.
+
+    Returns what was done, and the solutions as they are then: a factor goes into float weights or into scales, never
+    into integers. progress: called with 1 for every site. Raises ModelError if a model does not run.
+    """
+    reference = Stepper(dense, feeds, device=device, threads=threads, memory=memory / 2)
+    compressed = Stepper(written, feeds, device=device, threads=threads, memory=memory / 2)
+    by_name = {layer.name: layer for layer in layers}
+    found, changed = [], dict(solutions)
+    for site in sites:
+        name = str(site.node.outputs[0].name)
+        wanted = [feed[site.value] for feed in reference.advance([site.value])]
+        given = [feed[name] for feed in compressed.advance([name])]
+        factor, shift, corrected = affine(wanted, given, site)
+        del wanted, given
+        found.append(corrected)
+        progress(1)
+        if not (factor != 1).any() and not shift.any():
+            continue
+        if site.kind == "batchnorm" and site.layer is not None and (factor != 1).any():
+            if site.layer in changed:
+                layer = by_name[site.layer]
+                changed[site.layer] = scaled(changed[site.layer], factor)
+                _rewrite(written, layer, weights[site.layer], changed[site.layer])
+            else:
+                _scale_float(written, site, factor)
+        elif site.gain is not None and (factor != 1).any():
+            _replace(written, *site.gain, lambda old, f=factor: old * f.reshape(old.shape))  # type: ignore[misc]
+        if site.shift is not None:
+            _replace(
+                written, *site.shift, lambda old, f=factor, s=shift: old * f + s, zeros=site.channels  # type: ignore[misc]
+            )  # fmt: skip
+        compressed.update(name, lambda y, f=factor, s=shift, at=site: apply_affine(y, f, s, at.axis))  # type: ignore[misc]
+    return found, changed
+
+
+def affine(dense: Sequence[Array], compressed: Sequence[Array], site: Site) -> tuple[Float64, Float64, Corrected]:
+    """The factor and the shift of every channel, (channels,) each, from a value on all feeds, and how far it was off.
+
+    A factor lies between ½ and 2. Channels that hardly vary keep the factor 1.
+    """
+    mean, spread = moments(dense, site.axis)
+    found_mean, found_spread = moments(compressed, site.axis)
+    factor = np.ones_like(mean)
+    if site.kind != "bias":
+        least = NEGLIGIBLE * max(float(spread.max(initial=0)), float(found_spread.max(initial=0)))
+        varies = (spread > least) & (found_spread > least)
+        factor[varies] = np.clip(spread[varies] / found_spread[varies], 1 / LARGEST_FACTOR, LARGEST_FACTOR)
+        factor = factor.astype(np.float32).astype(np.float64)
+    shift = mean - factor * found_mean if site.shift is not None else np.zeros_like(mean)
+    unit = np.maximum(spread, np.finfo(np.float32).tiny)
+    off = float(np.sqrt(np.mean(np.minimum((mean - found_mean) / unit, 1e6) ** 2))) if mean.size else 0.0
+    return factor, shift, Corrected(site.value, site.kind, off, float(factor.mean()) if factor.size else 1.0)
+
+
+def moments(values: Sequence[Array], axis: int) -> tuple[Float64, Float64]:
+    """Mean and standard deviation of every channel, (channels,) float64, over all arrays and other axes."""
+    count, mean, square = 0, np.zeros(()), np.zeros(())
+    for value in values:
+        x = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])  # (positions, channels)
+        if not len(x):
+            continue
+        part = x.mean(axis=0, dtype=np.float64)  # (channels,)
+        spread = ((x - part.astype(x.dtype)).astype(np.float64) ** 2).sum(axis=0)
+        total = count + len(x)
+        square = square + spread + (part - mean) ** 2 * (count * len(x) / total)
+        mean, count = mean + (part - mean) * (len(x) / total), total
+    return np.asarray(mean, np.float64), np.sqrt(np.asarray(square, np.float64) / max(count, 1))
+
+
+def apply_affine(value: Array, factor: Float64, shift: Float64, axis: int) -> Array:
+    """f ŷ + s along the channels, in the value's type."""
+    shape = [1] * value.ndim
+    shape[axis] = -1
+    return np.asarray(value * factor.reshape(shape).astype(value.dtype) + shift.reshape(shape).astype(value.dtype))
+
+
+def scaled(solution: Solution, factor: Float64) -> Solution:
+    """A solution whose rows are multiplied by a factor, (groups · rows,): the scales where there are any."""
+    rows: Float32 = factor.reshape(solution.weights.shape[:2]).astype(np.float32)
+    if solution.grid is None or solution.codes is None:
+        return replace(solution, weights=solution.weights * rows[:, :, None])
+    grid = replace(solution.grid, scale=solution.grid.scale * rows)
+    return replace(solution, grid=grid, weights=grid.dequantize(solution.codes))
+
+
+def _rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: Solution) -> None:
+    """Put the weights or the scales of a solution where those of the layer were written."""
+    initializers = model.graph.initializers
+    if written.codes is None or solution.grid is None:
+        _set(initializers[written.name], layer.tensor(solution.weights))
+        return
+    node = next(use.node for use in initializers[written.codes].uses())
+    layout, scale = scale_layout(layer), node.inputs[1]
+    assert layout is not None and scale is not None
+    _set(scale, solution.grid.scale.reshape(-1)[layout.rows])
+
+
+def _scale_float(model: ir.Model, site: Site, factor: Float64) -> None:
+    """Multiply the rows of a weight that was left in float: (M, C/groups, …), or (C, M/groups, …) if transposed."""
+    node = site.node
+
+    def change(old: Array) -> Array:
+        rest = (1,) * (old.ndim - 2)
+        if node.op_type == "Conv":
+            return old * factor.reshape(-1, 1, *rest)
+        if node.op_type == "Gemm":
+            return old * (factor[:, None] if node.attributes.get_int("transB", 0) else factor)
+        groups = node.attributes.get_int("group", 1)
+        rows = np.repeat(factor.reshape(groups, -1), old.shape[0] // groups, axis=0)  # (C, M/groups)
+        return old * rows.reshape(*rows.shape, *rest)
+
+    _replace(model, node, 1, change)
+
+
+def _replace(
+    model: ir.Model, node: ir.Node, index: int, change: Callable[[Array], Array], zeros: int | None = None
+) -> None:
+    """Change a constant input of a node, which gets one of its own where others read it too. zeros: what to start from
+    where it has none."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        assert zeros is not None
+        old: Array = np.zeros(zeros, np.float32)
+    else:
+        tensor = ir.convenience.get_const_tensor(value)
+        assert tensor is not None, f"{value.name} is no constant: it is no site"
+        old = tensor.numpy()
+    new = np.asarray(change(old.astype(np.float64)), np.float32)
+    if value is not None and value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output():
+        _set(value, new)
+        return
+    name = free_name(f"{node.name or node.outputs[0].name}_corrected", set(names_of(model)))
+    fresh = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+    _set(fresh, new)
+    model.graph.register_initializer(fresh)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, fresh)
+
+
+def _set(value: ir.Value, array: Array) -> None:
+    array = np.ascontiguousarray(array, np.float32).reshape(array.shape)
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.shape = ir.Shape(array.shape)

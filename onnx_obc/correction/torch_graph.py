@@ -1,0 +1,258 @@
+"""A model in torch, by way of onnx2torch, in which the weights and biases of its layers can be replaced.
+
+torch and onnx2torch come with the extra `torch` and are imported where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..errors import ModelError
+from ..graph.fold import remove_unused
+from ..graph.layers import Layer
+from ..graph.names import free_name, names_of
+from ..level import Float32
+from ..runtime.session import one_line, open_session
+from .sites import find_sites
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+Array = npt.NDArray[Any]
+
+AGREEMENT = 1e-4  # of torch and onnxruntime, relative to the largest magnitude of a value
+REMEDY = "leave out --global-adaprune"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a constant stands in a torch module: at `path` of its state, transposed and times `factor` as torch has it."""
+
+    path: str
+    transposed: bool = False
+    factor: float = 1.0
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What stands there for a constant in the shape that ONNX has it in."""
+        turned = tensor.T if self.transposed else tensor
+        return turned if self.factor == 1 else turned * self.factor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the output of a layer is looked at: a value, of shape (samples, …) float32, behind the layer's bias.
+
+    layer: its name. value: the output of the layer's node, or of the Add behind it that holds its bias. bias: the name
+    of the initializer that is the bias; None where there is none, or where something else reads it too.
+    """
+
+    layer: str
+    value: str
+    bias: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class TorchGraph:
+    """A model as a torch module whose outputs are the layers' outputs.
+
+    inputs: the names of its inputs, in the order of the module's arguments. places: what the outputs are, in their
+    order; one for each node of a layer. weights: where each layer's weight stands, by the layer's name. biases: the
+    same by initializer. bias_values: those initializers, float32.
+    """
+
+    module: torch.nn.Module
+    inputs: tuple[str, ...]
+    places: tuple[Place, ...]
+    weights: Mapping[str, tuple[Slot, ...]]
+    biases: Mapping[str, tuple[Slot, ...]]
+    bias_values: Mapping[str, Float32]
+
+    def run(
+        self,
+        feed: Mapping[str, Array],
+        weights: Mapping[str, torch.Tensor],
+        biases: Mapping[str, torch.Tensor],
+        device: str,
+    ) -> list[torch.Tensor]:
+        """The values of all places on one feed, with these weights, by layer, and biases, by initializer, in place of
+        the model's own; weights in the shape of `Layer.weight`. Gradients flow back to both."""
+        import torch
+
+        slots = [(slot, value) for name, value in weights.items() for slot in self.weights[name]]
+        slots += [(slot, value) for name, value in biases.items() for slot in self.biases[name]]
+        state = {slot.path: slot.of(value) for slot, value in slots}
+        inputs = tuple(torch.tensor(feed[name], device=device) for name in self.inputs)
+        outputs = torch.func.functional_call(self.module, state, inputs)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def to_torch(dense: ir.Model, layers: Sequence[Layer]) -> TorchGraph:
+    """Convert a folded float model, of which `layers` are all that matter. `dense` stays as it is.
+
+    What only comes behind the last layer is left out. Raises ModelError if onnx2torch is not installed, does not know
+    an operator, or keeps the weight of a layer where it cannot be found.
+    """
+    places, shifts = _places(dense, layers)
+    names = {node: f"n{index}" for index, node in enumerate(dense.graph)}
+    proto, inputs, constants = _prepared(dense, layers, places, names)
+    module = _convert(proto).eval().requires_grad_(False)
+    state = module.state_dict(keep_vars=True)
+
+    def find(node: ir.Node, index: int, what: str, expected: Array) -> Slot:
+        slot = _slot(module, node, index, names[node])
+        found = None if slot is None else state.get(slot.path)
+        if slot is None or found is None or not np.array_equal(found.numpy(), _as_stored(slot, expected)):
+            raise ModelError(
+                f"{what}: its constant is not found again in what onnx2torch makes of its {node.op_type}; {REMEDY}"
+            )
+        return slot
+
+    weights = {
+        layer.name: tuple(find(use.node, use.index, f"layer {layer.name}", layer.weight) for use in layer.uses)
+        for layer in layers
+    }
+    values = {name: constants[name] for name in shifts}
+    biases = {
+        name: tuple(find(node, index, f"bias {name}", values[name]) for node, index in readers)
+        for name, readers in shifts.items()
+    }
+    return TorchGraph(module, inputs, tuple(places), weights, biases, values)
+
+
+def check_agreement(graph: TorchGraph, dense: ir.Model, feed: Mapping[str, Array]) -> None:
+    """Raise ModelError unless torch and onnxruntime compute the same outputs of the layers, to 1e-4."""
+    import torch
+
+    names = list(dict.fromkeys(place.value for place in graph.places))
+    expected = open_session(dense, names, device="cpu").run(dict(feed))
+    with torch.no_grad():
+        try:
+            found = graph.run(feed, {}, {}, "cpu")
+        except Exception as error:
+            raise ModelError(
+                f"torch cannot run the model as onnx2torch converts it: {one_line(error)}; {REMEDY}"
+            ) from error
+    for place, value in zip(graph.places, found, strict=True):
+        wanted, got = expected[place.value], value.numpy()
+        worst = float("inf")
+        if wanted.shape == got.shape:
+            worst = float(np.abs(wanted - got).max(initial=0)) / max(float(np.abs(wanted).max(initial=0)), 1e-30)
+        if not worst <= AGREEMENT:
+            raise ModelError(
+                f"layer {place.layer}: torch and onnxruntime disagree on its output by {worst:.1e} of its largest "
+                f"magnitude: onnx2torch reads an operator before it in another way; {REMEDY}"
+            )
+
+
+def _places(dense: ir.Model, layers: Sequence[Layer]) -> tuple[list[Place], dict[str, tuple[tuple[ir.Node, int], ...]]]:
+    """One place for each use, and where the biases are read, by initializer: (node, index of its input)."""
+    sites = {site.layer: site for site in find_sites(dense, layers, ()) if site.layer is not None}
+    reads = {site.shift for site in sites.values() if site.shift is not None}
+    places: list[Place] = []
+    shifts: dict[str, tuple[tuple[ir.Node, int], ...]] = {}
+    for layer in layers:
+        site = sites.get(layer.name)
+        if site is None or site.shift is None:
+            places += [Place(layer.name, str(use.node.outputs[0].name), None) for use in layer.uses]
+            continue
+        node, index = site.shift
+        bias = node.inputs[index] if index < len(node.inputs) else None
+        name = None
+        if bias is not None and bias.is_initializer() and not bias.is_graph_output():
+            readers = tuple((use.node, use.idx) for use in bias.uses())
+            if reads.issuperset(readers):
+                name = str(bias.name)
+                shifts[name] = readers
+        places.append(Place(layer.name, site.value, name))
+    return places, shifts
+
+
+def _prepared(
+    dense: ir.Model, layers: Sequence[Layer], places: Sequence[Place], names: Mapping[ir.Node, str]
+) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, Array]]:
+    """What onnx2torch gets: every node has a name that torch takes, every layer's weight is an initializer, and the
+    outputs are those of the layers. With it, the names of the inputs, and the initializers."""
+    model = dense.clone()
+    graph = model.graph
+    copies = dict(zip(dense.graph, graph, strict=True))
+    taken = set(names_of(model))
+    for layer in layers:
+        name = free_name("layer_weight", taken)
+        taken.add(name)
+        weight = np.ascontiguousarray(layer.weight)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape(weight.shape),
+            const_value=ir.Tensor(weight, name=name),
+        )
+        graph.register_initializer(value)
+        for use in layer.uses:
+            copies[use.node].replace_input_with(use.index, value)
+    for node, copy in copies.items():
+        copy.name = names[node]
+    values = {value.name: value for node in graph for value in node.outputs}
+    graph.outputs.clear()
+    for place in places:
+        output = values[place.value]
+        if output.type is None:
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(output)
+    remove_unused(model)
+    inputs = tuple(str(value.name) for value in graph.inputs if value.name not in graph.initializers)
+    constants = {n: v.const_value.numpy() for n, v in graph.initializers.items() if v.const_value is not None}
+    return ir.to_proto(model), inputs, constants
+
+
+def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
+    try:
+        import onnx2torch
+
+        from .torch_operators import node_errors, register
+    except ImportError as error:
+        raise ModelError(
+            f"global AdaPrune needs {error.name}, which is not installed; install onnx-obc[torch], or {REMEDY}"
+        ) from error
+    register(proto)
+    try:
+        module: torch.nn.Module = onnx2torch.convert(proto)
+    except Exception as error:
+        known = node_errors(proto)
+        cause = "; ".join(known) or f"onnx2torch cannot convert the model: {one_line(error)}"
+        raise ModelError(f"{cause}; {REMEDY}") from error
+    return module
+
+
+def _slot(module: Any, node: ir.Node, index: int, name: str) -> Slot | None:
+    """Where input `index` of the node called `name` stands: a parameter of its module, or an argument of it."""
+    from torch import nn
+
+    call = next((step for step in module.graph.nodes if step.op == "call_module" and step.target == name), None)
+    if call is None:
+        return None
+    inner, path = module.get_submodule(name), name
+    if isinstance(inner, nn.Sequential):  # uneven padding stands before the convolution
+        inner, path = inner[-1], f"{name}.{len(inner) - 1}"
+    field = "weight" if index == 1 else "bias"
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return Slot(f"{path}.{field}")
+    if isinstance(inner, nn.Linear) and index == 1:
+        turned = not node.attributes.get_int("transB", 0)
+        return Slot(f"{path}.weight", turned, node.attributes.get_float("alpha", 1.0))
+    if isinstance(inner, nn.Linear):
+        return Slot(f"{path}.bias", False, node.attributes.get_float("beta", 1.0))
+    argument = call.args[index] if index < len(call.args) else None
+    return Slot(str(argument.target)) if getattr(argument, "op", None) == "get_attr" else None
+
+
+def _as_stored(slot: Slot, array: Array) -> Array:
+    import torch
+
+    return slot.of(torch.tensor(array)).numpy()

@@ -1,0 +1,233 @@
+"""Chooses a level for every layer of a database: what each costs in quality, and the best that a budget allows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import psutil
+
+from .errors import RecipeError
+from .finish import Progress, finish, write
+from .graph.cost import Cost, layer_costs
+from .judge import Judge
+from .level import FLOAT, Choice, Float64
+from .opened import Database, material_of, stitch
+from .recipe import Recipe
+from .search.budget import Budget, Timings
+from .search.costs import Costs, cost_table
+from .search.database import content_key, read_report, write_file
+from .search.dynamic import choose
+from .search.sensitivity import Task, output_sensitivity, task_sensitivity
+from .search.spdy import spdy_search
+from .split import first_samples
+from .stopwatch import Stopwatch
+
+Sensitivity: TypeAlias = Literal["layer", "output", "task"]
+SENSITIVE = 64  # samples that each (layer, level) is run on
+JUDGED = 128  # samples that whole profiles are compared on while searching
+STEPS = 8  # halvings of the interval between the largest and the smallest model, for a budget of loss
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How levels are chosen. sensitivity: what a level of a layer is said to cost in quality: its relative layer loss,
+    the output loss of the model with only that layer at that level, or the same by a task. search: the dynamic program
+    alone, or with SPDY's search around it. timings: for budgets of latency. task: for `task`; None: labels."""
+
+    sensitivity: Sensitivity = "output"
+    search: Literal["dp", "spdy"] = "dp"
+    timings: Timings | None = None
+    task: Task | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A choice for every layer. predicted: the sum of their sensitivities. costs: what it costs, relative to dense."""
+
+    choices: Mapping[str, Choice]
+    predicted: float
+    costs: Mapping[str, float]
+
+
+def sensitivities(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> dict[str, Float64]:
+    """The loss of each choice of each layer, (choices,); measured once and kept in the database."""
+    manifest = database.manifest
+    if options.sensitivity == "layer":
+        return {
+            name: np.array([0.0 if c.level == FLOAT else _layer_loss(database, name, c) for c in choices])
+            for name, choices in database.choices.items()
+        }
+    key = content_key(
+        options.sensitivity,
+        manifest.samples,
+        manifest.ranges,
+        recipe.ranges,
+        SENSITIVE,
+        [[x.name, x.choices, x.solutions] for x in manifest.layers],
+    )
+    path = database.folder / "sensitivity" / f"{options.sensitivity}.json"
+    stored = _stored(path, key) if options.task is None else None  # a user's function may have changed
+    if stored is None:
+        stored = _measure(database, options, recipe, progress)
+        if options.task is None:
+            text = json.dumps({"key": key, "losses": stored}, indent=1, allow_nan=True)
+            write_file(path, f"{text}\n".encode())
+    return {name: np.array(values) for name, values in stored.items()}
+
+
+def find_profile(
+    database: Database,
+    budget: Budget,
+    losses: Mapping[str, Float64],
+    options: SearchOptions,
+    recipe: Recipe,
+    progress: Progress,
+) -> Profile:
+    """The choices that lose least within the budget. Raises RecipeError if none meets it."""
+    if budget.kind == "drop":
+        return _smallest(database, budget, losses, options, recipe, progress)
+    costs = _costs(database, budget.kind, options.timings)
+    limit = budget.fraction * costs.dense - costs.fixed
+    names = list(database.choices)
+    values = [losses[name] for name in names]
+    if options.search == "spdy":
+        judge = _judge(database, recipe)
+
+        def evaluate(picked: Sequence[int]) -> float:
+            return _loss(
+                database, {n: database.choices[n][i] for n, i in zip(names, picked, strict=True)}, recipe, judge
+            )
+
+        picked, _ = spdy_search(
+            values, costs.layers, limit, evaluate, recipe.seed, progress=lambda done: progress("search", done, 0)
+        )
+    else:
+        picked = choose(values, costs.layers, limit)
+    return _profile(database, picked, losses, options.timings)
+
+
+def _profile(
+    database: Database, picked: Sequence[int], losses: Mapping[str, Float64], timings: Timings | None
+) -> Profile:
+    choices = {name: found[i] for (name, found), i in zip(database.choices.items(), picked, strict=True)}
+    predicted = float(sum(losses[name][i] for name, i in zip(choices, picked, strict=True)))
+    shares = {}
+    for kind in ("bops", "obc-bops", "flops", "size", *(("latency",) if timings is not None else ())):
+        try:
+            costs = _costs(database, kind, timings)
+        except RecipeError:  # FLOPs of a graph without shapes are not known: only sizes are
+            continue
+        total = costs.fixed + sum(float(row[i]) for row, i in zip(costs.layers, picked, strict=True))
+        shares[kind] = total / costs.dense
+    return Profile(choices, predicted, shares)
+
+
+def _smallest(
+    database: Database,
+    budget: Budget,
+    losses: Mapping[str, Float64],
+    options: SearchOptions,
+    recipe: Recipe,
+    progress: Progress,
+) -> Profile:
+    """The smallest profile whose measured output loss stays under the budget's: bisection over sizes, on a log scale.
+
+    Measured on the samples that are held out, with corrections if the recipe has them.
+    """
+    costs = _costs(database, "size", None)
+    least = (costs.fixed + sum(float(row.min()) for row in costs.layers)) / costs.dense
+    judge = Judge(database.dense, database.samples["held_out"], recipe.device, recipe.threads)
+    low, high = np.log(least), 0.0  # of the fraction that is left
+    best = None
+    for step in range(STEPS + 1):
+        middle = low if step == 0 else (low + high) / 2  # the smallest of all comes first
+        size = Budget("size", min(float(np.exp(middle)) * (1 + 1e-9), 1 - 1e-9))
+        profile = find_profile(database, size, losses, options, recipe, progress)
+        found = _loss(database, profile.choices, recipe, judge, correct=True)
+        progress("drop", 1, STEPS + 1)
+        if found <= budget.value:
+            best, high = profile, middle
+            if step == 0:
+                break
+        else:
+            low = middle
+    if best is None:
+        raise RecipeError(f"{budget}: no smaller model stays under it; allow more, or build finer levels")
+    return best
+
+
+def _loss(
+    database: Database, choices: Mapping[str, Choice], recipe: Recipe, judge: Judge, correct: bool = False
+) -> float:
+    """The output loss of a profile, as it would be written."""
+    if all(choice.level == FLOAT for choice in choices.values()):
+        return 0.0
+    quick = recipe.model_copy(update={"verify": False, "correct": correct and recipe.correct})
+    plan, solved = stitch(database, choices, quick)
+    if quick.correct:
+        material, watch = material_of(database), Stopwatch()
+        return judge.loss(
+            finish(material, plan, solved, database.ranges, quick, None, (), watch, lambda *_: None).model
+        )
+    write(plan, solved, database.ranges, quick)
+    return judge.loss(plan.model)
+
+
+def _measure(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> dict[str, list[float]]:
+    samples = first_samples(database.samples["calibration"], SENSITIVE)
+    batches = list(samples.read(0, samples.count))
+    candidates = {
+        layer.name: [
+            (choice, lambda layer=layer, choice=choice: database.weight(layer, choice))
+            for choice in database.choices[layer.name]
+        ]
+        for layer in database.layers
+        if len(database.choices[layer.name]) > 1
+    }
+    total = sum(len(found) - 1 for found in candidates.values())
+    common: dict[str, Any] = {
+        "device": recipe.device,
+        "threads": recipe.threads,
+        "memory": psutil.virtual_memory().available / 2 if recipe.memory is None else recipe.memory * 2**30,
+        "progress": lambda done: progress("sensitivity", done, total),
+    }
+
+    def span(value: str, bits: int, symmetric: bool) -> tuple[float, float]:
+        return database.ranges[value].interval(recipe.ranges, bits, symmetric)
+
+    signed = recipe.target == "tensorrt"
+    of = (database.graph, database.layers, candidates, batches, span, signed)
+    found: Mapping[str, Sequence[float]]
+    if options.sensitivity == "task":
+        found = task_sensitivity(*of, options.task, **common)
+    else:
+        found = output_sensitivity(*of, **common)
+    return {name: [float(x) for x in found.get(name, [0.0])] for name in database.choices}
+
+
+def _stored(path: Path, key: str) -> dict[str, list[float]] | None:
+    try:
+        plain = json.loads(path.read_bytes())
+        return plain["losses"] if plain["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _layer_loss(database: Database, name: str, choice: Choice) -> float:
+    return float(read_report(*database.solution_file(name, choice))["loss_relative"])
+
+
+def _costs(database: Database, kind: str, timings: Timings | None) -> Costs:
+    costs: Mapping[str, Cost] = layer_costs(database.graph, database.layers)
+    choices = [database.choices[layer.name] for layer in database.layers]
+    return cost_table(kind, database.layers, costs, choices, timings)
+
+
+def _judge(database: Database, recipe: Recipe) -> Judge:
+    samples = first_samples(database.samples["calibration"], JUDGED)
+    return Judge(database.dense, samples, recipe.device, recipe.threads)

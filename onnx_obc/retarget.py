@@ -1,0 +1,163 @@
+"""From a database to models: a budget chooses a level for every layer, and the solutions are stitched together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from .build import build
+from .calibration.data import DataOptions, existing
+from .calibration.iterables import load_function
+from .errors import RecipeError
+from .finish import Progress, Result, finish
+from .graph.place import check_output
+from .opened import Database, material_of, open_database, stitch
+from .profiles import SearchOptions, find_profile, sensitivities
+from .recipe import Recipe, make_recipe
+from .report.pareto import Point
+from .search.budget import Budget
+from .stopwatch import Stopwatch
+from .verify import check_graph
+
+# Fields of a recipe that a search decides: the others were decided when the database was built.
+SEARCHED = (
+    "ranges", "correct", "sequential", "global_adaprune", "embeddings", "device", "threads", "memory", "verify"
+)  # fmt: skip
+
+
+def retarget(
+    database: Database | str | Path,
+    budgets: Sequence[Budget],
+    outputs: Sequence[Path | None],
+    options: SearchOptions = SearchOptions(),
+    recipe: Mapping[str, Any] | None = None,
+    *,
+    progress: Progress = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Result]:
+    """A model for every budget, each written to its output (None: kept in memory).
+
+    recipe: fields of a Recipe that do not change solutions, such as `correct` and `verify`, over those that the
+    database was built with. progress, say: as for `compress`. Raises RecipeError if a budget cannot be met, and what
+    `open_database` and `compress` raise.
+    """
+    targets = [None if output is None else check_output(output, None) for output in outputs]
+    database = database if isinstance(database, Database) else open_database(database)
+    chosen = _recipe(database, recipe or {})
+    losses = sensitivities(database, options, chosen, progress)
+    results = []
+    for budget, target in zip(budgets, targets, strict=True):
+        watch = Stopwatch()
+        with watch("search"):
+            profile = find_profile(database, budget, losses, options, chosen, progress)
+        search = {
+            "budget": str(budget),
+            "search": options.search,
+            "sensitivity": options.sensitivity,
+            "predicted_loss": profile.predicted,
+            "costs": dict(profile.costs),
+        }
+        counts: dict[str, int] = {}
+        for choice in profile.choices.values():
+            counts[str(choice)] = counts.get(str(choice), 0) + 1
+        shown = ", ".join(f"{count} × {name}" for name, count in sorted(counts.items(), key=lambda x: -x[1])[:6])
+        say(f"{budget}: {shown}" + (", …" if len(counts) > 6 else ""))
+        plan, solved = stitch(database, profile.choices, chosen)
+        checks = (
+            [check_graph(database.dense, plan.model, database.samples["held_out"], chosen)] if chosen.verify else []
+        )
+        results.append(
+            finish(
+                material_of(database), plan, solved, database.ranges, chosen, target, checks, watch, progress, search
+            )
+        )
+    return results
+
+
+def compress_to_budget(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    calibration: object,
+    budgets: Sequence[Budget],
+    outputs: Sequence[Path | None],
+    levels: str,
+    recipe: Recipe | None = None,
+    options: SearchOptions = SearchOptions(),
+    database: str | Path | None = None,
+    *,
+    data: DataOptions | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Result]:
+    """`build` and `retarget` in one. Without `database` the solutions are thrown away at the end."""
+    for output in outputs:
+        if output is not None:
+            check_output(output, model)
+    recipe = recipe or Recipe()
+    over = {name: value for name, value in dict(recipe).items() if name in SEARCHED}
+    with ExitStack() as stack:
+        folder = database or stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-obc-"))
+        build(model, calibration, levels, folder, recipe, data=data, progress=progress, say=say)
+        return retarget(folder, budgets, outputs, options, over, progress=progress, say=say)
+
+
+def default_levels(budget: Budget) -> str:
+    """The level set for a budget where none was named."""
+    return {"size": "weight-only", "drop": "weight-only", "flops": "unstructured"}.get(budget.kind, "gpu")
+
+
+def output_names(output: Path, budgets: Sequence[Budget]) -> list[Path]:
+    """The files for several budgets: out.onnx becomes out-bops-12x.onnx and so on; for one or none as it is."""
+    if len(budgets) < 2:
+        return [output]
+    names = [f"{output.stem}-{str(budget).replace('=', '-').replace('%', 'pct')}{output.suffix}" for budget in budgets]
+    if len(set(names)) < len(names):
+        raise RecipeError("--budget: the same budget was given twice; leave one out")
+    return [output.with_name(name) for name in names]
+
+
+def load_task(text: str) -> Callable[..., Any]:
+    """The function of `module.py:function`. Raises CalibrationError."""
+    path, _, name = text.rpartition(":")
+    if not path.endswith(".py"):
+        raise RecipeError(f"--task {text}: write module.py:function, a Python file and a function in it")
+    return load_function(existing(Path(path)), name)
+
+
+def pareto_points(results: Sequence[Result]) -> list[Point]:
+    """What several models reached, for `write_pareto`."""
+    points = []
+    for result in results:
+        report, search = result.report, result.report.search or {}
+        costs = search.get("costs", {})
+        points.append(
+            Point(
+                budget=str(search.get("budget", "")),
+                file=report.output,
+                bops=costs.get("bops"),
+                obc_bops=costs.get("obc-bops"),
+                flops=costs.get("flops"),
+                size=costs.get("size"),
+                latency=costs.get("latency"),
+                loss=report.output_loss if report.output_loss is not None else float("nan"),
+                bytes=report.file_bytes_after,
+            )
+        )
+    return points
+
+
+def _recipe(database: Database, over: Mapping[str, Any]) -> Recipe:
+    """The recipe that the database was built with, and over it what a search may choose."""
+    built = dict(database.manifest.recipe)
+    rules = [{"match": pattern, "skip": True} for pattern in built.pop("skip")]
+    for name, value in over.items():
+        if name in built and built[name] != value:
+            raise RecipeError(
+                f"--{name.replace('_', '-')} {value}: {database.folder} was built with {built[name]}; build another one"
+            )
+    return make_recipe({**built, "layers": rules, **over}, "search")

@@ -1,0 +1,97 @@
+"""Budgets as users write them, and tables of timings."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from ..errors import RecipeError
+
+Kind: TypeAlias = Literal["bops", "obc-bops", "flops", "size", "latency", "drop"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+EXAMPLE = "write e.g. bops=12x (a twelfth is left), size=0.2x (a fifth is left) or drop=1%"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a model must meet. value: of `drop` the largest output loss (see `OutputLoss`), 0.01 for 1 %.
+
+    Of the other kinds a factor: above 1 it says how many times less than the dense model, below 1 what is left of it.
+    """
+
+    kind: Kind
+    value: float
+
+    def __str__(self) -> str:
+        if self.kind == "drop":
+            return f"drop={100 * self.value:.6g}%"
+        return f"{self.kind}={self.value:.6g}x"
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of the dense model's cost that is left."""
+        return 1 / self.value if self.value > 1 else self.value
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of every layer at every choice that was timed, and of what lies outside the layers."""
+
+    layers: Mapping[str, Mapping[str, float]]
+    rest: float = 0.0
+
+
+def parse_budget(text: str) -> Budget:
+    """Read `bops=12x`, `flops=3x`, `size=0.2x`, `latency=4x`, `drop=1%`. Raises RecipeError."""
+    name, _, amount = text.strip().lower().partition("=")
+    kind = next((known for known in KINDS if known == name.strip()), None)
+    if kind is None:
+        near = difflib.get_close_matches(name, KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(KINDS)}"
+        raise RecipeError(f"--budget {text!r}: {name!r} is no kind of budget; {hint}")
+    match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?)([x×%]?)", amount.strip())
+    if match is None or (kind == "drop") != (match[2] not in ("x", "×")):
+        raise RecipeError(f"--budget {text!r}: {amount!r} cannot be read; {EXAMPLE}")
+    value = float(match[1])
+    if kind == "drop":
+        value = value / 100 if match[2] == "%" else value
+        if not 0 < value < math.inf:
+            raise RecipeError(f"--budget {text!r}: the output loss must be allowed to be above 0; write e.g. drop=1%")
+    elif not (0 < value < math.inf and value != 1):
+        raise RecipeError(f"--budget {text!r}: {match[1]}x leaves nothing, or everything; {EXAMPLE}")
+    return Budget(kind, value)
+
+
+def read_timings(path: Path) -> Timings:
+    """A table of seconds: {"layers": {layer: {choice: seconds, …}, …}, "rest": seconds outside the layers}.
+
+    Choices are written as in the database, `float`, `8w8a`, `2:4+8w8a`. Raises RecipeError for what is no such table.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"--timings {path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise RecipeError(f"--timings {path}: no valid JSON ({error}); mend it there") from error
+    form = '{"layers": {layer: {"float": seconds, "8w8a": seconds}}, "rest": seconds}'
+    layers = plain.get("layers") if isinstance(plain, dict) else None
+    if not isinstance(layers, dict) or not all(isinstance(row, dict) for row in layers.values()):
+        raise RecipeError(f"--timings {path}: it must have the form {form}")
+    for layer, row in layers.items():
+        for choice, seconds in row.items():
+            if not _is_time(seconds):
+                raise RecipeError(f"--timings {path}: {layer} at {choice} takes {seconds!r}; give seconds above 0")
+    rest = plain.get("rest", 0.0)
+    if not (rest == 0 or _is_time(rest)):
+        raise RecipeError(f"--timings {path}: rest is {rest!r}; give seconds")
+    return Timings(layers, float(rest))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

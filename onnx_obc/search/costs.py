@@ -1,0 +1,70 @@
+"""What every choice of every layer costs, of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import RecipeError
+from ..graph.cost import Cost, bops, level_flops, obc_bops, weight_bytes
+from ..graph.layers import Layer
+from ..level import FLOAT, Choice, Float64
+from .budget import Timings
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """layers: for each layer the cost of each of its choices, (choices,). dense: of the whole dense model.
+    fixed: of what lies outside the layers, which no choice changes."""
+
+    layers: tuple[Float64, ...]
+    dense: float
+    fixed: float
+
+
+def cost_table(
+    kind: str,
+    layers: Sequence[Layer],
+    costs: Mapping[str, Cost],
+    choices: Sequence[Sequence[Choice]],
+    timings: Timings | None = None,
+) -> Costs:
+    """The costs of a kind of budget, in operations, bit operations, bytes or seconds.
+
+    Only layers count, as in OBC: what else the model computes, and its embeddings and biases, are left out of both
+    sides; of latency it is `Timings.rest`. Raises RecipeError if a layer's cost is not known.
+    """
+    rows = []
+    dense = 0.0
+    for layer, options in zip(layers, choices, strict=True):
+        rows.append(np.array([_cost(kind, layer, costs[layer.name], choice, timings) for choice in options]))
+        dense += _cost(kind, layer, costs[layer.name], Choice(FLOAT), timings)
+    fixed = timings.rest if kind == "latency" and timings is not None else 0.0
+    return Costs(tuple(rows), dense + fixed, fixed)
+
+
+def _cost(kind: str, layer: Layer, cost: Cost, choice: Choice, timings: Timings | None) -> float:
+    if kind == "size":
+        return float(weight_bytes(layer, choice.level))
+    if kind == "latency":
+        if timings is None:
+            raise RecipeError("a budget of latency needs --timings: a JSON table of seconds for each layer and level")
+        seconds = timings.layers.get(layer.name, {}).get(str(choice))
+        if seconds is None:
+            raise RecipeError(
+                f"--timings: no time for layer {layer.name!r} at {choice}; add it, or leave out that level"
+            )
+        return float(seconds)
+    counted = {
+        "bops": bops(cost, choice),
+        "obc-bops": obc_bops(cost, choice),
+        "flops": level_flops(cost, choice.level),
+    }[kind]
+    if counted is None:
+        raise RecipeError(
+            f"layer {layer.name!r}: its FLOPs are not known, as the model does not say its shapes; "
+            "use a budget of size, or export the model with fixed shapes"
+        )
+    return counted
