@@ -44,7 +44,7 @@ from .search.stored import samples_key, write_ranges, write_samples
 from .solver import Method, solve_levels, warm_up
 from .solver.threads import one_blas_thread
 from .solving import SOLVER, method_of, prepare_layer, report_layer, solving_device, trusted_method
-from .split import describe, first_samples, split
+from .split import STORED, describe, first_samples, split
 
 Progress = Callable[[str, int, int], None]
 
@@ -123,7 +123,7 @@ def build(
         save_model(dense, target / "model.onnx")
     write_manifest(target, manifest)
     if not has_arrays(target / "samples.safetensors", source):
-        feeds = {"calibration": first_samples(calibrating), "held_out": held_out}
+        feeds = {"calibration": first_samples(calibrating, STORED), "held_out": held_out}
         write_samples(target / "samples.safetensors", feeds, source)
 
     solving = [layer for layer in layers if len(choices[layer.name]) > 1]

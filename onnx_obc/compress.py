@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import psutil
 
-from .calibration.capture import Captured, capture, plan_chunks, probe
+from .calibration.capture import Captured, Chunk, capture, plan_chunks, probe
 from .calibration.data import DataOptions, InputSpec, Samples, open_samples
 from .calibration.ranges import RangeObserver
 from .finish import Material, Progress, Result, finish
@@ -19,10 +19,11 @@ from .graph.place import check_beside, check_output
 from .plan import Plan, make_plan
 from .recipe import Recipe
 from .schedule import make_schedule
+from .sequential import solve_sequentially
 from .solver import warm_up
 from .solver.threads import one_blas_thread
 from .solving import Solved, method_of, solve_layer, solving_device
-from .split import describe, first_samples, split
+from .split import describe, split
 from .stopwatch import Stopwatch
 from .verify import check_graph
 
@@ -64,8 +65,13 @@ def compress(
         calibrating, held_out = split(samples)
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
-    solved, ranges = solve_layers(plan, calibrating, recipe, progress, say, watch)
-    material = Material(model, dense, first_samples(calibrating), held_out, *describe(samples, calibrating, held_out))
+    if recipe.sequential:
+        ranges = capture_ranges(plan, calibrating, recipe, progress, watch)
+        with watch("solve"):
+            solved = solve_sequentially(plan, dense, ranges, calibrating, recipe, progress, say)
+    else:
+        solved, ranges = solve_layers(plan, calibrating, recipe, progress, say, watch)
+    material = Material(model, dense, calibrating, held_out, *describe(samples, calibrating, held_out))
     return finish(material, plan, solved, ranges, recipe, target, checks, watch, progress)
 
 
@@ -126,3 +132,21 @@ def solve_layers(
                 )
         del captured
     return solved, ranges
+
+
+def capture_ranges(
+    plan: Plan, samples: Samples, recipe: Recipe, progress: Progress, watch: Stopwatch
+) -> dict[str, RangeObserver]:
+    """Run the data once for the ranges of the plan's activations, if there are any."""
+    values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
+    if not values:
+        return {}
+    with watch("capture"):
+        return capture(
+            plan.model,
+            Chunk((), values),
+            samples,
+            device=recipe.device,
+            threads=recipe.threads,
+            progress=lambda done: progress("capture", done, samples.count),
+        ).ranges

@@ -17,6 +17,7 @@ from .judge import Judge
 from .plan import Plan
 from .recipe import Recipe
 from .solving import Solved
+from .split import CORRECTING, first_samples
 
 if TYPE_CHECKING:
     from .finish import Material
@@ -70,7 +71,8 @@ def correct_statistics(
     if not kinds:
         return solved, ()
     judge = Judge(material.dense, material.held_out, device, threads)
-    feeds = [batch.feed for batch in material.feeds.read(0, material.feeds.count)]
+    samples = first_samples(material.feeds, CORRECTING)
+    feeds = [batch.feed for batch in samples.read(0, samples.count)]
     weights = {weight.layer: weight for weight in written}
     attempts: list[CorrectionReport] = []
     loss = judge.loss(plan.model)

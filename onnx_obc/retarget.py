@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,10 +19,11 @@ from .errors import RecipeError
 from .finish import Progress, Result, finish
 from .graph.place import check_output
 from .opened import Database, material_of, open_database, stitch
-from .profiles import SearchOptions, find_profile, sensitivities
+from .profiles import Profile, SearchOptions, find_profile, sensitivities
 from .recipe import Recipe, make_recipe
 from .report.pareto import Point
 from .search.budget import Budget
+from .sequential import solve_sequentially
 from .stopwatch import Stopwatch
 from .verify import check_graph
 
@@ -56,6 +58,16 @@ def retarget(
         watch = Stopwatch()
         with watch("search"):
             profile = find_profile(database, budget, losses, options, chosen, progress)
+        say(f"{budget}: {_in_words(profile)}")
+        plan, solved = stitch(database, profile.choices, chosen)
+        material, checks = material_of(database), []
+        if chosen.verify:
+            checks.append(check_graph(database.dense, plan.model, material.held_out, chosen))
+        if chosen.sequential:
+            with watch("solve"):
+                solved = solve_sequentially(
+                    plan, database.dense, database.ranges, material.feeds, chosen, progress, say
+                )
         search = {
             "budget": str(budget),
             "search": options.search,
@@ -63,21 +75,15 @@ def retarget(
             "predicted_loss": profile.predicted,
             "costs": dict(profile.costs),
         }
-        counts: dict[str, int] = {}
-        for choice in profile.choices.values():
-            counts[str(choice)] = counts.get(str(choice), 0) + 1
-        shown = ", ".join(f"{count} × {name}" for name, count in sorted(counts.items(), key=lambda x: -x[1])[:6])
-        say(f"{budget}: {shown}" + (", …" if len(counts) > 6 else ""))
-        plan, solved = stitch(database, profile.choices, chosen)
-        checks = (
-            [check_graph(database.dense, plan.model, database.samples["held_out"], chosen)] if chosen.verify else []
-        )
-        results.append(
-            finish(
-                material_of(database), plan, solved, database.ranges, chosen, target, checks, watch, progress, search
-            )
-        )
+        results.append(finish(material, plan, solved, database.ranges, chosen, target, checks, watch, progress, search))
     return results
+
+
+def _in_words(profile: Profile) -> str:
+    """How many layers have which level, the most frequent ones first."""
+    counts = Counter(str(choice) for choice in profile.choices.values()).most_common()
+    shown = ", ".join(f"{count} × {name}" for name, count in counts[:6])
+    return shown + (", …" if len(counts) > 6 else "")
 
 
 def compress_to_budget(

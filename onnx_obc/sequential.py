@@ -21,24 +21,56 @@ from .calibration.data import Samples
 from .calibration.hessian import HessianSum
 from .calibration.ranges import RangeObserver
 from .calibration.unfold import pick_positions, positions_of, shape_of, unfold
+from .correcting import sites_of
 from .correction.sites import Site
 from .correction.statistics import affine, apply_affine
 from .finish import interval
 from .graph.layers import Layer, Use
 from .graph.qdq import Writer
 from .level import Float64
-from .plan import Plan
+from .plan import Plan, make_plan
 from .recipe import Recipe
 from .runtime.stepper import Feed, Stepper
-from .solver import Method, solve
+from .schedule import make_schedule
+from .solver import Method, solve, warm_up
 from .solver.threads import one_blas_thread
-from .solving import Solved, prepare_layer, report_layer, trusted_method
+from .solving import Solved, method_of, prepare_layer, report_layer, solving_device, trusted_method
 
 SHARED = "solved in order on the inputs of its first use; it has others"
 
 
 @one_blas_thread()
 def solve_sequentially(
+    plan: Plan,
+    dense: ir.Model,
+    ranges: Mapping[str, RangeObserver],
+    samples: Samples,
+    recipe: Recipe,
+    progress: Callable[[str, int, int], None],
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Solved]:
+    """Solve the layers of a plan in the order of the graph, each on what a compressed copy of its model computes.
+
+    The plan's model stays as it is. dense: the model as the user gave it. ranges: of the plan's activations, which are
+    quantized as they will be in the file. On the way, statistics are corrected as they will be, if the recipe says so.
+    A layer with several uses is solved for the first.
+
+    The reports' losses are those of W*, which differ from the losses of the same layers solved on dense inputs.
+    """
+    device = solving_device(recipe.device)
+    method = method_of(recipe, device)
+    warm_up([plan.choices[layer.name].level for layer in plan.layers], method, progress)
+    schedule = make_schedule(plan.layers, plan.choices, recipe, device)
+    for line in schedule.lines:
+        say(line)
+    own = {layer.name: layer for layer in plan.layers}
+    trial = make_plan(dense, recipe, plan.choices)
+    reference, sites = trial.model.clone(), sites_of(trial, dense) if recipe.correct else []
+    found = _walk(trial, reference, sites, ranges, samples, recipe, method, schedule.ordered, progress)
+    return {name: replace(entry, layer=own[name]) for name, entry in found.items()}
+
+
+def _walk(
     plan: Plan,
     reference: ir.Model,
     sites: Sequence[Site],
@@ -49,14 +81,7 @@ def solve_sequentially(
     ordered: Mapping[str, int],
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Solved]:
-    """Solve the layers of a plan in the order of the graph, and write them into its model as it goes.
-
-    reference: the plan's model before; sites: where statistics are corrected on the way, see `correction.sites`. Their
-    corrections are not written, they only act on what later layers see. Activations are quantized as they will be in
-    the file. ordered: the layers for the ordered solver. A layer with several uses is solved for the first.
-
-    The reports' losses are those of W*, which differ from the losses of the same layers solved on dense inputs.
-    """
+    """Solve, and write into the plan's model, layer by layer. reference: that model before."""
     memory = psutil.virtual_memory().available / 2 if recipe.memory is None else recipe.memory * 2**30
     batches = list(samples.read(0, samples.count))
     feeds = [batch.feed for batch in batches]
@@ -68,7 +93,7 @@ def solve_sequentially(
         for model in (reference, plan.model)
     )
     layers = {layer.uses[0].node: layer for layer in plan.layers}
-    corrected = {site.node: site for site in sites if recipe.correct}
+    corrected = {site.node: site for site in sites}
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
     solved: dict[str, Solved] = {}
     moments: dict[tuple[str, str, object], tuple[Float64, Float64, int]] = {}  # of the last input: layers may share it

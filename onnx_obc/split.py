@@ -7,7 +7,8 @@ from typing import Any
 from .calibration.data import Samples
 
 HELD_OUT = 256  # the last tenth of the samples, but at most so many, only serve to compare the outputs
-FEEDS = 256  # calibration samples that sensitivities and corrections look at, at most
+STORED = 512  # calibration samples that a database keeps, at most
+CORRECTING = 256  # samples that corrections of statistics look at, at most
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:
@@ -19,7 +20,7 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
     return samples.part(0, samples.count - spare), samples.part(samples.count - spare, samples.count)
 
 
-def first_samples(samples: Samples, most: int = FEEDS) -> Samples:
+def first_samples(samples: Samples, most: int) -> Samples:
     """The first of the samples, at most so many but no less than one feed; whole feeds where it must be."""
     count = 0
     for batch in samples.read(0, samples.count):

@@ -215,7 +215,7 @@ def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
     try:
         import onnx2torch
 
-        from .torch_operators import node_errors, register
+        from .torch_operators import node_errors, register, repair
     except ImportError as error:
         raise ModelError(
             f"global AdaPrune needs {error.name}, which is not installed; install onnx-obc[torch], or {REMEDY}"
@@ -227,7 +227,7 @@ def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
         known = node_errors(proto)
         cause = "; ".join(known) or f"onnx2torch cannot convert the model: {one_line(error)}"
         raise ModelError(f"{cause}; {REMEDY}") from error
-    return module
+    return repair(module)
 
 
 def _slot(module: Any, node: ir.Node, index: int, name: str) -> Slot | None:

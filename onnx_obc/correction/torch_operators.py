@@ -1,17 +1,21 @@
-"""What onnx2torch lacks: newer versions of operators that it knows, and a few operators.
+"""What onnx2torch lacks: newer versions of operators that it knows, a few operators, and repairs of two that it knows.
 
 This file is imported only where onnx2torch is to be used.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import onnx
+import torch
 from onnx import defs
+from onnx2torch.node_converters.flatten import OnnxFlatten
 from onnx2torch.node_converters.reduce import OnnxReduceStaticAxes
 from onnx2torch.node_converters.registry import add_converter, get_converter
+from onnx2torch.node_converters.slice import OnnxSlice
 from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OnnxMapping, OperationConverterResult, get_const_value
@@ -55,6 +59,50 @@ def node_errors(model: onnx.ModelProto) -> list[str]:
             cause = " ".join(str(error).split()) or type(error).__name__
             found.setdefault(what, f"onnx2torch cannot convert the operator {what}: {cause}")
     return list(found.values())
+
+
+def repair(module: nn.Module) -> nn.Module:
+    """Replace, in place, the modules of onnx2torch that fail where the operator would not."""
+    for name, inner in list(module.named_children()):
+        if isinstance(inner, OnnxFlatten):
+            setattr(module, name, _Flatten(inner.axis))
+        elif isinstance(inner, OnnxSlice):
+            setattr(module, name, _Slice())
+    return module
+
+
+class _Flatten(nn.Module):
+    """Flatten at any axis: that of onnx2torch fails at the rank of its input."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(math.prod(x.shape[: self.axis]), math.prod(x.shape[self.axis :]))
+
+
+class _Slice(nn.Module):
+    """Slice, without the indexing by a list that torch is about to read in another way."""
+
+    def forward(
+        self,
+        input_tensor: torch.Tensor,
+        starts: torch.Tensor,
+        ends: torch.Tensor,
+        axes: torch.Tensor | None = None,
+        steps: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        count = len(starts)
+        where = range(count) if axes is None else axes.tolist()
+        strides = [1] * count if steps is None else steps.tolist()
+        index, flipped = [slice(None)] * input_tensor.dim(), []
+        for start, end, axis, step in zip(starts.tolist(), ends.tolist(), where, strides, strict=True):
+            if step < 0:  # torch has no negative steps
+                flipped.append(axis)
+                start, end, step = -start - 1, -end - 1, -step
+            index[axis] = slice(start, end, step)
+        return input_tensor.flip(flipped)[tuple(index)] if flipped else input_tensor[tuple(index)]
 
 
 def _known(operator: str, version: int, domain: str = "") -> bool:

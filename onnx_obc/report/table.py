@@ -97,6 +97,13 @@ def report_table(report: Report, width: int) -> RenderableType:
     if layers:
         mean, simple = totals["mean_loss_relative"], totals["mean_baseline_relative"]
         lines.append(Text(f"mean relative layer loss {mean:.3e}, by rounding or magnitude {simple:.3e}"))
+    if report.search is not None:
+        costs = ", ".join(f"{name} {share:.3f}" for name, share in report.search["costs"].items())
+        lines.append(Text(f"budget {report.search['budget']}: of the dense model's layers {costs}"))
+    for attempt in report.corrections:
+        change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on held-out samples"
+        dropped = "" if attempt.kept else ": dropped"
+        lines.append(Text(f"corrected {' and '.join(attempt.kinds)} at {attempt.sites} places, {change}{dropped}"))
     for output in report.outputs:
         agreement = "" if output.top1_agreement is None else f", top-1 agreement {100 * output.top1_agreement:.1f} %"
         lines.append(Text(f"output {output.name}: {output.sqnr_db:.1f} dB SQNR against the dense model{agreement}"))
