@@ -119,7 +119,7 @@ def build(
     )
     target.mkdir(parents=True, exist_ok=True)
     _clear(target, set() if same else {"layers", "hessians", "sensitivity"})
-    if earlier is None or not (target / "model.onnx").exists():
+    if not _holds(target / "model.onnx", key):
         save_model(dense, target / "model.onnx")
     write_manifest(target, manifest)
     if not has_arrays(target / "samples.safetensors", source):
@@ -214,6 +214,14 @@ def _open_folder(folder: Path) -> Manifest | None:
     return manifest
 
 
+def _holds(path: Path, key: str) -> bool:
+    """Whether the model of this key is there, and whole."""
+    try:
+        return path.is_file() and model_key(read_model(path)) == key
+    except ModelError:
+        return False
+
+
 def _options(recipe: Recipe) -> dict[str, object]:
     """What of a recipe a database depends on."""
     names = ("target", "solver", "time_limit", "refine", "grid", "damp", "all_positions", "precision", "seed")
@@ -249,8 +257,9 @@ def _chunks(
     for bits, activation_bits in sorted(widths, key=str):
         uniform = Choice(Level(bits=bits), activation_bits)
         profile = {layer.name: uniform for layer in layers if possible(layer, uniform, recipe.target) is None}
-        plan = make_plan(dense, recipe, profile)
-        values |= dict.fromkeys(activation.value for activation in plan.activations)
+        if profile:
+            plan = make_plan(dense, recipe, profile)
+            values |= dict.fromkeys(activation.value for activation in plan.activations)
     taps = [use.tap.value for layer in layers for use in layer.uses]
     shapes = probe(graph, [*values, *taps], samples, recipe.device, recipe.threads)
     memory = recipe.memory * 2**30 if recipe.memory is not None else psutil.virtual_memory().total / 4

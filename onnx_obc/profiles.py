@@ -93,6 +93,13 @@ def find_profile(
         return _smallest(database, budget, losses, options, recipe, progress)
     costs = _costs(database, budget.kind, options.timings)
     limit = budget.fraction * costs.dense - costs.fixed
+    least = (costs.fixed + sum(float(row.min()) for row in costs.layers)) / costs.dense
+    if least > budget.fraction:
+        raise RecipeError(
+            f"--budget {budget} cannot be met: {_reach(budget, least)} with the levels of {database.folder}, "
+            f"{', '.join(database.manifest.levels[1:4])}{' …' if len(database.manifest.levels) > 4 else ''}; ask for "
+            "less, or build more levels"
+        )
     names = list(database.choices)
     values = [losses[name] for name in names]
     if options.search == "spdy":
@@ -109,6 +116,11 @@ def find_profile(
     else:
         picked = choose(values, costs.layers, limit)
     return _profile(database, picked, losses, options.timings)
+
+
+def _reach(budget: Budget, least: float) -> str:
+    """How far a budget of this kind can go, in the form it was asked in."""
+    return f"{1 / least:.4g}x at most" if budget.value > 1 else f"{least:.4g}x at least"
 
 
 def _profile(
