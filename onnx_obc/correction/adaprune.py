@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
-LEARNING_RATE = 1e-2  # of a row's root mean square weight, at the first step
+LEARNING_RATE = 2e-2
 EPSILON = 1e-20  # of Adam: gradients of single weights of a large model are far below torch's default
 
 
@@ -60,9 +60,13 @@ def adaprune(
     """Train the kept weights and the biases of the solved layers, for `epochs` passes over the feeds, by Adam.
 
     dense: the folded float model. layers: all of its layers; the objective sums over all of them, each output taken
-    behind its bias. solutions: by layer; layers without one stay as they are, their biases too. feeds: one a step,
-    in an order drawn by `seed`. learning_rate: the first steps' share of a row's root mean square weight, or, for
-    biases, of that of the layer's output; it falls to 0 along a cosine. progress: called with 1 after each epoch.
+    behind its bias. solutions: by layer; layers without one stay as they are, their biases too, and a bias that
+    anything else reads. feeds: at least one, each a step, in an order drawn by `seed`. progress: called with 1 after
+    each epoch.
+
+    learning_rate: how far a weight moves in the first steps, as a share of its row's root mean square, or a bias, as a
+    share of that of its layer's output, where the outputs are off by 100 %; where they are off by 1 %, the steps are
+    a hundredth of that. It falls to 0 along a cosine.
 
     Pruned weights stay 0 and grids stay. On a grid a float weight is trained that starts at its code and is rounded
     whenever it is used, the gradient passing straight through; in the end weights are `grid.dequantize(codes)`.
@@ -72,11 +76,12 @@ def adaprune(
     epoch ends without a finite objective. Raises ModelError if torch cannot run the model as onnxruntime does, or if
     the objective is not finite to begin with.
     """
+    if not solutions:
+        return AdaPruned({}, {}, (0.0,))
     import torch
 
     graph = to_torch(dense, layers)
-    if feeds:
-        check_agreement(graph, dense, feeds[0])
+    check_agreement(graph, dense, feeds[0])
     graph.module.to(device)
     spans = _spans(graph, feeds, device)
     solved = [layer for layer in layers if layer.name in solutions]
@@ -91,8 +96,9 @@ def adaprune(
     def distance(feed: Feed) -> torch.Tensor:
         with torch.no_grad():
             wanted = graph.run(feed, {}, {}, device)
-        now = ({name: latent.now() for name, latent in part.items()} for part in (weights, biases))
-        found = graph.run(feed, *now, device)
+        new_weights = {name: latent.now() for name, latent in weights.items()}
+        new_biases = {name: latent.now() for name, latent in biases.items()}
+        found = graph.run(feed, new_weights, new_biases, device)
         return sum(
             ((y - z).square().sum() * span.weight for y, z, span in zip(wanted, found, spans, strict=True)),
             start=torch.zeros((), device=device),
@@ -106,8 +112,8 @@ def adaprune(
     if not math.isfinite(losses[0]):
         raise ModelError("global AdaPrune: a layer's output is NaN or infinite on the calibration data; check the data")
     best = [latent.moved.detach().clone() for latent in trained]
-    if trained and feeds and epochs:
-        off = math.sqrt(losses[0] / len(graph.places))  # relative to the outputs, mean over the layers
+    if epochs:
+        off = math.sqrt(losses[0] / len(graph.places))  # root mean square over the layers, relative to their outputs
         optimizer = torch.optim.Adam([latent.moved for latent in trained], lr=learning_rate * off, eps=EPSILON)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(feeds))
         rng = np.random.default_rng(seed)
@@ -128,11 +134,8 @@ def adaprune(
     for latent, moved in zip(trained, best, strict=True):
         latent.moved.data = moved
     found = {layer.name: _solution(layer, solutions[layer.name], weights[layer.name]) for layer in solved}
-    return AdaPruned(
-        {name: found.get(name, solution) for name, solution in solutions.items()},
-        {name: latent.now().detach().cpu().numpy() for name, latent in biases.items()},
-        tuple(losses),
-    )
+    moved_biases = {name: latent.now().detach().cpu().numpy() for name, latent in biases.items()}
+    return AdaPruned(found, moved_biases, tuple(losses))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ REMEDY = "leave out --global-adaprune"
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a constant stands in a torch module: at `path` of its state, transposed and times `factor` as torch has it."""
+    """Where a constant stands in a torch module: at `path` of its state, there transposed and times `factor`."""
 
     path: str
     transposed: bool = False
@@ -213,7 +213,7 @@ def _prepared(
 
 def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
     try:
-        import onnx2torch
+        import onnx2torch  # type: ignore[import-untyped]
 
         from .torch_operators import node_errors, register, repair
     except ImportError as error:
@@ -237,9 +237,11 @@ def _slot(module: Any, node: ir.Node, index: int, name: str) -> Slot | None:
     call = next((step for step in module.graph.nodes if step.op == "call_module" and step.target == name), None)
     if call is None:
         return None
-    inner, path = module.get_submodule(name), name
+    inner: Any = module.get_submodule(name)
+    path = name
     if isinstance(inner, nn.Sequential):  # uneven padding stands before the convolution
-        inner, path = inner[-1], f"{name}.{len(inner) - 1}"
+        path = f"{name}.{len(inner) - 1}"
+        inner = inner[-1]
     field = "weight" if index == 1 else "bias"
     if node.op_type in ("Conv", "ConvTranspose"):
         return Slot(f"{path}.{field}")
@@ -249,7 +251,7 @@ def _slot(module: Any, node: ir.Node, index: int, name: str) -> Slot | None:
     if isinstance(inner, nn.Linear):
         return Slot(f"{path}.bias", False, node.attributes.get_float("beta", 1.0))
     argument = call.args[index] if index < len(call.args) else None
-    return Slot(str(argument.target)) if getattr(argument, "op", None) == "get_attr" else None
+    return Slot(str(argument.target)) if argument is not None and argument.op == "get_attr" else None
 
 
 def _as_stored(slot: Slot, array: Array) -> Array:

@@ -3,10 +3,12 @@
 This file is imported only where onnx2torch is to be used.
 """
 
+# mypy: disable-error-code="import-untyped"
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import onnx
@@ -115,27 +117,25 @@ def _known(operator: str, version: int, domain: str = "") -> bool:
 
 def _older(operator: str, version: int) -> Converter | None:
     """The converter of the operator's newest version that has one, for nodes that use nothing newer."""
-    since = version
-    while since > 1:
+    while version > 1:
         try:
-            schema = defs.get_schema(operator, since - 1, "")
+            schema = defs.get_schema(operator, version - 1, "")
         except defs.SchemaError:
             return None
-        since = schema.since_version
-        if not _known(operator, since):
-            continue
-        older: Converter = get_converter(operator, since)
-
-        def convert(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
-            inputs = [name for name in node.input_values if name]
-            newer = sorted(set(node.attributes) - set(schema.attributes))
-            if newer or len(inputs) > schema.max_input:
-                what = ", ".join(newer) or f"{len(inputs)} inputs"
-                raise NotImplementedError(f"{what} came after version {since}, the newest that is known")
-            return older(node, graph)
-
-        return convert
+        version = schema.since_version
+        if _known(operator, version):
+            return partial(_as_older, schema, get_converter(operator, version))
     return None
+
+
+def _as_older(schema: Any, older: Converter, node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    count = sum(bool(name) for name in node.input_values)
+    newer = ", ".join(sorted(set(node.attributes) - set(schema.attributes)))
+    if newer or count > schema.max_input:
+        raise NotImplementedError(
+            f"{newer or f'{count} inputs'} came after version {schema.since_version}, the newest that it knows"
+        )
+    return older(node, graph)
 
 
 def _own(operator: str) -> Converter | None:
@@ -146,7 +146,7 @@ def _own(operator: str) -> Converter | None:
 
 def _reduction(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     """Version 18 has the axes as an input, which must be constant here."""
-    axes: Any = get_const_value(node.input_values[1], graph).tolist() if len(node.input_values) > 1 else None  # type: ignore[union-attr]
+    axes: Any = get_const_value(node.input_values[1], graph).tolist() if len(node.input_values) > 1 else None
     if not axes and node.attributes.get("noop_with_empty_axes", 0):
         return OperationConverterResult(nn.Identity(), OnnxMapping(node.input_values[:1], node.output_values))
     module = OnnxReduceStaticAxes(node.operation_type, axes, node.attributes.get("keepdims", 1))
