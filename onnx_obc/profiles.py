@@ -94,7 +94,7 @@ def find_profile(
     costs = _costs(database, budget.kind, options.timings)
     limit = budget.fraction * costs.dense - costs.fixed
     least = (costs.fixed + sum(float(row.min()) for row in costs.layers)) / costs.dense
-    if least > budget.fraction:
+    if least > budget.fraction * (1 + 1e-9):
         raise RecipeError(
             f"--budget {budget} cannot be met: {_reach(budget, least)} with the levels of {database.folder}, "
             f"{', '.join(database.manifest.levels[1:4])}{' …' if len(database.manifest.levels) > 4 else ''}; ask for "
