@@ -65,8 +65,8 @@ def adaprune(
     each epoch.
 
     learning_rate: how far a weight moves in the first steps, as a share of its row's root mean square, or a bias, as a
-    share of that of its layer's output, where the outputs are off by 100 %; where they are off by 1 %, the steps are
-    a hundredth of that. It falls to 0 along a cosine.
+    share of that of its layer's output, where the outputs are off by 100 % (root mean square over the layers); where
+    they are off by 1 %, the steps are a hundredth of that. It falls to 0 along a cosine.
 
     Pruned weights stay 0 and grids stay. On a grid a float weight is trained that starts at its code and is rounded
     whenever it is used, the gradient passing straight through; in the end weights are `grid.dequantize(codes)`.
@@ -86,12 +86,12 @@ def adaprune(
     spans = _spans(graph, feeds, device)
     solved = [layer for layer in layers if layer.name in solutions]
     weights = {layer.name: _of_layer(layer, solutions[layer.name], device) for layer in solved}
+    left = {place.bias for place in graph.places if place.layer not in solutions}
     biases = {
         place.bias: _of_bias(graph.bias_values[place.bias], span, device)
         for place, span in zip(graph.places, spans, strict=True)
-        if place.bias is not None and place.layer in solutions
+        if place.bias is not None and place.bias not in left
     }
-    trained = [*weights.values(), *biases.values()]
 
     def distance(feed: Feed) -> torch.Tensor:
         with torch.no_grad():
@@ -104,6 +104,28 @@ def adaprune(
             start=torch.zeros((), device=device),
         )
 
+    trained = [*weights.values(), *biases.values()]
+    losses = _train(trained, distance, feeds, epochs, learning_rate / math.sqrt(len(graph.places)), seed, progress)
+    found = {layer.name: _solution(layer, solutions[layer.name], weights[layer.name]) for layer in solved}
+    moved_biases = {name: latent.now().detach().cpu().numpy() for name, latent in biases.items()}
+    return AdaPruned(found, moved_biases, losses)
+
+
+def _train(
+    trained: Sequence[_Latent],
+    distance: Callable[[Feed], torch.Tensor],
+    feeds: Sequence[Feed],
+    epochs: int,
+    rate: float,
+    seed: int,
+    progress: Callable[[int], None],
+) -> tuple[float, ...]:
+    """Move what is trained to where it was best, and return the objective before and after each epoch.
+
+    distance: what one feed adds to the objective. rate: Adam's, where the objective is 1; it goes with the root.
+    """
+    import torch
+
     def objective() -> float:
         with torch.no_grad():
             return sum(float(distance(feed)) for feed in feeds)
@@ -112,30 +134,26 @@ def adaprune(
     if not math.isfinite(losses[0]):
         raise ModelError("global AdaPrune: a layer's output is NaN or infinite on the calibration data; check the data")
     best = [latent.moved.detach().clone() for latent in trained]
-    if epochs:
-        off = math.sqrt(losses[0] / len(graph.places))  # root mean square over the layers, relative to their outputs
-        optimizer = torch.optim.Adam([latent.moved for latent in trained], lr=learning_rate * off, eps=EPSILON)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(feeds))
-        rng = np.random.default_rng(seed)
-        for _ in range(epochs):
-            for index in rng.permutation(len(feeds)):
-                optimizer.zero_grad()
-                distance(feeds[index]).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-                for latent in trained:
-                    latent.keep_in_range()
-            losses.append(objective())
-            progress(1)
-            if not math.isfinite(losses[-1]):
-                break
-            if losses[-1] < min(losses[:-1]):
-                best = [latent.moved.detach().clone() for latent in trained]
+    optimizer = torch.optim.Adam([x.moved for x in trained], lr=rate * math.sqrt(losses[0]), eps=EPSILON)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs, 1) * len(feeds))
+    rng = np.random.default_rng(seed)
+    for _ in range(epochs):
+        for index in rng.permutation(len(feeds)):
+            optimizer.zero_grad()
+            distance(feeds[index]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            for latent in trained:
+                latent.keep_in_range()
+        losses.append(objective())
+        progress(1)
+        if not math.isfinite(losses[-1]):
+            break
+        if losses[-1] < min(losses[:-1]):
+            best = [latent.moved.detach().clone() for latent in trained]
     for latent, moved in zip(trained, best, strict=True):
         latent.moved.data = moved
-    found = {layer.name: _solution(layer, solutions[layer.name], weights[layer.name]) for layer in solved}
-    moved_biases = {name: latent.now().detach().cpu().numpy() for name, latent in biases.items()}
-    return AdaPruned(found, moved_biases, tuple(losses))
+    return tuple(losses)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from digits import CALIBRATION, MODEL, top1
-from small_graphs import Array
+from small_graphs import Array, build, random
 from written import rounded
 
 from onnx_obc.correction.adaprune import AdaPruned, adaprune
@@ -141,6 +142,18 @@ def test_layers_without_a_solution_stay_with_their_biases() -> None:
     assert set(found.biases) == {str(x.uses[0].node.inputs[2].name) for x in layers[2:4]}
     nothing = adaprune(model, layers, {}, feeds(64), 1)
     assert nothing == AdaPruned({}, {}, (0.0,))
+
+
+def test_a_bias_shared_with_a_layer_without_a_solution_stays() -> None:
+    make = onnx.helper.make_node
+    nodes = [make("Gemm", ["x", "v", "b"], ["h"], "one"), make("Gemm", ["h", "w", "b"], ["y"], "two")]
+    weights = {"v": random(7, 7), "w": random(7, 7, seed=1), "b": random(7)}
+    model = ir.from_proto(build(nodes, {"x": (8, 7)}, {"y": None}, weights))
+    layers, _ = find_layers(model)
+    data = [{"x": random(8, 7, seed=seed)} for seed in range(4)]
+    before = {x.name: pruned(x, Level(Unstructured(0.5))) for x in layers}
+    both, one = adaprune(model, layers, before, data, 1), adaprune(model, layers, {"one": before["one"]}, data, 1)
+    assert set(both.biases) == {"b"} and not one.biases
 
 
 def test_what_makes_it_worse_is_not_returned() -> None:
