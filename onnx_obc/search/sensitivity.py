@@ -171,16 +171,12 @@ class _Walk:
             if outputs & {v.name for v in node.outputs} or any(v in reached for v in node.inputs) or _has_body(node):
                 dependent.add(node)
                 reached |= set(node.outputs)
-        needed = [
-            str(value.name)
-            for node in dependent
-            for value in node.inputs
-            if value is not None and value not in reached and value.producer() is not None
-        ]
+        read = [value for node in dependent for value in node.inputs if value is not None]
+        needed = {str(v.name) for v in (*read, *part.graph.outputs) if v not in reached and v.producer() is not None}
         if not needed:
             return part, feeds
         ahead = Stepper(part, feeds, device=self._device, threads=self._threads)
-        ahead.advance(sorted(set(needed)))
+        ahead.advance(sorted(needed))
         return ahead.rest()
 
     def _quantized(self, x: Array, value: str, bits: int | None) -> Array:
