@@ -9,6 +9,7 @@ from . import greedy_torch
 from .elimination import Workspace
 from .greedy import quantize_rows
 from .inverse import Damped, Precision
+from .quantize_sparse import SPARSE, quantize_sparse_rows
 from .threads import Progress, over_rows
 
 
@@ -25,7 +26,7 @@ def quantize(
     """The integers of the weights, rounded one at a time with all others of the row making up for it.
 
     Where `mask` is False the weight is zero already and stays so, its code the zero point: those columns are eliminated
-    before all others.
+    before all others, or left out from the start where a row has many of them (`quantize_sparse`).
 
     Returns (codes, loss): (groups, rows, columns) int32, and the ½ tr(ΔHΔᵀ) that the greedy predicts for Δ = weights −
     dequantized codes. If the weights are the optimum for `mask` (`prune` returns that), H Δ_pruning vanishes on K, so
@@ -40,29 +41,29 @@ def quantize(
     flat = np.array(weights.reshape(total, columns), order="C")  # (groups · rows, columns)
     scale = np.array(grid.scale.reshape(total))
     zero = np.array(grid.zero_point.reshape(total))
-    kept = np.ones(flat.shape, np.bool_) if mask is None else np.array(mask.reshape(flat.shape), order="C")
-    codes, order = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.int32)
-    losses = np.empty(total)
+    codes, order = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.int32)  # both (groups · rows, columns)
+    losses = np.empty(total)  # (groups · rows,)
+    low, high = grid.qmin, grid.qmax
     space = Workspace(columns, base.dtype)
+    if mask is None:
+        kept, cost = np.ones(flat.shape, np.bool_), columns**3 // 6
+    else:
+        kept = np.array(mask.reshape(flat.shape), order="C")
+        most = int(kept.sum(axis=1).max())
+        cost = min(columns, most + most // 2) ** 3 // 6  # inverting takes about as long again as the greedy
+    hessian = np.ascontiguousarray(damped.hessian)
 
     def work(start: int, stop: int) -> None:
-        quantize_rows(
-            flat,
-            kept,
-            base,
-            floor,
-            scale,
-            zero,
-            grid.qmin,
-            grid.qmax,
-            space.room,
-            space.factor,
-            start,
-            stop,
-            codes,
-            order,
-            losses,
-        )
+        room, factor = space.room, space.factor
+        if mask is None:
+            quantize_rows(
+                flat, kept, base, floor, scale, zero, low, high, room, factor, start, stop, codes, order, losses
+            )
+        else:
+            quantize_sparse_rows(
+                flat, kept, hessian, unit, base, floor, scale, zero, low, high, SPARSE, room, factor, start, stop,
+                codes, order, losses,
+            )  # fmt: skip
 
-    over_rows(work, total, columns**3 // 6, threads, progress)
+    over_rows(work, total, cost, threads, progress)
     return codes.reshape(weights.shape), float((losses * unit.repeat(rows)).sum())

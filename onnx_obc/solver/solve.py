@@ -13,10 +13,11 @@ from ..level import NM, Float32, Level, Solution, Sparsity
 from .bound import lower_bound
 from .grid import GridMethod, fit_grid
 from .inverse import Damped, Precision, damp
+from .levels import Passes, Shared, pattern_of
 from .loss import layer_loss
 from .ordered import prune_ordered, quantize_ordered
 from .ordered_refit import inner_product
-from .prune import Trace, cut_trace, prune_trace
+from .prune import cut_trace, prune_trace
 from .quantize import quantize
 from .refine_codes import refine_codes
 from .refine_mask import refine_mask
@@ -85,34 +86,38 @@ def solve_levels(
     method: Method = Method(),
     progress: Progress | None = None,
 ) -> Iterator[Solution]:
-    """The layer's solutions at several levels, in their order, each equal to what `solve` gives for it alone.
+    """The layer's solutions at several levels, one by one in their order, each bit for bit what `solve` gives for it.
 
     What levels share is done once: the trace of the greedy for all fractions of one pattern, and the pruning of what is
-    quantized to several widths. progress: called with rows finished, of groups · rows · levels.
+    quantized to several widths. It is held for as long as a later level needs it (`Shared`). progress: called with rows
+    finished, of groups · rows · levels, never less than before; all of a level's before that is given. Otherwise as
+    `solve`.
     """
     check_finite(weights)
     rows = weights.shape[0] * weights.shape[1]
-    traces: dict[tuple[object, Precision], Trace] = {}
-    pruned: dict[Sparsity, Solution] = {}
+    shared = Shared()
     for number, level in enumerate(levels):
         mask_sweeps, code_sweeps = method.mask_sweeps(level, weights.shape[2]), method.code_sweeps(level)
-        passes = 2 * (level.sparsity is not None) + (level.bits is not None) + (mask_sweeps > 0) + (code_sweeps > 0)
-        counted = _Passes(max(passes, 1), rows, progress, number * rows)
+        pruning = (2 + (mask_sweeps > 0)) * (level.sparsity is not None)
+        passes = pruning + (level.bits is not None) + (code_sweeps > 0)
+        counted = Passes(max(passes, 1), rows, progress, number * rows)
         solution = Solution(Level(), weights, None, None, None, 0.0)
         if level.sparsity is not None:
-            if level.sparsity not in pruned:
-                pruned[level.sparsity] = _prune(weights, damped, level.sparsity, method, traces, counted)
-            counted.finished = (2 + (mask_sweeps > 0)) * rows
-            solution = pruned[level.sparsity]
+            if level.sparsity not in shared.pruned:
+                shared.pruned[level.sparsity] = _prune(weights, damped, level.sparsity, method, shared, counted)
+            solution = shared.pruned[level.sparsity]
+            counted.reach(pruning)
         if level.bits is not None:
             solution = _quantize(solution, weights, damped, level, method, counted)
             if code_sweeps:
                 solution = _refine_codes(solution, weights, damped, code_sweeps, method.threads, counted)
+        counted.reach(max(passes, 1))
+        shared.forget(levels[number + 1 :])
         yield solution
 
 
 def _trusted(
-    step: Callable[[Precision], Solution], weights: Float32, damped: Damped, method: Method, counted: _Passes
+    step: Callable[[Precision], Solution], weights: Float32, damped: Damped, method: Method, counted: Passes
 ) -> Solution:
     """The step's solution, in float64 where float32 gets its loss wrong."""
     begun = counted.finished
@@ -130,22 +135,22 @@ def _prune(
     damped: Damped,
     sparsity: Sparsity,
     method: Method,
-    traces: dict[tuple[object, Precision], Trace],
-    counted: _Passes,
+    shared: Shared,
+    counted: Passes,
 ) -> Solution:
-    """The layer pruned, and its mask refined. traces: of earlier levels, by pattern and precision; added to."""
+    """The layer pruned, and its mask refined, from a trace in `shared` if it has one; a new one is added to it."""
     level = Level(sparsity)
-    pattern = sparsity if isinstance(sparsity, NM) else (type(sparsity), getattr(sparsity, "size", 1))
 
     def step(precision: Precision) -> Solution:
         if method.solver == "ordered":
             found = prune_ordered(weights, damped, sparsity, method.threads, precision, counted)
         else:
-            if (pattern, precision) not in traces:
-                traces[pattern, precision] = prune_trace(
+            key = (pattern_of(sparsity), precision)
+            if key not in shared.traces:
+                shared.traces[key] = prune_trace(
                     weights, damped, sparsity, method.threads, precision, counted, method.device
                 )
-            trace = traces[pattern, precision]
+            trace = shared.traces[key]
             found = cut_trace(weights, damped, sparsity, trace, method.threads, counted, method.device)
         solved, mask, loss = found
         return Solution(level, solved, None, None, mask, loss)
@@ -156,7 +161,7 @@ def _prune(
 
 
 def _quantize(
-    pruned: Solution, weights: Float32, damped: Damped, level: Level, method: Method, counted: _Passes
+    pruned: Solution, weights: Float32, damped: Damped, level: Level, method: Method, counted: Passes
 ) -> Solution:
     assert level.bits is not None
     start, mask = pruned.weights, pruned.mask
@@ -192,23 +197,6 @@ def _refine_codes(
     codes, grid, loss = found
     greedy = start.loss if start.loss_greedy is None else start.loss_greedy
     return Solution(start.level, grid.dequantize(codes), codes, grid, start.mask, loss, greedy)
-
-
-class _Passes:
-    """A progress over all passes together, each of which counts to `rows`. `finished` rows belong to whole passes;
-    `before`: what to add, the rows of other levels."""
-
-    def __init__(self, passes: int, rows: int, progress: Progress | None, before: int = 0) -> None:
-        self._passes, self._rows, self._progress, self._before = passes, rows, progress, before
-        self._told = 0
-        self.finished = 0
-
-    def __call__(self, done: int) -> None:
-        now = min((self.finished + done) // self._passes, self._rows)
-        if self._progress is not None and now >= self._told:
-            self._progress(self._before + now)
-            self._told = now
-        self.finished += self._rows if done == self._rows else 0
 
 
 def warm_up(levels: Sequence[Level], method: Method, progress: Callable[[str, int, int], None]) -> None:
