@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 import psutil
 
 from .correction.sites import Kind, Site, find_sites
 from .correction.statistics import correct
 from .graph.layers import find_layers
-from .graph.qdq import WrittenWeight
+from .graph.qdq import Writer, WrittenWeight
 from .judge import Judge
+from .level import Float32, Solution
 from .plan import Plan
 from .recipe import Recipe
-from .solving import Solved
-from .split import CORRECTING, first_samples
+from .solving import Solved, solving_device
+from .split import CORRECTING, TRAINING, first_samples
 
 if TYPE_CHECKING:
     from .finish import Material
@@ -111,6 +113,69 @@ def correct_statistics(
         for kind in kinds:
             attempt((kind,))
     return solved, tuple(attempts)
+
+
+def train_all(
+    material: Material,
+    plan: Plan,
+    solved: dict[str, Solved],
+    recipe: Recipe,
+    progress: Callable[[str, int, int], None],
+) -> tuple[dict[str, Solved], tuple[CorrectionReport, ...]]:
+    """Global AdaPrune, before the plan's model is written into: its biases are set, and the trained layers returned.
+
+    Judged without activations quantized and before other corrections; dropped if it makes the held-out loss worse.
+    """
+    from .correction.adaprune import adaprune
+
+    samples = first_samples(material.feeds, TRAINING)
+    feeds = [batch.feed for batch in samples.read(0, samples.count)]
+    solutions = {name: entry.solution for name, entry in solved.items()}
+    copy = plan.model.clone()
+    found = adaprune(
+        copy,
+        find_layers(copy)[0],
+        solutions,
+        feeds,
+        recipe.global_adaprune,
+        seed=recipe.seed,
+        device=solving_device(recipe.device),
+        progress=lambda done: progress("adaprune", done, recipe.global_adaprune),
+    )
+    judge = Judge(material.dense, material.held_out, recipe.device, recipe.threads)
+    before, after = (
+        judge.loss(_float_model(plan, weights, biases))
+        for weights, biases in ((solutions, {}), (found.solutions, found.biases))
+    )
+    kept = after < before
+    if kept:
+        _set_biases(plan.model, found.biases)
+        note = "trained by global AdaPrune afterwards: the layer losses here are those before"
+        solved = {
+            name: replace(
+                entry,
+                solution=found.solutions[name],
+                report=replace(entry.report, notes=(*entry.report.notes, note)),
+            )
+            for name, entry in solved.items()
+        }
+    return solved, (CorrectionReport(("global AdaPrune",), len(solved), before, after, kept),)
+
+
+def _float_model(plan: Plan, solutions: Mapping[str, Solution], biases: Mapping[str, Float32]) -> ir.Model:
+    """The plan's model with these weights and biases, all in float."""
+    model = plan.model.clone()
+    writer = Writer(model)
+    for layer in find_layers(model)[0]:
+        if layer.name in solutions:
+            writer.weight(layer, replace(solutions[layer.name], codes=None, grid=None))
+    _set_biases(model, biases)
+    return model
+
+
+def _set_biases(model: ir.Model, biases: Mapping[str, Float32]) -> None:
+    for name, value in biases.items():
+        model.graph.initializers[name].const_value = ir.Tensor(np.ascontiguousarray(value), name=name)
 
 
 class _Snapshot:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from .calibration.data import Samples
 from .calibration.ranges import RangeObserver
-from .correcting import CorrectionReport, correct_statistics, sites_of
+from .correcting import CorrectionReport, correct_statistics, sites_of, train_all
 from .errors import VerificationError
 from .graph.fold import remove_unused
 from .graph.model import save_model
@@ -70,15 +70,17 @@ def finish(
     checks: what was checked before. search: what the report says of the budget, if there was one. Raises
     VerificationError if the file fails a check: it is then left under a `.rejected` name.
     """
+    corrections: tuple[CorrectionReport, ...] = ()
+    if recipe.global_adaprune and plan.layers:
+        with watch("correct"):
+            solved, corrections = train_all(material, plan, solved, recipe, progress)
     reference, sites = plan.model.clone(), sites_of(plan, material.dense)
     with watch("write"):
         written, embeddings, intervals = write(plan, solved, ranges, recipe)
-    corrections: tuple[CorrectionReport, ...] = ()
     if recipe.correct and plan.layers:
         with watch("correct"):
-            solved, corrections = correct_statistics(
-                material, plan, reference, sites, solved, written, recipe, progress
-            )
+            found = correct_statistics(material, plan, reference, sites, solved, written, recipe, progress)
+            solved, corrections = found[0], (*corrections, *found[1])
     with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=target.parent if target is not None else None) as scratch:
         path = Path(scratch) / (target.name if target is not None else "model.onnx")
         save_model(plan.model, path)

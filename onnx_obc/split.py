@@ -8,6 +8,7 @@ from .calibration.data import Samples
 
 HELD_OUT = 256  # the last tenth of the samples, but at most so many, only serve to compare the outputs
 STORED = 512  # calibration samples that a database keeps, at most
+TRAINING = 512  # samples of global AdaPrune, at most
 CORRECTING = 256  # samples that corrections of statistics look at, at most
 
 

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "schedule": {"graph", "level", "recipe", "solver"},
     "output_loss": {"level"},
     "verify": {"output_loss", "calibration", "graph", "level", "errors", "recipe", "runtime", "solving"},
-    "correcting": {"correction", "finish", "graph", "judge", "plan", "recipe", "solving", "split"},
+    "correcting": {"correction", "finish", "graph", "judge", "level", "plan", "recipe", "solving", "split"},
     "report": {"correcting", "_version", "calibration", "errors", "graph", "plan", "recipe", "solving", "verify"},
     "inspect": {"graph", "level", "report"},
 }

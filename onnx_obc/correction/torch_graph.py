@@ -5,8 +5,11 @@ torch and onnx2torch come with the extra `torch` and are imported where they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -211,9 +214,33 @@ def _prepared(
     return ir.to_proto(model), inputs, constants
 
 
+@contextmanager
+def _torchvision_or_none() -> Iterator[None]:
+    """Let onnx2torch be imported where torchvision cannot be, as when its build is not that of torch.
+
+    It needs torchvision for RoiAlign and NonMaxSuppression alone, at its import. What stands in for it meanwhile makes
+    a model with one of these fail where torch runs it, which is told.
+    """
+    try:
+        import torchvision  # type: ignore[import-untyped]  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        stand_in, operators = ModuleType("torchvision"), ModuleType("torchvision.ops")
+        stand_in.ops, operators.roi_align = operators, None  # type: ignore[attr-defined]
+        sys.modules |= {"torchvision": stand_in, "torchvision.ops": operators}
+        try:
+            yield
+        finally:
+            del sys.modules["torchvision"], sys.modules["torchvision.ops"]
+    else:
+        yield
+
+
 def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
     try:
-        import onnx2torch  # type: ignore[import-untyped]
+        with _torchvision_or_none():
+            import onnx2torch  # type: ignore[import-untyped]
 
         from .torch_operators import node_errors, register, repair
     except ImportError as error:
