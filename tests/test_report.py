@@ -18,6 +18,7 @@ from rich.console import Console, RenderableType
 from small_graphs import build, random
 
 from onnx_obc import OutputError, Recipe, compress
+from onnx_obc.correcting import CorrectionReport
 from onnx_obc.graph.cost import layer_costs
 from onnx_obc.graph.layers import LeftOut, find_layers
 from onnx_obc.graph.model import read_model
@@ -80,10 +81,10 @@ def test_a_report_that_cannot_be_written_leaves_nothing(report: Report, tmp_path
         write_json(report, tmp_path / "none" / "r.json")
 
 
-@pytest.mark.parametrize("kind", [Report, LayerReport, LeftOut, EmbeddingReport, OutputMatch, Check])
+@pytest.mark.parametrize("kind", [Report, LayerReport, LeftOut, EmbeddingReport, CorrectionReport, OutputMatch, Check])
 def test_every_field_is_documented(kind: type[Any]) -> None:
     section = {Report: "", LayerReport: "layers", LeftOut: "left_out", EmbeddingReport: "embeddings"}
-    section |= {OutputMatch: "outputs", Check: "checks"}
+    section |= {OutputMatch: "outputs", Check: "checks", CorrectionReport: "corrections"}
     title, *parts = re.split(r"^## `(\w+)`$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     text = {"": title, **dict(zip(parts[::2], parts[1::2], strict=True))}[section[kind]]
     rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)

@@ -33,6 +33,7 @@ from .data import DataOptions, InputSpec, Samples
 from .feeds import Array, Feed, check_dtype, check_names, check_shape, convert, deliver, plan_samples
 
 SUFFIXES = (".npz", ".npy")
+LABELS = "labels"  # an array of this name says the class of every sample, for a task loss
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,25 @@ def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], opti
             feed[spec.name] = convert(np.asarray(array[row] if counted else array), spec, where)
         return feed
 
-    return deliver(plan, load, inputs, f"{_kind(whole)} of {source}", whole=whole)
+    def label(position: int) -> int:
+        index = plan.order[position]
+        number = bisect_right(ends, index)
+        return int(opened(number)(LABELS)[index - (ends[number - 1] if number else 0)])
+
+    labelled = not whole and all(_has_labels(file, inputs) for file in files)
+    kind = f"{_kind(whole)} of {source}"
+    return deliver(plan, load, inputs, kind, whole=whole, label=label if labelled else None)
+
+
+def _has_labels(file: ArrayFile, inputs: list[InputSpec]) -> bool:
+    """Whether a file says the class of each sample, in an array `labels` that is no input of the model."""
+    return LABELS in file.headers and all(spec.name != LABELS for spec in inputs)
 
 
 def _examine(file: ArrayFile, inputs: list[InputSpec]) -> tuple[bool, int]:
     """(whether the file holds whole feeds, how many feeds or samples). Raises CalibrationError unless they fit."""
-    check_names(file.headers, inputs, file.name)
+    labelled = _has_labels(file, inputs)
+    check_names([name for name in file.headers if not (labelled and name == LABELS)], inputs, file.name)
     whole = any(len(file.headers[spec.name].shape) == len(spec.shape) + 1 for spec in inputs)
     counts: dict[str, int] = {}
     for spec in inputs:
@@ -134,7 +148,15 @@ def _examine(file: ArrayFile, inputs: list[InputSpec]) -> tuple[bool, int]:
             f"{file.name}: {a!r} has {size_a} {_kind(whole)}, but {b!r} has {size_b}; axis 0 must agree"
             + ("" if whole else ", or give whole feeds: arrays with one more axis in front")
         )
-    return whole, next(iter(counts.values()), 1)
+    count = next(iter(counts.values()), 1)
+    if labelled and not whole:
+        header = file.headers[LABELS]
+        if header.shape != (count,) or header.dtype.kind not in "iu":
+            raise CalibrationError(
+                f"{file.name}: {LABELS!r} is {header.dtype.name}{list(header.shape)}; give the class of each of the "
+                f"{count} samples, integers of shape ({count},), or leave it out"
+            )
+    return whole, count
 
 
 def _kind(whole: bool) -> str:

@@ -103,12 +103,13 @@ def deliver(
     *,
     whole: bool = False,
     synthetic: bool = False,
+    label: Callable[[int], int] | None = None,
 ) -> Samples:
     """Samples of a plan.
 
     load(position): the sample at this position of the order, every array without its batch axis (an input of rank 0 as
-    it is); if `whole`, the feed at this position. Samples share a feed as long as it has room and they have the same
-    shapes, and the same values for inputs of rank 0.
+    it is); if `whole`, the feed at this position. label(position): its class, if the data says it.
+    Samples share a feed as long as it has room and they have the same shapes, and the same values for inputs of rank 0.
     """
     count = len(plan.order)
 
@@ -121,11 +122,16 @@ def deliver(
                 yield Batch(sample, position, 1)
                 continue
             if held and (len(held) == plan.batch or not _alike(held[0], sample, inputs, plan.step, position)):
-                yield Batch(_stack(held, inputs), position - len(held), len(held))
+                yield batch(held, position)
                 held = []
             held.append(sample)
         if held:
-            yield Batch(_stack(held, inputs), stop - len(held), len(held))
+            yield batch(held, stop)
+
+    def batch(held: list[Feed], stop: int) -> Batch:
+        first = stop - len(held)
+        labels = None if label is None else np.array([label(position) for position in range(first, stop)], np.int64)
+        return Batch(_stack(held, inputs), first, len(held), labels)
 
     return Samples(count, source, read, synthetic, plan.notes, plan.step, plan.batch)
 

@@ -11,6 +11,9 @@ An image becomes the input of a model with one input of rank 4 like this:
    (x/255 − 0.5)/0.5; `imagenet`: (x/255 − mean)/std with the usual mean and std of ImageNet. `mean` and `std` replace
    those of the preset, and mean `unit` without one. A uint8 input takes raw pixels and needs nothing said.
 
+Images in several folders are labelled: the class of an image is the place of its folder among all, in alphabetical
+order. Labels only serve a task loss.
+
 With `augment` N every image appears N times in succession: once as above, then with chance ½ flipped left to right,
 and cut out at a random place; where nothing is resampled, it is first padded with black by an eighth (4 pixels of 32)
 on every side. What is drawn depends on the seed, the image's number and the copy's alone.
@@ -87,7 +90,13 @@ def open_images(path: Path, inputs: list[InputSpec], options: DataOptions) -> Sa
         image = _decode(fetch(names[number]), f"{path}/{names[number]}", MODES[preparation.channels])
         return {preparation.spec.name: preparation.array(image, rng)}
 
-    return deliver(plan, load, inputs, f"images of {path}")
+    folders = [PurePosixPath(name).parent.as_posix() for name in names]
+    classes = {folder: number for number, folder in enumerate(sorted(set(folders)))}
+
+    def label(position: int) -> int:
+        return classes[folders[plan.order[position]]]
+
+    return deliver(plan, load, inputs, f"images of {path}", label=label if len(classes) > 1 else None)
 
 
 def prepare(inputs: list[InputSpec], options: DataOptions) -> Preparation:

@@ -508,3 +508,21 @@ def test_tensorrt_refuses(
     assert why is not None
     assert reason in why
     assert TARGETS["tensorrt"].refuse(layer, Choice(parse_level("sparse-0.5"), None)) is None
+
+
+def test_a_clip_before_4_bits_loads(tmp_path: Path) -> None:
+    """onnxruntime 1.32 does not load a Clip whose only reader is a QuantizeLinear to 4 bits."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], name="first"),
+        helper.make_node("Clip", ["h", "low", "high"], ["r"], name="relu6"),
+        helper.make_node("Conv", ["r", "v", "b"], ["y"], name="second"),
+    ]
+    weights = {"w": random(4, 4, 1, 1), "v": random(4, 4, 1, 1, seed=1), "b": random(4)}
+    bounds = {"low": np.array(0, np.float32), "high": np.array(0.5, np.float32)}
+    proto = build(nodes, {"x": [2, 4, 3, 3]}, {"y": [2, 4, 3, 3]}, weights | bounds)
+    for levels in ("int4", {"first": "int8", "second": "int4"}):
+        written = write_for("onnxruntime", proto, levels, 4)
+        assert not written.nodes("Clip") and len(written.nodes("Max", "Min")) == 2
+        assert "r" in written.activations
+        _, found = optimized(written, tmp_path)
+        check_numbers(proto, written, found, decibels=8)

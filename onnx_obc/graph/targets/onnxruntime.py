@@ -10,7 +10,8 @@ integers only if its surroundings have exactly the form that a selector looks fo
   bias in an Add that is not merged: any behind a Gemm, and one of a bias of two axes behind a MatMul of more axes.
 - Bias stays float; onnxruntime quantizes it itself.
 - Activations are unsigned with a zero point, weights are 8 bits wide, signed or not. 4-bit weights run in float.
-- 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations.
+- 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations,
+  nor a Clip whose only reader is a 4-bit QuantizeLinear.
 """
 
 from __future__ import annotations
@@ -50,13 +51,20 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
 
 
 def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
-    """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it."""
+    """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it; and hide
+    each Clip from the 4-bit QuantizeLinear that will follow it."""
     integer = [layer for layer in layers if layer.name in choices and _runs_in_integers(choices[layer.name])]
     quantized = {(use.node, 1 - use.index) for layer in integer for use in layer.uses}
 
     def is_quantized(value: ir.Value) -> bool:
         value = _absorbing(value, model)
         return not value.is_graph_output() and all((use.node, use.idx) in quantized for use in value.uses())
+
+    narrow = [layer for layer in layers if layer.name in choices and choices[layer.name].activation_bits == 4]
+    for source in dict.fromkeys(use.node.inputs[1 - use.index] for layer in narrow for use in layer.uses):
+        clip = None if source is None else source.producer()
+        if clip is not None and _is(clip, "Clip", model):
+            _split_clip(model, clip)
 
     for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
         output, uses = node.outputs[0], list(node.outputs[0].uses())
@@ -142,6 +150,30 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     """The node that reads a value as its first input, if nothing else reads it."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
+
+
+def _split_clip(model: ir.Model, clip: ir.Node) -> None:
+    """Write a Clip as Max and Min, which keep its output's name."""
+    taken, value = set(names_of(model)), clip.inputs[0]
+    nodes = []
+    for bound, op_type in zip(clip.inputs[1:], ("Max", "Min"), strict=False):
+        if bound is not None:
+            node = ir.node(
+                op_type, [value, bound], name=free_name(f"{clip.name or clip.outputs[0].name}_{op_type}", taken)
+            )
+            value = node.outputs[0]
+            value.name = free_name(f"{clip.outputs[0].name}_{op_type}", taken)
+            taken |= {str(node.name), str(value.name)}
+            nodes.append(node)
+    if not nodes or value is None:
+        return
+    old, name = clip.outputs[0], clip.outputs[0].name
+    for user, index in list(old.uses()):
+        user.replace_input_with(index, value)
+    take_over_output(model.graph, old, value)
+    model.graph.insert_after(clip, nodes)
+    model.graph.remove(clip, safe=True)
+    value.name = name
 
 
 def _split_gemm(model: ir.Model, gemm: ir.Node) -> None:
