@@ -4,11 +4,11 @@
     python benchmarks/nonuniform.py --only ResNet-20 --part bops
 
 Two parts. `bops`: the `gpu` level set (8w8a, 4w4a, each also at 2:4) against bit operations in OBC's accounting, for
-onnxruntime with activations quantized as the level says. `flops`: weights pruned anywhere, against operations, with global
-magnitude pruning as the baseline. Databases are kept in --databases, so that a second run only searches.
+onnxruntime with activations quantized as the level says. `flops`: weights pruned anywhere, against operations, with
+global magnitude pruning as the baseline. Databases are kept in --databases, so that a second run only searches.
 
-A finished row is added to benchmarks/results/nonuniform.jsonl at once, and rows that are there are not run again. Tables
-and plots are made of all rows: benchmarks/results/nonuniform.md and nonuniform-*.svg.
+A finished row is added to benchmarks/results/nonuniform.jsonl at once, and rows that are there are not run again.
+Tables and plots are made of all rows: benchmarks/results/nonuniform.md and nonuniform-*.svg.
 """
 
 from __future__ import annotations
@@ -257,11 +257,11 @@ database: choice, stitching, corrections, and solving again for *sequential*; no
 
 *Times fewer* is what was really reached. Bit operations are counted as in OBC's code: FLOPs × the wider of weight and
 activation bits (8w8a is a quarter of float32, 4w4a an eighth), halved at 2:4. *Uniform*: every layer at this level, or
-without the pattern where it is impossible. *DP*: the dynamic program over relative layer losses, or over output losses of
-the model with one layer compressed (64 calibration samples). *Corrections*: batch-norm, norm and bias statistics, on 256
-calibration samples; kept or dropped by the output loss of held-out calibration samples. *Sequential*: layers solved again
-in order on the inputs that the compressed prefix produces, on up to 512 samples, with corrections on the way. Pruned
-anywhere: every third step of OBC's ladder, masks not refined. *Global magnitude*: one threshold for all layers.
+without the pattern where it is impossible. *DP*: the dynamic program over relative layer losses, or over output losses
+of the model with one layer compressed (64 calibration samples). *Corrections*: batch-norm, norm and bias statistics, on
+256 calibration samples; kept or dropped by the output loss of held-out calibration samples. *Sequential*: layers solved
+again in order on the inputs that the compressed prefix produces, on up to 512 samples, with corrections on the way.
+Pruned anywhere: every third step of OBC's ladder, masks not refined. *Global magnitude*: one threshold for all layers.
 Models, calibration and evaluation are those of accuracy.md; the evaluation data calibrates and chooses nothing.
 
 {chr(10).join(parts)}"""
