@@ -24,8 +24,8 @@ class Site:
     output of a layer with a bias: a shift only.
     node: whose first output the value is. value: its name before anything was written: a graph output may change its
     name then. axis: of the channels, from the end for products and LayerNorm. channels: how many.
-    layer: the layer of `batchnorm`. gain, shift: the node and the index of its input that hold γ and β or the bias;
-    shift is None where there is nothing to shift, and a Conv without a bias gets one.
+    layer: the layer whose output it is; None for norm. gain, shift: the node and the index of its input that hold γ and
+    β or the bias; shift is None where a value can only be scaled. A Conv or LayerNormalization without one gets one.
     """
 
     kind: Kind
@@ -42,7 +42,8 @@ def find_sites(model: ir.Model, layers: Sequence[Layer], batchnorms: Collection[
     """The sites of a folded model, before weights are written into it, in the order of the graph.
 
     layers: all layers of this model. batchnorms: the names of the values that came out of a BatchNormalization before
-    it was folded into the layer.
+    it was folded into the layer. Left out: products with a constant left factor or a batched weight, and layers and
+    norms whose constants are computed, not float32, or of another shape than one entry for every channel.
     """
     uses = {use.node: (layer, use) for layer in layers for use in layer.uses}
     found = {}
@@ -55,47 +56,47 @@ def find_sites(model: ir.Model, layers: Sequence[Layer], batchnorms: Collection[
 
 def _of_layer(layer: Layer, use: Use, batchnorms: Collection[str]) -> Site | None:
     node, channels = use.node, layer.groups * layer.rows
-    if use.index != 1 or len(layer.uses) > 1:  # a constant left factor has its rows elsewhere; one weight, one factor
-        return None
-    output = node.outputs[0]
+    output, bias = node.outputs[0], _input(node, 2)
+    # A weight with several uses cannot take a factor for one of them; each of them can have a bias of its own.
+    kind: Kind = "batchnorm" if output.name in batchnorms and len(layer.uses) == 1 else "bias"
     if node.op_type in ("Conv", "ConvTranspose"):
-        kind: Kind = "batchnorm" if output.name in batchnorms else "bias"
+        if bias is not None and not _vector(bias, channels):
+            return None
         return Site(kind, node, str(output.name), 1, channels, layer.name, shift=(node, 2))
-    if layer.groups > 1 or layer.weight.ndim != 2:
+    if use.index != 1 or layer.weight.ndim != 2:  # a constant left factor has its rows along another axis
         return None
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        if _vector(node.inputs[2], channels) and node.attributes.get_float("beta", 1.0) == 1:
-            kind = "batchnorm" if output.name in batchnorms else "bias"
-            return Site(kind, node, str(output.name), -1, channels, layer.name, shift=(node, 2))
-        return None
+    if node.op_type == "Gemm" and bias is not None:
+        if not _vector(bias, channels) or node.attributes.get_float("beta", 1.0) != 1:
+            return None
+        return Site(kind, node, str(output.name), -1, channels, layer.name, shift=(node, 2))
     readers = list(output.uses())
     if len(readers) != 1 or output.is_graph_output():
         return None
-    add = readers[0].node
-    other = add.inputs[1 - readers[0].idx] if add.op_type == "Add" and add.domain == "" else None
-    if add.graph is not node.graph or other is None or not _vector(other, channels):
+    add, other = readers[0].node, 1 - readers[0].idx
+    if not _is_add(add, node.graph) or not _vector(add.inputs[other], channels):
         return None
-    return Site("bias", add, str(add.outputs[0].name), -1, channels, layer.name, shift=(add, 1 - readers[0].idx))
+    return Site("bias", add, str(add.outputs[0].name), -1, channels, layer.name, shift=(add, other))
 
 
 def _of_norm(node: ir.Node, opset: int) -> Site | None:
     if node.domain != "" or (node.op_type == "GroupNormalization" and opset < 21):  # which has a γ for each group
         return None
-    output = node.outputs[0]
-    if node.op_type == "LayerNormalization" and node.attributes.get_int("axis", -1) == -1:
-        channels = _length(node.inputs[1])
-        if channels is None:
-            return None
-        shift = (node, 2) if len(node.inputs) > 2 and _vector(node.inputs[2], channels) else None
-        return Site("norm", node, str(output.name), -1, channels, gain=(node, 1), shift=shift)
-    if node.op_type in CHANNEL_NORMS:
-        channels = _length(node.inputs[1])
-        if channels is None or not _vector(node.inputs[2], channels):
-            return None
-        return Site("norm", node, str(output.name), 1, channels, gain=(node, 1), shift=(node, 2))
     if node.op_type == "Mul":
         return _of_decomposed_norm(node)
-    return None
+    last = node.op_type == "LayerNormalization" and _is_last_axis(node)
+    if not last and node.op_type not in CHANNEL_NORMS:
+        return None
+    channels, shift = _length(node.inputs[1]), _input(node, 2)
+    if channels is None or (shift is not None and not _vector(shift, channels)):
+        return None
+    name = str(node.outputs[0].name)
+    return Site("norm", node, name, -1 if last else 1, channels, gain=(node, 1), shift=(node, 2))
+
+
+def _is_last_axis(norm: ir.Node) -> bool:
+    """Whether a LayerNormalization is over the last axis alone."""
+    axis, shape = norm.attributes.get_int("axis", -1), norm.outputs[0].shape
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
 def _of_decomposed_norm(scale: ir.Node) -> Site | None:
@@ -106,9 +107,9 @@ def _of_decomposed_norm(scale: ir.Node) -> Site | None:
         if channels is None or value is None or not _is_normalised(value):
             continue
         output, readers = scale.outputs[0], list(scale.outputs[0].uses())
-        if len(readers) == 1 and readers[0].node.op_type == "Add" and not output.is_graph_output():
+        if len(readers) == 1 and not output.is_graph_output():
             add, other = readers[0].node, 1 - readers[0].idx
-            if add.graph is scale.graph and _vector(add.inputs[other], channels):
+            if _is_add(add, scale.graph) and _vector(add.inputs[other], channels):
                 name = str(add.outputs[0].name)
                 return Site("norm", add, name, -1, channels, gain=(scale, 1 - index), shift=(add, other))
         return Site("norm", scale, str(output.name), -1, channels, gain=(scale, 1 - index))
@@ -128,6 +129,16 @@ def _is_normalised(value: ir.Value) -> bool:
         if root is not None and root.op_type == "Sqrt":
             return True
     return False
+
+
+def _is_add(node: ir.Node, graph: ir.Graph | ir.Function | None) -> bool:
+    """Whether a node is an Add of this graph, not of a body that reads from it."""
+    return node.op_type == "Add" and node.domain == "" and node.graph is graph
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    """An optional input of a node, None where it is absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _length(value: ir.Value | None) -> int | None:

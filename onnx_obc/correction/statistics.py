@@ -28,12 +28,17 @@ Array = npt.NDArray[Any]
 
 LARGEST_FACTOR = 2.0  # of a standard deviation, and its inverse: what is off by more is no drift
 NEGLIGIBLE = 1e-4  # a channel with a standard deviation below this share of the value's largest one keeps its factor 1
+ROUNDING = 1e-6  # of a factor, and of a shift relative to the largest statistic: what is off by less is left alone
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """What was done at a site: how far the means were off, in standard deviations of the dense value (root mean square
-    over the channels), and by what factors the standard deviations were (mean)."""
+    """What was found at a site.
+
+    value, kind: the site's. mean_off: μ̂ − μ in standard deviations σ of the dense channel, spread_off: σ̂ / σ − 1, each
+    the root mean square over the channels; of a channel that hardly varies, σ counts as the least that is no
+    negligible share of the largest.
+    """
 
     value: str
     kind: str
@@ -97,25 +102,37 @@ def correct(
 def affine(dense: Sequence[Array], compressed: Sequence[Array], site: Site) -> tuple[Float64, Float64, Corrected]:
     """The factor and the shift of every channel, (channels,) each, from a value on all feeds, and how far it was off.
 
-    A factor lies between ½ and 2. Channels that hardly vary keep the factor 1.
+    A factor is clipped to ½ … 2. Channels that hardly vary keep the factor 1, and what is off by no more than rounding
+    is left as it is: the factor is 1 and the shift 0.
     """
-    mean, spread = moments(dense, site.axis)
+    mean, spread = moments(dense, site.axis)  # (channels,) float64 each
     found_mean, found_spread = moments(compressed, site.axis)
+    largest = max(float(spread.max(initial=0)), float(found_spread.max(initial=0)), float(np.finfo(np.float32).tiny))
+    least = NEGLIGIBLE * largest
     factor = np.ones_like(mean)
     if site.kind != "bias":
-        least = NEGLIGIBLE * max(float(spread.max(initial=0)), float(found_spread.max(initial=0)))
         varies = (spread > least) & (found_spread > least)
         factor[varies] = np.clip(spread[varies] / found_spread[varies], 1 / LARGEST_FACTOR, LARGEST_FACTOR)
+        factor[np.abs(factor - 1) <= ROUNDING] = 1
         factor = factor.astype(np.float32).astype(np.float64)
     shift = mean - factor * found_mean if site.shift is not None else np.zeros_like(mean)
-    unit = np.maximum(spread, np.finfo(np.float32).tiny)
-    off = float(np.sqrt(np.mean(np.minimum((mean - found_mean) / unit, 1e6) ** 2))) if mean.size else 0.0
-    return factor, shift, Corrected(site.value, site.kind, off, float(factor.mean()) if factor.size else 1.0)
+    shift[np.abs(shift) <= ROUNDING * max(largest, float(np.abs(mean).max(initial=0)))] = 0
+    unit = np.maximum(spread, least)
+    mean_off, spread_off = (found_mean - mean) / unit, (np.maximum(found_spread, least) - unit) / unit
+    return factor, shift, Corrected(site.value, site.kind, _rms(mean_off), _rms(spread_off))
+
+
+def _rms(values: Float64) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def moments(values: Sequence[Array], axis: int) -> tuple[Float64, Float64]:
-    """Mean and standard deviation of every channel, (channels,) float64, over all arrays and other axes."""
-    count, mean, square = 0, np.zeros(()), np.zeros(())
+    """Mean and standard deviation of every channel, (channels,) float64, over all arrays and other axes.
+
+    values: at least one array, of any size along the other axes; 0 and 0 where there is nothing to see.
+    """
+    channels = values[0].shape[axis]
+    count, mean, square = 0, np.zeros(channels), np.zeros(channels)  # of the deviations from the mean
     for value in values:
         x = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])  # (positions, channels)
         if not len(x):
@@ -125,7 +142,7 @@ def moments(values: Sequence[Array], axis: int) -> tuple[Float64, Float64]:
         total = count + len(x)
         square = square + spread + (part - mean) ** 2 * (count * len(x) / total)
         mean, count = mean + (part - mean) * (len(x) / total), total
-    return np.asarray(mean, np.float64), np.sqrt(np.asarray(square, np.float64) / max(count, 1))
+    return mean, np.sqrt(square / max(count, 1))
 
 
 def apply_affine(value: Array, factor: Float64, shift: Float64, axis: int) -> Array:
