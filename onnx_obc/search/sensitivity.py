@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from ..calibration.data import Batch
 from ..errors import CalibrationError, ModelError
+from ..graph.fold import remove_unused
 from ..graph.layers import Layer
 from ..graph.names import free_name, names_of
 from ..graph.qdq import activation_grid
@@ -127,7 +128,8 @@ class _Walk:
         feeds = [batch.feed for batch in batches]
         session = open_session(model, device=device, threads=threads)
         self._expected = [session.run(feed) for feed in feeds]
-        self._stepper = Stepper(model, feeds, device=device, threads=threads, memory=memory)
+        self._memory = memory / 2  # for each of the two steppers that are there at a time
+        self._stepper = Stepper(model, feeds, device=device, threads=threads, memory=self._memory)
         whole = loss()
         for expected, batch in zip(self._expected, batches, strict=True):
             whole.add(expected, expected, batch)
@@ -142,19 +144,22 @@ class _Walk:
 
     def _layer(self, layer: Layer, choices: Sequence[tuple[Choice, Callable[[], Float32]]]) -> tuple[float, ...]:
         use = layer.uses[0]
-        inputs = [feed[use.tap.value] for feed in self._stepper.advance([use.tap.value])]
-        part, feeds = self._rest(layer)
-        weight, source = _free_inputs(part, layer, inputs)
+        try:
+            self._stepper.advance([use.tap.value])
+            part, feeds = self._rest(layer)
+        except ModelError as error:
+            raise ModelError(f"at layer {layer.name!r}: {error}; or use --sensitivity layer") from error
+        weight, source = _free_inputs(part, layer)
         session = open_session(part, device=self._device, threads=self._threads)
-        self._check(session, layer, {**feeds[0], weight: layer.weight, source: inputs[0]})
+        self._check(session, layer, {**feeds[0], weight: layer.weight, source: feeds[0][use.tap.value]})
         losses = []
         for choice, load in choices:
             losses.append(0.0)
             if choice == Choice(FLOAT):
                 continue
             tensor, total = layer.tensor(load()), self._loss()
-            for batch, expected, feed, x in zip(self._batches, self._expected, feeds, inputs, strict=True):
-                seen = self._quantized(x, use.tap.value, choice.activation_bits)
+            for batch, expected, feed in zip(self._batches, self._expected, feeds, strict=True):
+                seen = self._quantized(feed[use.tap.value], use.tap.value, choice.activation_bits)
                 outputs = session.run({**feed, weight: tensor, source: seen})
                 total.add(expected, {**expected, **outputs}, batch)
             losses[-1] = total.value - self._dense
@@ -175,7 +180,7 @@ class _Walk:
         needed = {str(v.name) for v in (*read, *part.graph.outputs) if v not in reached and v.producer() is not None}
         if not needed:
             return part, feeds
-        ahead = Stepper(part, feeds, device=self._device, threads=self._threads)
+        ahead = Stepper(part, feeds, device=self._device, threads=self._threads, memory=self._memory)
         ahead.advance(sorted(needed))
         return ahead.rest()
 
@@ -255,22 +260,27 @@ def _cross_entropy(output: str) -> Task:
     return task
 
 
-def _free_inputs(part: ir.Model, layer: Layer, inputs: Sequence[Array]) -> tuple[str, str]:
-    """Make a layer's weight, and its first use's input, inputs of the model; returns their names."""
+def _free_inputs(part: ir.Model, layer: Layer) -> tuple[str, str]:
+    """Make a layer's weight, and its first use's input, inputs of the model; returns their names.
+
+    The old weight is taken out where nothing else reads it, so that no session has to load it.
+    """
     taken = set(names_of(part))
     nodes = {str(value.name): node for node in part.graph for value in node.outputs}
-    names = [free_name(f"{layer.name}.{end}", taken) for end in ("weight", "input")]
-    values = [
-        ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
-        for name, shape in zip(names, (ir.Shape(layer.weight.shape), ir.Shape([None] * inputs[0].ndim)), strict=True)
-    ]
-    part.graph.inputs.extend(values)
-    for number, use in enumerate(layer.uses):
-        node = nodes[str(use.node.outputs[0].name)]
-        node.replace_input_with(use.index, values[0])
-        if number == 0:
-            node.replace_input_with(1 - use.index, values[1])
-    return names[0], names[1]
+    uses = [(nodes[str(use.node.outputs[0].name)], use.index) for use in layer.uses]
+    node, index = uses[0]
+    data = node.inputs[1 - index]
+    assert data is not None
+    weight, source = (
+        ir.Value(name=free_name(f"{layer.name}.{end}", taken), type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
+        for end, shape in (("weight", ir.Shape(layer.weight.shape)), ("input", data.shape))
+    )
+    part.graph.inputs.extend([weight, source])
+    for node, index in uses:
+        node.replace_input_with(index, weight)
+    uses[0][0].replace_input_with(1 - uses[0][1], source)
+    remove_unused(part)
+    return str(weight.name), str(source.name)
 
 
 def _has_body(node: ir.Node) -> bool:
