@@ -129,12 +129,10 @@ def test_a_conv_whose_bias_is_computed() -> None:
 
 
 def test_a_shared_weight_takes_shifts_but_no_factor() -> None:
-    nodes = [
-        node("Conv", ["x", "w", "b"], ["h"], name="first"),
-        node("Conv", ["h", "w", "b"], ["g"], name="second"),
-        node("BatchNormalization", ["g", "n0", "n1", "n2", "n3"], ["y"]),
-    ]
-    found = sites(nodes, {"w": random(4, 4, 1, 1), "b": random(4)} | batchnorm(4), ("N", 4, 5, 5))
+    nodes = [node("Conv", ["x", "w", "b"], ["h"], name="first"), node("Conv", ["h", "w", "b"], ["y"], name="second")]
+    weights = {"w": random(4, 4, 1, 1), "b": random(4)}
+    model = ir.from_proto(build(nodes, {"x": ("N", 4, 5, 5)}, {"y": ("N", 4, 5, 5)}, weights))
+    found = find_sites(model, find_layers(model)[0], {"h", "y"})
     assert [(site.kind, site.node.name) for site in found] == [("bias", "first"), ("bias", "second")]
 
 

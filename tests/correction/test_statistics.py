@@ -402,8 +402,9 @@ def test_how_far_off() -> None:
     assert done.spread_off == pytest.approx(0.1, rel=1e-4)
 
 
-def test_rounding_is_no_drift() -> None:
-    dense = random(200, 3) + np.float32(50)
+@pytest.mark.parametrize("mean", [0, 50])
+def test_rounding_is_no_drift(mean: int) -> None:
+    dense = random(200, 3) + np.float32(mean)
     found = dense * np.float32(1 + 2e-7)
     factor, shift, _ = affine([dense], [found], site("batchnorm", 3))
     assert (factor == 1).all() and not shift.any()
