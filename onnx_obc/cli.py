@@ -56,13 +56,18 @@ STAGES = {
     "verify": "comparing outputs",
 }
 
-USAGE = "onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]"
+USAGES = {
+    "": "onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]",
+    "build": "onnx-obc build SOURCE DATABASE --calib DATA --levels LEVELS [OPTIONS]",
+    "search": "onnx-obc search DATABASE --budget BUDGET -o OUTPUT [OPTIONS]",
+    "inspect": "onnx-obc inspect SOURCE",
+    "demo": "onnx-obc demo",
+}
 
 app = App(
     name="onnx-obc",
     help="Prune and quantize a trained ONNX model, without training, by the exact greedy of Optimal Brain Compression.",
-    usage=f"Usage: {USAGE}\n       onnx-obc build SOURCE DATABASE --calib DATA --levels LEVELS\n"
-    "       onnx-obc search DATABASE --budget BUDGET -o OUTPUT\n       onnx-obc inspect SOURCE\n       onnx-obc demo\n",
+    usage="Usage: " + "\n       ".join(USAGES.values()) + "\n",
     version=__version__,
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable="", show_default=False),
@@ -182,9 +187,13 @@ def build_command(
         Print nothing but errors.
     """
     chosen = _recipe(None, skip, target, method, run)
-    with _progress_bar(quiet) as (progress, say):
-        found = DataOptions(**vars(data), seed=chosen.seed)
-        built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
+    try:
+        with _progress_bar(quiet) as (progress, say):
+            found = DataOptions(**vars(data), seed=chosen.seed)
+            built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
+    except KeyboardInterrupt:
+        part = (f"a part of {database}; the same command goes on from there",) if database.exists() else ()
+        raise KeyboardInterrupt(*part) from None
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
         print(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already")
@@ -265,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(tokens or ["--help"], exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        errors.print(f"error: {_explain(error)}; see onnx-obc --help")
+        command = tokens[0] if tokens[0] in USAGES else ""
+        errors.print(f"error: {_explain(error, USAGES[command])}; see onnx-obc {command} --help".replace("  ", " "))
         sys.exit(2)
     except ObcError as error:
         errors.print(f"error: {error}")
@@ -276,13 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _explain(error: CycloptsError) -> str:
+def _explain(error: CycloptsError, usage: str) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None and error.argument.required:
         if error.argument.name == "--calib":
             return f"--calib is missing: name the calibration data, {KINDS}"
-        return f"{error.argument.name} is missing; usage: {USAGE}"
+        return f"{error.argument.name} is missing; usage: {usage}"
     if isinstance(error, UnusedCliTokensError):
-        return f"unexpected argument {' '.join(error.unused_tokens or ())!r}; usage: {USAGE}"
+        return f"unexpected argument {' '.join(error.unused_tokens or ())!r}; usage: {usage}"
     return " ".join(str(error).split()).removesuffix(".")
 
 
