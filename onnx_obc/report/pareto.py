@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -29,7 +30,10 @@ class Point:
 
 
 def write_pareto(points: Sequence[Point], path: Path) -> tuple[Path, Path]:
-    """Write `path`.csv and `path`.svg, each under a temporary name first. Raises OutputError."""
+    """Write `path`.csv and `path`.svg of one or more points, each under a temporary name first. Raises OutputError.
+
+    The plot is of the first budget's kind; a point whose loss is not known, or infinite, is in the table only.
+    """
     names = [field.name for field in fields(Point)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -49,8 +53,13 @@ def write_pareto(points: Sequence[Point], path: Path) -> tuple[Path, Path]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The points (times smaller, loss) that no other one beats in both, by their index, from the largest model on."""
-    order = sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1]))
+    """The points (times smaller, loss) that no other one beats in both, by their index, from the largest model on.
+
+    A point without a finite loss is never among them.
+    """
+    order = sorted(
+        (i for i, (_, loss) in enumerate(points) if math.isfinite(loss)), key=lambda i: (-points[i][0], points[i][1])
+    )
     kept: list[int] = []
     for i in order:
         if not kept or points[i][1] < points[kept[-1]][1]:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -29,9 +30,10 @@ class Budget:
     value: float
 
     def __str__(self) -> str:
+        exact = Decimal(repr(float(self.value)))  # the text of one budget never reads as another's
         if self.kind == "drop":
-            return f"drop={100 * self.value:.6g}%"
-        return f"{self.kind}={self.value:.6g}x"
+            return f"drop={(100 * exact).normalize():f}%"
+        return f"{self.kind}={exact.normalize():f}x"
 
     @property
     def fraction(self) -> float:
@@ -48,7 +50,7 @@ class Timings:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read `bops=12x`, `flops=3x`, `size=0.2x`, `latency=4x`, `drop=1%`. Raises RecipeError."""
+    """Read `bops=12x`, `flops=3x`, `size=0.2x`, `latency=4x`, `drop=1%` or `drop=0.01`. Raises RecipeError."""
     name, _, amount = text.strip().lower().partition("=")
     kind = next((known for known in KINDS if known == name.strip()), None)
     if kind is None:
@@ -60,7 +62,12 @@ def parse_budget(text: str) -> Budget:
         raise RecipeError(f"--budget {text!r}: {amount!r} cannot be read; {EXAMPLE}")
     value = float(match[1])
     if kind == "drop":
-        value = value / 100 if match[2] == "%" else value
+        if match[2] == "%":
+            value = float(Decimal(match[1]) / 100)
+        elif 1 <= value < math.inf:  # drop=5 is hardly meant as 500 %
+            raise RecipeError(
+                f"--budget {text!r}: {amount} or {amount} per cent? Write drop={100 * value:g}% or drop={amount}%"
+            )
         if not 0 < value < math.inf:
             raise RecipeError(f"--budget {text!r}: the output loss must be allowed to be above 0; write e.g. drop=1%")
     elif not (0 < value < math.inf and value != 1):

@@ -31,31 +31,35 @@ def choose(
     optimum fits too, it is the true optimum. Both are solved, and the better of what fits is returned; so a budget that
     is met exactly is not lost to rounding. Ties go to the lower cost, then to the first choice.
 
-    Raises RecipeError if nothing fits.
+    A choice whose loss is not finite is never taken. Raises RecipeError if nothing else fits.
     """
-    cheapest = tuple(int(np.lexsort((loss, cost))[0]) for loss, cost in zip(losses, costs, strict=True))
-    least = _total(costs, cheapest)
-    if not least <= limit * (1 + ROUNDING):
+    usable = [np.where(np.isfinite(loss), cost, np.inf) for loss, cost in zip(losses, costs, strict=True)]
+    cheapest = tuple(int(np.lexsort((loss, cost))[0]) for loss, cost in zip(losses, usable, strict=True))
+    least = _total(usable, cheapest)
+    if not (least <= limit * (1 + ROUNDING) and np.isfinite(least)):
         raise RecipeError(
             f"the budget cannot be met: {least:.6g} is the least that these levels cost, {limit:.6g} is asked"
         )
+    limit = min(limit, sum(float(cost[np.isfinite(cost)].max()) for cost in usable))
     if limit <= 0:
         return cheapest
     candidates = [cheapest]
-    scaled = [cost * (buckets / limit) for cost in costs]
+    scaled = [
+        np.minimum(cost, 2 * limit) / limit * buckets for cost in usable
+    ]  # twice the limit is as good as infinite
     up = [np.ceil(cost * (1 - ROUNDING)).astype(np.int64) for cost in scaled]
     best, picks = _solve(losses, up, buckets)
     if np.isfinite(best[buckets]):
-        candidates.append(_profile(picks, up, buckets))
+        candidates.append(_profile(best, picks, up, buckets))
     down = [np.floor(cost * (1 + ROUNDING)).astype(np.int64) for cost in scaled]
     best, picks = _solve(losses, down, buckets)
-    for budget in range(buckets, buckets - len(losses) - 1, -1):
-        if budget >= 0 and np.isfinite(best[budget]):
-            found = _profile(picks, down, budget)
-            if _total(costs, found) <= limit * (1 + ROUNDING):
+    for budget in range(buckets, max(buckets - len(losses), 0) - 1, -1):
+        if np.isfinite(best[budget]):
+            found = _profile(best, picks, down, budget)
+            if _total(usable, found) <= limit * (1 + ROUNDING):
                 candidates.append(found)
                 break
-    return min(candidates, key=lambda picked: (_total(losses, picked), _total(costs, picked)))
+    return min(candidates, key=lambda picked: (_total(losses, picked), _total(usable, picked)))
 
 
 def _solve(losses: Sequence[Float64], units: Sequence[Int64], buckets: int) -> tuple[Float64, npt.NDArray[np.int16]]:
@@ -65,20 +69,23 @@ def _solve(losses: Sequence[Float64], units: Sequence[Int64], buckets: int) -> t
     picks = np.zeros((len(losses), buckets + 1), np.int16)
     for row, (loss, unit) in enumerate(zip(losses, units, strict=True)):
         found = np.full(buckets + 1, np.inf)
-        for choice in np.lexsort((np.arange(len(unit)), unit)):
+        least = np.inf  # of the choices that cost no more
+        for choice in np.lexsort((loss, unit)):
             used = int(unit[choice])
-            if used > buckets:
+            if used > buckets or not loss[choice] < least:
                 continue
-            total = best[: buckets + 1 - used] + loss[choice]  # (buckets + 1 − used,)
-            better = total < found[used:]
-            found[used:][better] = total[better]
-            picks[row, used:][better] = choice
+            least = float(loss[choice])
+            total = best[: buckets + 1 - used] + least  # (buckets + 1 − used,)
+            better = total < found[used:]  # (buckets + 1 − used,)
+            np.copyto(found[used:], total, where=better)
+            np.copyto(picks[row, used:], choice, where=better, casting="same_kind")
         best = found
     return best, picks
 
 
-def _profile(picks: npt.NDArray[np.int16], units: Sequence[Int64], budget: int) -> tuple[int, ...]:
-    """The choices behind an entry of the table."""
+def _profile(best: Float64, picks: npt.NDArray[np.int16], units: Sequence[Int64], budget: int) -> tuple[int, ...]:
+    """The choices behind an entry of the table, at the lowest total that reaches its loss."""
+    budget = int(np.argmax(best <= best[budget]))  # `best` falls
     chosen = []
     for row in range(len(picks) - 1, -1, -1):
         chosen.append(int(picks[row, budget]))

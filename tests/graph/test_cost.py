@@ -9,11 +9,11 @@ import pytest
 from onnx import helper
 from small_graphs import Array, build, random
 
-from onnx_obc.graph.cost import Cost, layer_costs, table_bytes, weight_bytes
+from onnx_obc.graph.cost import Cost, bops, density, layer_costs, level_flops, obc_bops, table_bytes, weight_bytes
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.graph.model import read_model
-from onnx_obc.level import parse_level
+from onnx_obc.level import parse_choice, parse_level
 
 node = helper.make_node
 
@@ -91,6 +91,37 @@ def test_weight_bytes(level: str, expected: int) -> None:
     )
     (layer,) = find_layers(ir.from_proto(model))[0]
     assert weight_bytes(layer, parse_level(level)) == expected
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"), [("float", 1), ("int4", 1), ("2:4", 1 / 2), ("1:4+int8", 1 / 4), ("block4-0.70", 0.3)]
+)
+def test_density(level: str, kept: float) -> None:
+    assert density(parse_level(level)) == pytest.approx(kept)
+    assert level_flops(Cost(10, 1000), parse_level(level)) == pytest.approx(1000 * kept)
+
+
+@pytest.mark.parametrize(
+    ("choice", "product", "widest"),
+    [
+        ("float", 32 * 32, 32),
+        ("8w8a", 8 * 8, 8),
+        ("4w4a", 4 * 4, 4),
+        ("4w8a", 4 * 8, 8),
+        ("int4", 4 * 32, 32),  # floats are multiplied
+        ("2:4", 32 * 32 / 2, 32 / 2),
+        ("2:4+8w8a", 8 * 8 / 2, 8 / 2),
+        ("sparse-0.75+4w4a", 4 * 4 / 4, 4 / 4),
+    ],
+)
+def test_bit_operations(choice: str, product: float, widest: float) -> None:
+    assert bops(Cost(10, 1000), parse_choice(choice)) == 1000 * product
+    assert obc_bops(Cost(10, 1000), parse_choice(choice)) == 1000 * widest
+
+
+def test_without_flops_there_are_no_bit_operations() -> None:
+    unknown, choice = Cost(10, None), parse_choice("2:4+8w8a")
+    assert bops(unknown, choice) is obc_bops(unknown, choice) is level_flops(unknown, choice.level) is None
 
 
 def test_table_bytes() -> None:

@@ -1,16 +1,16 @@
-"""Budgets as users write them, tables of timings, and the plot of several."""
+"""Budgets as users write them, and tables of timings."""
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from onnx_obc.errors import OutputError, RecipeError
-from onnx_obc.report.pareto import Point, front, write_pareto
-from onnx_obc.search.budget import Budget, parse_budget, read_timings
+from onnx_obc.errors import RecipeError
+from onnx_obc.search.budget import KINDS, Budget, Kind, parse_budget, read_timings
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,13 @@ def test_budgets(text: str, budget: Budget, fraction: float) -> None:
 
 def test_a_drop_is_a_loss() -> None:
     assert parse_budget("drop=1%") == Budget("drop", 0.01) == parse_budget("drop=0.01")
+    assert parse_budget("drop=0.7%") == parse_budget("drop=0.007")
     assert str(Budget("drop", 0.01)) == "drop=1%"
+
+
+@pytest.mark.parametrize("text", ["bops=12x", "flops=3.5x", "size=0.2x", "latency=1000000x", "drop=1%", "drop=0.05%"])
+def test_a_budget_gives_its_text_back(text: str) -> None:
+    assert str(parse_budget(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -42,6 +48,7 @@ def test_a_drop_is_a_loss() -> None:
         ("bops=12%", "cannot be read"),
         ("drop=2x", "cannot be read"),
         ("drop=0%", "above 0"),
+        ("drop=5", "Write drop=500% or drop=5%"),
         ("bops=0x", "leaves nothing, or everything"),
         ("bops=1x", "leaves nothing, or everything"),
         ("bops=-3x", "cannot be read"),
@@ -76,20 +83,7 @@ def test_timings(tmp_path: Path) -> None:
         read_timings(tmp_path / "nothing.json")
 
 
-def test_the_front() -> None:
-    assert front([(2, 0.1), (4, 0.3), (3, 0.4), (8, 0.9), (1, 0.2)]) == [0, 1, 3]
-
-
-def test_the_plot_and_its_table(tmp_path: Path) -> None:
-    points = [Point(f"bops={x}x", f"m{x}.onnx", 1 / x, 2 / x, 0.9, 0.3, None, x / 100, 1000 // x) for x in (4, 8, 16)]
-    files = write_pareto(points, tmp_path / "out-pareto")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-pareto.csv", "out-pareto.svg"]
-    rows = list(csv.DictReader(files[0].read_text().splitlines()))
-    assert [float(row["bops"]) for row in rows] == [1 / 4, 1 / 8, 1 / 16] and rows[1]["file"] == "m8.onnx"
-    drawn = files[1].read_text()
-    assert all(point.budget in drawn for point in points) and "bops, times less" in drawn
-    before = files[1].read_bytes()
-    write_pareto(points, tmp_path / "out-pareto")
-    assert files[1].read_bytes() == before
-    with pytest.raises(OutputError, match="cannot write"):
-        write_pareto(points, tmp_path / "nowhere" / "p")
+@given(st.sampled_from(KINDS), st.floats(1e-12, 1e12).filter(lambda value: value != 1))
+def test_the_text_of_a_budget_reads_as_the_same_budget(kind: Kind, value: float) -> None:
+    budget = Budget(kind, value)
+    assert parse_budget(str(budget)) == budget

@@ -1,4 +1,4 @@
-"""The dynamic program: optimal for the discrete problem, never over the budget; and SPDY's search around it."""
+"""The dynamic program: optimal for the discrete problem, and never over the budget."""
 
 from __future__ import annotations
 
@@ -8,30 +8,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from allocations import Problem, random_problem, total
 from digits import MODEL
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
 from onnx_obc.errors import RecipeError
 from onnx_obc.graph.cost import layer_costs
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import find_layers
-from onnx_obc.level import Choice, Float64, Level
+from onnx_obc.level import Float64, Level
 from onnx_obc.levels import read_levels
 from onnx_obc.search.costs import cost_table
 from onnx_obc.search.dynamic import choose
-from onnx_obc.search.spdy import spdy_search
 from onnx_obc.solver import baseline, damp
-
-Problem = tuple[list[Float64], list[Float64], float]
-
-
-def random_problem(seed: int, layers: int, choices: int) -> Problem:
-    """Losses that fall and costs that rise, in no strict order, and a budget somewhere between the extremes."""
-    rng = np.random.default_rng([seed, layers, choices])
-    losses = [np.sort(rng.exponential(1, choices))[::-1] * rng.uniform(0.7, 1.3, choices) for _ in range(layers)]
-    costs = [np.sort(rng.exponential(rng.exponential(1), choices)) + 0.01 for _ in range(layers)]
-    least, most = (sum(float(f(cost)) for cost in costs) for f in (np.min, np.max))
-    return losses, costs, float(rng.uniform(least, most))
 
 
 def real_problem(levels: str, kind: str, fraction: float) -> Problem:
@@ -49,10 +40,6 @@ def real_problem(levels: str, kind: str, fraction: float) -> Problem:
             np.array([baseline(weight, white, c.level).loss / energy if c.level != Level() else 0.0 for c in found])
         )
     return losses, list(table.layers), fraction * table.dense
-
-
-def total(values: list[Float64], picked: tuple[int, ...]) -> float:
-    return sum(float(row[i]) for row, i in zip(values, picked, strict=True))
 
 
 def optimum(losses: list[Float64], costs: list[Float64], limit: float, buckets: int | None = None) -> float | None:
@@ -137,60 +124,41 @@ def test_edges() -> None:
     free = [np.zeros(2)] * 2
     assert choose(losses, free, 1) == (0, 0)
     assert choose(losses, free, 0) == (0, 0)
-    assert choose([np.array([np.inf, 3.0])], [np.array([0.1, 1.0])], 1) == (1,)
+    assert choose(losses, costs, np.inf) == (0, 0)
+    assert choose([np.array([1.0, 3.0])], [np.array([1e10, 0.0])], 1e-305) == (1,)
     third = [np.full(1, 1 / 3)] * 3  # three thirds are not more than one, but in buckets they would be
     assert choose([np.zeros(1)] * 3, third, 1.0, buckets=10) == (0, 0, 0)
 
 
-def test_spdy_finds_what_a_sum_hides() -> None:
-    losses, costs, limit = random_problem(3, 12, 6)
-    hidden = np.random.default_rng(7).uniform(0, 1, 12) ** 3  # how much each layer counts in truth
-
-    def truth(picked: tuple[int, ...]) -> float:
-        return float(sum(h * loss[i] for h, loss, i in zip(hidden, losses, picked, strict=True)))
-
-    asked: list[tuple[int, ...]] = []
-
-    def evaluate(picked: tuple[int, ...]) -> float:
-        asked.append(picked)
-        return truth(picked)
-
-    plain = choose(losses, costs, limit)
-    best = truth(choose([h * loss for h, loss in zip(hidden, losses, strict=True)], costs, limit))
-    picked, loss = spdy_search(losses, costs, limit, evaluate, random=50, patience=50)
-    assert len(asked) == len(set(asked)) and asked[0] == plain
-    assert loss == truth(picked) and total(costs, picked) <= limit
-    assert best - 1e-12 <= loss < truth(plain)
-    assert loss - best < 0.5 * (truth(plain) - best)
-    assert (picked, loss) == spdy_search(losses, costs, limit, evaluate, random=50, patience=50)
+def test_what_does_not_work_is_never_chosen() -> None:
+    losses, costs = [np.array([np.inf, 3.0]), np.array([np.nan, 2.0])], [np.array([0.1, 1.0])] * 2
+    assert choose(losses, costs, 2) == (1, 1)
+    assert choose(losses, costs, 2, buckets=3) == (1, 1)
+    with pytest.raises(RecipeError, match="2 is the least that these levels cost, 1 is asked"):
+        choose(losses, costs, 1)
+    with pytest.raises(RecipeError, match="cannot be met"):
+        choose([np.full(2, np.inf)], [np.ones(2)], np.inf)
 
 
-def test_spdy_is_never_worse_than_the_plain_optimum() -> None:
-    losses, costs, limit = random_problem(5, 6, 4)
-    plain = choose(losses, costs, limit)
-    picked, loss = spdy_search(losses, costs, limit, lambda p: float(p != plain), random=10, patience=5)
-    assert (picked, loss) == (plain, 0.0)
+def test_of_equal_losses_the_cheapest_is_taken() -> None:
+    losses = [np.array([1.0, 0.0])] * 2
+    dear, cheap = np.array([0.0, 5.0]), np.array([0.0, 3.0])
+    assert choose(losses, [dear, cheap], 5) == (0, 1)
+    assert choose(losses, [cheap, dear], 5) == (1, 0)
 
 
-def test_costs_of_choices() -> None:
-    model, _ = fold(ir.from_proto(onnx.load(MODEL)))
-    layers, _ = find_layers(model)
-    dense = [Choice(Level())]
-    expected = [
-        ("8w8a", "bops", 16),
-        ("4w4a", "bops", 64),
-        ("int4", "bops", 8),
-        ("8w8a", "obc-bops", 4),
-        ("4w4a", "obc-bops", 8),
-        ("int4", "obc-bops", 1),
-        ("sparse-0.50", "flops", 2),
-        ("int4", "flops", 1),
-    ]
-    for text, kind, times in expected:
-        choice = next(c for c in read_levels(text, True) if str(c) == text)
-        table = cost_table(kind, layers, layer_costs(model, layers), [[*dense, choice]] * len(layers))
-        assert table.dense == pytest.approx(sum(float(row[0]) for row in table.layers))
-        assert all(row[0] / row[1] == pytest.approx(times) for row in table.layers)
-    sparse = next(c for c in read_levels("2:4+4w4a", True) if str(c) == "2:4+4w4a")
-    table = cost_table("obc-bops", layers[-1:], layer_costs(model, layers), [[*dense, sparse]])
-    assert table.layers[0][0] / table.layers[0][1] == pytest.approx(16)
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.floats(0, 1),
+)
+def test_it_is_the_true_optimum_of_whole_numbers(layers: list[list[tuple[int, int]]], share: float) -> None:
+    """Costs that are whole buckets are not rounded: the least loss of all profiles, and of those the least cost."""
+    losses = [np.array([float(loss) for loss, _ in layer]) for layer in layers]
+    costs = [np.array([float(cost) for _, cost in layer]) for layer in layers]
+    least, most = (sum(float(f(cost)) for cost in costs) for f in (np.min, np.max))
+    limit = float(round(least + share * (most - least)))
+    every = [p for p in product(*(range(len(loss)) for loss in losses)) if total(costs, p) <= limit]
+    expected = min((total(losses, p), total(costs, p)) for p in every)
+    picked = choose(losses, costs, limit, buckets=max(int(limit), 1))
+    assert (total(losses, picked), total(costs, picked)) == expected
