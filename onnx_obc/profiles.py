@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +120,10 @@ def find_profile(
 
 
 def _reach(budget: Budget, least: float) -> str:
-    """How far a budget of this kind can go, in the form it was asked in."""
-    return f"{1 / least:.4g}x at most" if budget.value > 1 else f"{least:.4g}x at least"
+    """How far a budget of this kind can go, in the form it was asked in, rounded to what can be asked for."""
+    if budget.value > 1:
+        return f"{math.floor(1000 / least) / 1000:g}x at most"
+    return f"{math.ceil(1000 * least) / 1000:g}x at least"
 
 
 def _profile(
