@@ -40,9 +40,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(subject: Subject, levels: Sequence[str], databases: Path, done: set[tuple[str, ...]], file: Path) -> None:
+def run(
+    subject: Subject,
+    levels: Sequence[str],
+    variants: Sequence[str],
+    databases: Path,
+    done: set[tuple[str, ...]],
+    file: Path,
+) -> None:
     """Build what is missing, and score every level and variant that is not there yet."""
-    wanted = [(level, name) for level in levels for name in VARIANTS if (subject.name, level, name) not in done]
+    wanted = [(level, name) for level in levels for name in variants if (subject.name, level, name) not in done]
     if not wanted:
         return
     target = databases / f"{subject.path.stem}-levels"
@@ -113,6 +120,7 @@ def main() -> None:
     parser.add_argument("--databases", type=Path, default=Path("work-models/databases"), help="where databases are")
     parser.add_argument("--only", choices=NAMES, action="append", help="only this model; may be given again")
     parser.add_argument("--levels", choices=LEVELS, nargs="+", default=list(LEVELS), help="only these levels")
+    parser.add_argument("--variants", choices=list(VARIANTS), nargs="+", default=list(VARIANTS), help="only these")
     parser.add_argument("--table", action="store_true", help="run nothing, only write the page again")
     options = parser.parse_args()
     file = RESULTS / "corrections.jsonl"
@@ -121,7 +129,7 @@ def main() -> None:
     if not options.table:
         with tempfile.TemporaryDirectory() as scratch:
             for subject in find_subjects(options.models, options.shared, Path(scratch), tuple(options.only or NAMES)):
-                run(subject, options.levels, options.databases, done, file)
+                run(subject, options.levels, options.variants, options.databases, done, file)
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if not rows:
         sys.exit("there is nothing to report")

@@ -19,7 +19,7 @@ from .level import Float32, Solution
 from .plan import Plan
 from .recipe import Recipe
 from .solving import Solved, solving_device
-from .split import CORRECTING, TRAINING, first_samples
+from .split import CORRECTING, JUDGING, TRAINING, first_samples
 
 if TYPE_CHECKING:
     from .finish import Material
@@ -33,7 +33,8 @@ class CorrectionReport:
 
     kinds: what was corrected: the output of layers that had a BatchNormalization behind them (mean and variance), the
     output of other normalisations (mean and variance), the bias of other layers (mean). sites: at how many places.
-    loss_before, loss_after: the output loss on the held-out samples, see `OutputLoss`. kept: whether it was lower, and
+    loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out and on others that the
+    correction did not look at. kept: whether it was lower, and
     the correction stayed.
     """
 
@@ -66,15 +67,16 @@ def correct_statistics(
     """Correct the plan's model, in place. Returns the layers as they are then, and what was tried.
 
     reference, sites: the plan's model and its sites before it was written into. All kinds together come first; if they
-    make the held-out output loss worse, each on its own, and what still does is dropped.
+    make the output loss worse on samples that they did not look at, each on its own, and what still does is dropped.
     """
     device, threads = recipe.device, recipe.threads
     kinds = tuple(kind for kind in KINDS if any(site.kind == kind for site in sites))
     if not kinds:
         return solved, ()
-    judge = Judge(material.dense, material.held_out, device, threads)
     samples = first_samples(material.feeds, CORRECTING)
     feeds = [batch.feed for batch in samples.read(0, samples.count)]
+    unseen = first_samples(material.feeds.part(samples.count, material.feeds.count), JUDGING)
+    judge = Judge(material.dense, (material.held_out, unseen), device, threads)
     weights = {weight.layer: weight for weight in written}
     attempts: list[CorrectionReport] = []
     loss = judge.loss(plan.model)
@@ -142,7 +144,7 @@ def train_all(
         device=solving_device(recipe.device),
         progress=lambda done: progress("adaprune", done, recipe.global_adaprune),
     )
-    judge = Judge(material.dense, material.held_out, recipe.device, recipe.threads)
+    judge = Judge(material.dense, (material.held_out,), recipe.device, recipe.threads)
     before, after = (
         judge.loss(_float_model(plan, weights, biases))
         for weights, biases in ((solutions, {}), (found.solutions, found.biases))

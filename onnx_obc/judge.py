@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,12 +13,12 @@ from .runtime.session import Device, open_session
 
 
 class Judge:
-    """Holds samples and the dense model's outputs on them. `samples`: how many."""
+    """Holds samples and the dense model's outputs on them."""
 
     def __init__(
         self,
         dense: ir.Model,
-        samples: Samples,
+        samples: Sequence[Samples],
         device: Device,
         threads: int | None,
         progress: Callable[[int], None] = lambda done: None,
@@ -26,13 +26,12 @@ class Judge:
         self._device: Device = device
         self._threads = threads
         self._scores = class_scores(dense)
-        self._feeds = [batch.feed for batch in samples.read(0, samples.count)]
+        self._feeds = [batch.feed for part in samples for batch in part.read(0, part.count)]
         session = open_session(dense, device=device, threads=threads)
         self._expected = []
         for feed in self._feeds:
             self._expected.append(session.run(feed))
             progress(1)
-        self.samples = samples.count
 
     def loss(self, model: ir.Model | Path) -> float:
         """The output loss of a model, see `OutputLoss`. Raises ModelError if it does not run."""

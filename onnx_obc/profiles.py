@@ -156,7 +156,7 @@ def _smallest(
     """
     costs = _costs(database, "size", None)
     least = (costs.fixed + sum(float(row.min()) for row in costs.layers)) / costs.dense
-    judge = Judge(database.dense, database.samples["held_out"], recipe.device, recipe.threads)
+    judge = Judge(database.dense, (database.samples["held_out"],), recipe.device, recipe.threads)
     low, high = np.log(least), 0.0  # of the fraction that is left
     best = None
     for step in range(STEPS + 1):
@@ -245,4 +245,4 @@ def _costs(database: Database, kind: str, timings: Timings | None) -> Costs:
 
 def _judge(database: Database, recipe: Recipe) -> Judge:
     samples = first_samples(database.samples["calibration"], JUDGED)
-    return Judge(database.dense, samples, recipe.device, recipe.threads)
+    return Judge(database.dense, (samples,), recipe.device, recipe.threads)

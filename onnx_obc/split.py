@@ -10,6 +10,7 @@ HELD_OUT = 256  # the last tenth of the samples, but at most so many, only serve
 STORED = 512  # calibration samples that a database keeps, at most
 TRAINING = 512  # samples of global AdaPrune, at most
 CORRECTING = 256  # samples that corrections of statistics look at, at most
+JUDGING = 192  # others, besides those held out, that they are judged on, at most: few samples make up a divergence
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:

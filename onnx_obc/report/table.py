@@ -101,7 +101,7 @@ def report_table(report: Report, width: int) -> RenderableType:
         costs = ", ".join(f"{name} {share:.3f}" for name, share in report.search["costs"].items())
         lines.append(Text(f"budget {report.search['budget']}: of the dense model's layers {costs}"))
     for attempt in report.corrections:
-        change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on held-out samples"
+        change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on other samples"
         dropped = "" if attempt.kept else ": dropped"
         lines.append(Text(f"corrected {' and '.join(attempt.kinds)} at {attempt.sites} places, {change}{dropped}"))
     for output in report.outputs:

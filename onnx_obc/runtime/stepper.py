@@ -23,7 +23,8 @@ Feed = dict[str, Array]
 class Stepper:
     """Runs a model on feeds up to one value after another, and keeps of each feed only what later nodes read.
 
-    Beyond `memory` bytes, what is kept lies in temporary files, which are gone with the stepper. The model is read at
+    Beyond `memory` bytes, what is kept and what a step returns lies in temporary files, which are gone when nothing
+    refers to them any more. The model is read at
     each step as it is then: nodes that have not run yet may be given other weights, or nodes before them, in between.
     """
 
@@ -63,11 +64,12 @@ class Stepper:
             part = self._part(nodes, sorted({*fetched, *kept}), reads)
             session = open_session(part, device=self._device, threads=self._threads)
             for live, result in zip(self._live, results, strict=True):
-                values = session.run(live)
-                result.update({name: values[name] for name in fetched})
-                for name in values:
+                for name, array in session.run(live).items():
+                    stored = self._kept(array, results)
+                    if name in fetched:
+                        result[name] = stored
                     if name in later and not produced[name]:
-                        live[name] = self._kept(values[name])
+                        live[name] = stored
         for live, result in zip(self._live, results, strict=True):
             result.update({name: live[name] for name in names if name in live and name not in result})
         self._done |= nodes
@@ -145,12 +147,12 @@ class Stepper:
         model = ir.Model(part, ir_version=self._model.ir_version, functions=list(self._model.functions.values()))
         return model
 
-    def _kept(self, array: Array) -> Array:
-        """The array, or the same in a temporary file if there is no more room."""
+    def _kept(self, array: Array, results: Sequence[Feed]) -> Array:
+        """The array, or the same in a temporary file if there is no more room beside what is kept and the results."""
         if not isinstance(array, np.ndarray) or array.nbytes == 0:
             return array
-        held = sum(value.nbytes for live in self._live for value in live.values() if type(value) is np.ndarray)
-        if held + array.nbytes <= self._memory:
+        there = {id(x): x.nbytes for feed in (*self._live, *results) for x in feed.values() if type(x) is np.ndarray}
+        if sum(there.values()) + array.nbytes <= self._memory:
             return array
         file = tempfile.TemporaryFile(prefix="onnx-obc-")  # noqa: SIM115  the map keeps it open
         try:

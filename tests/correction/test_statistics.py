@@ -382,7 +382,7 @@ def test_the_outputs_of_the_small_classifier_come_closer(kinds: Sequence[Kind], 
     images = np.load(CALIBRATION)["image"]
     feeds = [{"image": images[start : start + 64]} for start in range(0, 256, 64)]
     samples = Samples(len(images) - 256, "images", lambda a, b: iter([Batch({"image": images[256:][a:b]}, a, b - a)]))
-    judge = Judge(dense, samples, "cpu", 1)
+    judge = Judge(dense, (samples,), "cpu", 1)
     before = judge.loss(found.written)
     found.correct(feeds, kinds)
     assert judge.loss(found.written) < 0.8 * before
