@@ -14,6 +14,7 @@ $(VENV)/.cpu: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps onnx2torch  # its torchvision has to be built for torch's CUDA, and breaks transformers if it is not
 	touch $@
 
 demo: $(VENV)/.cpu

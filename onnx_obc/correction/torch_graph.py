@@ -1,6 +1,6 @@
 """A model in torch, by way of onnx2torch, in which the weights and biases of its layers can be replaced.
 
-torch and onnx2torch come with the extra `torch` and are imported where they are used.
+torch and onnx2torch come with the extra `adaprune` and are imported where they are used.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def _torchvision_or_none() -> Iterator[None]:
     a model with one of these fail where torch runs it, which is told.
     """
     try:
-        import torchvision  # type: ignore[import-untyped]  # noqa: F401
+        import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
@@ -240,12 +240,12 @@ def _torchvision_or_none() -> Iterator[None]:
 def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
     try:
         with _torchvision_or_none():
-            import onnx2torch  # type: ignore[import-untyped]
+            import onnx2torch
 
         from .torch_operators import node_errors, register, repair
     except ImportError as error:
         raise ModelError(
-            f"global AdaPrune needs {error.name}, which is not installed; install onnx-obc[torch], or {REMEDY}"
+            f"global AdaPrune needs {error.name}, which is not installed; install onnx-obc[adaprune], or {REMEDY}"
         ) from error
     register(proto)
     try:

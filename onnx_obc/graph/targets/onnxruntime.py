@@ -96,13 +96,14 @@ def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice
             readers.setdefault((source, choice.activation_bits), []).append((use.node, 1 - use.index))
             if layer.op == "Conv" and _runs_in_integers(choice):
                 outputs[_absorbing(use.node.outputs[0], model)] = None
+    integer = [value for value in outputs if (_behind_split_clip(value), 4) not in readers]
     taken = {reader for found in readers.values() for reader in found}
-    for output in outputs:
+    for output in integer:
         free = [(use.node, use.idx) for use in output.uses() if _may_read(use.node, model, float_nodes)]
         readers.setdefault((output, 8), []).extend(use for use in free if use not in taken)
     return [
         Activation(
-            str(value.name), bits, symmetric=False, readers=tuple(found), replaces_output=bits == 8 and value in outputs
+            str(value.name), bits, symmetric=False, readers=tuple(found), replaces_output=bits == 8 and value in integer
         )
         for (value, bits), found in readers.items()
         if found or (bits == 8 and value.is_graph_output())
@@ -135,6 +136,15 @@ def _absorbing(value: ir.Value, model: ir.Model) -> ir.Value:
 def _is(node: ir.Node, op_type: str, model: ir.Model) -> bool:
     """Whether a node is ONNX's operator of this name, and of the main graph, not of a body that runs on its own."""
     return node.op_type == op_type and node.domain == "" and node.graph is model.graph
+
+
+def _behind_split_clip(value: ir.Value) -> ir.Value:
+    """The value behind what `_split_clip` made of a Clip that reads this one, which then runs in float like it."""
+    for op_type in ("Max", "Min"):
+        reader = _only_reader(value)
+        if reader is not None and reader.op_type == op_type and len(reader.inputs) == 2:
+            value = reader.outputs[0]
+    return value
 
 
 def _lets_zero_pass(clip: ir.Node) -> bool:
