@@ -47,6 +47,7 @@ from .solving import SOLVER, method_of, prepare_layer, report_layer, solving_dev
 from .split import STORED, describe, first_samples, split
 
 Progress = Callable[[str, int, int], None]
+PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", "hessians", "layers", "sensitivity"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def build(
     earlier = _open_folder(target)
     dense = read_model(model)
     key = model_key(dense)
-    if earlier is not None and earlier.model != key:
+    there = target / "model.onnx"
+    if earlier.model != key if earlier is not None else there.exists() and not _holds(there, key):
         raise DatabaseError(f"{target} holds a database of another model; name another folder, or delete that one")
     graph, _ = fold(dense)
     layers, _ = find_layers(graph)
@@ -118,9 +120,9 @@ def build(
         layers=tuple(entries.values()),
     )
     target.mkdir(parents=True, exist_ok=True)
-    _clear(target, set() if same else {"layers", "hessians", "sensitivity"})
-    if not _holds(target / "model.onnx", key):
-        save_model(dense, target / "model.onnx")
+    _clear(target, set() if same or earlier is None else {"layers", "hessians", "sensitivity"})
+    if not _holds(there, key):
+        save_model(dense, there)
     write_manifest(target, manifest)
     if not has_arrays(target / "samples.safetensors", source):
         feeds = {"calibration": first_samples(calibrating, STORED), "held_out": held_out}
@@ -166,7 +168,10 @@ def build(
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise RecipeError for what does not go together with a database: the baseline, and rules that fix a level."""
+    """Raise RecipeError for what does not go together with a database: the baseline, and what fixes a level."""
+    for name in ("weights", "activations", "sparsity", "asymmetric"):
+        if getattr(recipe, name) != Recipe.model_fields[name].default:
+            raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
     if recipe.solver == "baseline":
         raise RecipeError("--solver baseline makes no database; leave it out")
     for rule in recipe.layers:
@@ -207,9 +212,9 @@ def _open_folder(folder: Path) -> Manifest | None:
     if not folder.parent.is_dir():
         raise OutputError(f"cannot build into {folder}: folder {folder.parent} does not exist; create it first")
     manifest = read_manifest(folder)
-    if manifest is None and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+    if manifest is None and folder.is_dir():
         names = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-        if names != {"model.onnx"}:  # what a build writes before its manifest
+        if names and not {"model.onnx"} <= names <= PARTS:  # no manifest yet, or it was deleted
             raise DatabaseError(f"{folder} is a folder with other files in it, not a database; name another folder")
     return manifest
 

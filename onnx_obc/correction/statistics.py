@@ -152,7 +152,7 @@ def _sums(value: Array, axis: int) -> tuple[int, Float64, Float64]:
     """How many positions an array has, and of every channel their mean and the sum of squares around it."""
     axis %= value.ndim
     channels, inner = value.shape[axis], math.prod(value.shape[axis + 1 :])
-    x = value.reshape(-1, channels, inner)  # (outer, channels, inner)
+    x = value.reshape(math.prod(value.shape[:axis]), channels, inner)  # (outer, channels, inner)
     positions = len(x) * inner
     if not positions:
         return 0, np.zeros(channels), np.zeros(channels)

@@ -100,7 +100,8 @@ def model_key(model: ir.Model) -> str:
     """A hash of all that a model computes: its nodes, names, attributes and weights, not of how it was stored."""
     nodes = [
         [n.domain, n.op_type, [v and v.name for v in n.inputs], [v.name for v in n.outputs], _attributes(n)]
-        for n in model.graph.all_nodes()
+        for owner in (model.graph, *model.functions.values())
+        for n in owner.all_nodes()
     ]
     ends = [[(v.name, str(v.shape), str(v.dtype)) for v in part] for part in (model.graph.inputs, model.graph.outputs)]
     weights = [content_key(tensor.numpy()) for tensor in tensors(model)]
@@ -261,5 +262,8 @@ def _checksum(arrays: Mapping[str, Array]) -> str:
 
 def _attributes(node: ir.Node) -> list[tuple[str, str]]:
     """A node's attributes as text; tensors and bodies are hashed elsewhere."""
-    plain = (a for a in node.attributes.values() if a.type not in (ir.AttributeType.TENSOR, ir.AttributeType.GRAPH))
-    return sorted((a.name, repr(a.value)) for a in plain)
+    kinds = ir.AttributeType
+    elsewhere = (kinds.TENSOR, kinds.TENSORS, kinds.GRAPH, kinds.GRAPHS)
+    found = node.attributes.values()
+    plain = [(a.name, repr(a.value)) for a in found if not a.is_ref() and a.type not in elsewhere]
+    return sorted(plain + [(a.name, f"@{a.ref_attr_name}") for a in found if a.is_ref()])
