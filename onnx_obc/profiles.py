@@ -25,6 +25,7 @@ from .search.database import content_key, read_report, write_file
 from .search.dynamic import choose
 from .search.sensitivity import Task, output_sensitivity, task_sensitivity
 from .search.spdy import spdy_search
+from .sequential import solve_sequentially
 from .split import first_samples
 from .stopwatch import Stopwatch
 
@@ -152,7 +153,7 @@ def _smallest(
 ) -> Profile:
     """The smallest profile whose measured output loss stays under the budget's: bisection over sizes, on a log scale.
 
-    Measured on the samples that are held out, with corrections if the recipe has them.
+    Measured on the samples that are held out, on models finished as the recipe says.
     """
     costs = _costs(database, "size", None)
     least = (costs.fixed + sum(float(row.min()) for row in costs.layers)) / costs.dense
@@ -163,7 +164,7 @@ def _smallest(
         middle = low if step == 0 else (low + high) / 2  # the smallest of all comes first
         size = Budget("size", min(float(np.exp(middle)) * (1 + 1e-9), 1 - 1e-9))
         profile = find_profile(database, size, losses, options, recipe, progress)
-        found = _loss(database, profile.choices, recipe, judge, correct=True)
+        found = _loss(database, profile.choices, recipe, judge, finished=True)
         progress("drop", 1, STEPS + 1)
         if found <= budget.value:
             best, high = profile, middle
@@ -177,20 +178,21 @@ def _smallest(
 
 
 def _loss(
-    database: Database, choices: Mapping[str, Choice], recipe: Recipe, judge: Judge, correct: bool = False
+    database: Database, choices: Mapping[str, Choice], recipe: Recipe, judge: Judge, finished: bool = False
 ) -> float:
-    """The output loss of a profile, as it would be written."""
+    """The output loss of a profile: stitched, or finished as it would be, solved in order and corrected if it is to be."""
     if all(choice.level == FLOAT for choice in choices.values()):
         return 0.0
-    quick = recipe.model_copy(update={"verify": False, "correct": correct and recipe.correct})
+    quick = recipe.model_copy(update={"verify": False})
     plan, solved = stitch(database, choices, quick)
-    if quick.correct:
-        material, watch = material_of(database), Stopwatch()
-        return judge.loss(
-            finish(material, plan, solved, database.ranges, quick, None, (), watch, lambda *_: None).model
-        )
-    write(plan, solved, database.ranges, quick)
-    return judge.loss(plan.model)
+    if not finished:
+        write(plan, solved, database.ranges, quick)
+        return judge.loss(plan.model)
+    material, ranges = material_of(database), database.ranges
+    if quick.sequential:
+        solved = solve_sequentially(plan, database.dense, ranges, material.feeds, quick, lambda *_: None)
+    result = finish(material, plan, solved, ranges, quick, None, (), Stopwatch(), lambda *_: None)
+    return judge.loss(result.model)
 
 
 def _measure(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> dict[str, list[float]]:

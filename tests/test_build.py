@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -166,6 +167,29 @@ def test_a_damaged_manifest(copy: Path) -> None:
     (copy / "manifest.json").write_text("{")
     with pytest.raises(DatabaseError, match=r"manifest\.json is damaged; delete it, then run the same"):
         open_database(copy)
+
+
+def test_a_deleted_manifest_is_made_anew(copy: Path, whole: Path) -> None:
+    (copy / "manifest.json").unlink()
+    built = build(MODEL, CALIBRATION, LEVELS, copy, data=FEW)
+    assert built.solved == 0 and built.reused == 75 and not built.captured
+    assert files(copy) == files(whole)
+
+
+def test_a_folder_with_a_model_of_the_users_is_left_alone(tmp_path: Path) -> None:
+    onnx.save(small(), tmp_path / "model.onnx")
+    before = (tmp_path / "model.onnx").read_bytes()
+    with pytest.raises(DatabaseError, match="another model"):
+        build(MODEL, CALIBRATION, "int8", tmp_path, data=FEW)
+    assert (tmp_path / "model.onnx").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "fixed", [{"weights": "int4"}, {"sparsity": "2:4"}, {"activations": "none"}, {"asymmetric": True}]
+)
+def test_a_recipe_that_fixes_levels_is_refused(fixed: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="fixes a level, but with a budget the search chooses"):
+        build(MODEL, CALIBRATION, "int8", tmp_path / "db", Recipe(**fixed))
 
 
 def test_rules_and_the_baseline_do_not_go_with_it(tmp_path: Path) -> None:

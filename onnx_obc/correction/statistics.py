@@ -156,12 +156,11 @@ def _sums(value: Array, axis: int) -> tuple[int, Float64, Float64]:
     positions = len(x) * inner
     if not positions:
         return 0, np.zeros(channels), np.zeros(channels)
-    if inner == 1:
-        mean = x[:, :, 0].mean(axis=0, dtype=np.float64)  # (channels,)
-    else:
-        mean = x.sum(axis=2).sum(axis=0, dtype=np.float64) / positions  # pairwise in the value's type along a plane
-    away = x - mean.astype(x.dtype)[:, None]  # (outer, channels, inner)
-    square = np.einsum("oci,oci->oc", away, away).sum(axis=0, dtype=np.float64)  # (channels,)
+    near = (x.sum(axis=2).sum(axis=0, dtype=np.float64) / positions).astype(x.dtype)  # (channels,), to rounding
+    away = x - near[:, None]  # (outer, channels, inner)
+    off = away.sum(axis=2).sum(axis=0, dtype=np.float64) / positions  # (channels,), what rounding left
+    square = np.einsum("oci,oci->oc", away, away).sum(axis=0, dtype=np.float64) - positions * off**2  # (channels,)
+    mean = near.astype(np.float64) + off
     return positions, mean, square
 
 
