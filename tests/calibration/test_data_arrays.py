@@ -239,3 +239,24 @@ def test_pickled_objects_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{"x": 1}], dtype=object))
     with pytest.raises(CalibrationError, match="holds Python objects"):
         open_samples(tmp_path / "a.npz", X, DataOptions())
+
+
+def test_labels_come_with_their_samples(tmp_path: Path) -> None:
+    classes = np.arange(7) % 3
+    np.savez(tmp_path / "data.npz", x=ROWS, labels=classes)
+    for data in (tmp_path / "data.npz", {"x": ROWS, "labels": classes}):
+        samples = open_samples(data, X, DataOptions(batch=3))
+        for batch in samples.read(0, 7):
+            assert batch.labels is not None and batch.labels.dtype == np.int64 and set(batch.feed) == {"x"}
+            for x, label in zip(batch.feed["x"], batch.labels, strict=True):
+                assert label == classes[[np.array_equal(x, row) for row in ROWS].index(True)]
+    assert next(open_samples({"x": ROWS}, X, DataOptions()).read(0, 7)).labels is None
+    for wrong in (classes[:-1], classes.astype(np.float32), classes[:, None]):
+        with pytest.raises(CalibrationError, match=r"'labels' is .* give the class of each of the 7 samples"):
+            open_samples({"x": ROWS, "labels": wrong}, X, DataOptions())
+
+
+def test_an_input_named_labels_is_an_input() -> None:
+    specs = [*X, InputSpec("labels", INT, (None,))]
+    batch = next(open_samples({"x": ROWS, "labels": np.arange(7)}, specs, DataOptions()).read(0, 7))
+    assert batch.labels is None and "labels" in batch.feed

@@ -263,3 +263,15 @@ def test_shared_cifar(shared: Path) -> None:
         pixels = np.asarray(Image.open(archive.open(name)).convert("RGB")) / 255
     expected = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     np.testing.assert_allclose(batch.feed["input"][0], expected.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_folders_are_classes(folder: Path, tmp_path: Path) -> None:
+    samples = open_samples(folder, NCHW, DataOptions(preprocess="raw", batch=6, augment=2))
+    labels = np.concatenate([batch.labels for batch in samples.read(0, samples.count) if batch.labels is not None])
+    np.testing.assert_array_equal(labels, np.repeat([number // 10 for number in ORDER], 2))
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted(folder.rglob("*.*"))):
+        if path.suffix in (".png", ".BMP") and not path.name.startswith("."):
+            (tmp_path / "flat" / f"{number}{path.suffix}").write_bytes(path.read_bytes())
+    flat = open_samples(tmp_path / "flat", NCHW, DataOptions(preprocess="raw"))
+    assert next(flat.read(0, 20)).labels is None
