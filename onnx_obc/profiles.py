@@ -180,7 +180,7 @@ def _smallest(
 def _loss(
     database: Database, choices: Mapping[str, Choice], recipe: Recipe, judge: Judge, finished: bool = False
 ) -> float:
-    """The output loss of a profile: stitched, or finished as it would be, solved in order and corrected if it is to be."""
+    """The output loss of a profile as it is stitched; finished: solved in order and corrected, as the recipe says."""
     if all(choice.level == FLOAT for choice in choices.values()):
         return 0.0
     quick = recipe.model_copy(update={"verify": False})

@@ -98,9 +98,10 @@ def content_key(*parts: object) -> str:
 
 def model_key(model: ir.Model) -> str:
     """A hash of all that a model computes: its nodes, names, attributes and weights, not of how it was stored."""
+    owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     nodes = [
         [n.domain, n.op_type, [v and v.name for v in n.inputs], [v.name for v in n.outputs], _attributes(n)]
-        for owner in (model.graph, *model.functions.values())
+        for owner in owners
         for n in owner.all_nodes()
     ]
     ends = [[(v.name, str(v.shape), str(v.dtype)) for v in part] for part in (model.graph.inputs, model.graph.outputs)]
