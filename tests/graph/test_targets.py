@@ -526,3 +526,22 @@ def test_a_clip_before_4_bits_loads(tmp_path: Path) -> None:
         assert written.activations == ("x", "r")
         _, found = optimized(written, tmp_path)
         check_numbers(proto, written, found, decibels=8)
+
+
+@pytest.mark.parametrize("moved", [(), ("Transpose",), ("Transpose", "Transpose")])
+def test_a_max_pool_before_4_bits_loads(moved: tuple[str, ...], tmp_path: Path) -> None:
+    """onnxruntime moves a 4-bit QuantizeLinear before a MaxPool, and then does not load that."""
+    values = ["p", *(f"t{i}" for i in range(len(moved)))]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="first"),
+        helper.make_node("MaxPool", ["h"], ["p"], kernel_shape=[2, 2], name="pool"),
+        *(helper.make_node(kind, [values[i]], [values[i + 1]], perm=[0, 1, 3, 2]) for i, kind in enumerate(moved)),
+        helper.make_node("Conv", [values[-1], "v"], ["y"], name="second"),
+    ]
+    weights = {"w": random(4, 4, 1, 1), "v": random(4, 4, 1, 1, seed=1)}
+    proto = build(nodes, {"x": [2, 4, 4, 4]}, {"y": [2, 4, 3, 3]}, weights)
+    for levels in ("int4", {"first": "int8", "second": "int4"}):
+        written = write_for("onnxruntime", proto, levels, 4)
+        assert written.activations == ("x", values[-1]) or written.activations == ("x", values[-1], "h")
+        _, found = optimized(written, tmp_path)
+        check_numbers(proto, written, found, decibels=8)

@@ -11,7 +11,7 @@ integers only if its surroundings have exactly the form that a selector looks fo
 - Bias stays float; onnxruntime quantizes it itself.
 - Activations are unsigned with a zero point, weights are 8 bits wide, signed or not. 4-bit weights run in float.
 - 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations,
-  nor a Clip whose only reader is a 4-bit QuantizeLinear.
+  nor a Clip whose only reader is a 4-bit QuantizeLinear, nor a MaxPool in front of one, which would get 4-bit inputs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ...level import FLOAT, Choice
 from ..layers import Layer
 from ..names import free_name, names_of
 from ..qdq import Activation, scale_layout, storage_type, take_over_output
+
+MOVED_BEFORE = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")  # nodes that a QuantizeLinear is moved before
 
 
 def refuse(layer: Layer, choice: Choice) -> str | None:
@@ -52,7 +54,7 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
 
 def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
     """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it; and hide
-    each Clip from the 4-bit QuantizeLinear that will follow it."""
+    each Clip and MaxPool from the 4-bit QuantizeLinear that will follow it."""
     integer = [layer for layer in layers if layer.name in choices and _runs_in_integers(choices[layer.name])]
     quantized = {(use.node, 1 - use.index) for layer in integer for use in layer.uses}
 
@@ -62,9 +64,14 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
 
     narrow = [layer for layer in layers if layer.name in choices and choices[layer.name].activation_bits == 4]
     for source in dict.fromkeys(use.node.inputs[1 - use.index] for layer in narrow for use in layer.uses):
-        clip = None if source is None else source.producer()
-        if clip is not None and _is(clip, "Clip", model):
-            _split_clip(model, clip)
+        before = None if source is None else source.producer()
+        if before is not None and _is(before, "Clip", model):
+            _split_clip(model, before)
+        while before is not None and any(_is(before, op_type, model) for op_type in MOVED_BEFORE):
+            moved = before.inputs[0]
+            before = None if moved is None else moved.producer()
+        if before is not None and _is(before, "MaxPool", model):
+            _put_behind(model, before, "Max", [], "alone", "pool")  # of one value: a copy
 
     for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
         output, uses = node.outputs[0], list(node.outputs[0].uses())
@@ -188,18 +195,28 @@ def _split_clip(model: ir.Model, clip: ir.Node) -> None:
 
 def _split_gemm(model: ir.Model, gemm: ir.Node) -> None:
     """Move the bias of a Gemm into an Add behind it, which onnxruntime leaves there. The sum keeps the Gemm's name."""
-    product, bias = gemm.outputs[0], gemm.inputs[2]
+    bias = gemm.inputs[2]
     gemm.resize_inputs(2)
-    readers = list(product.uses())
-    taken = set(names_of(model))
-    add = ir.node("Add", [product, bias], name=free_name(f"{gemm.name or product.name}_bias", taken))
-    total = add.outputs[0]
+    _put_behind(model, gemm, "Add", [bias], "bias", "product")
+
+
+def _put_behind(
+    model: ir.Model, node: ir.Node, op_type: str, others: Sequence[ir.Value | None], what: str, before: str
+) -> None:
+    """Put a node of the node's first output and `others` behind it, whose output takes over all readers and the name.
+
+    what, before: what is added to the node's name, and to that of its output.
+    """
+    old, taken = node.outputs[0], set(names_of(model))
+    readers = list(old.uses())
+    added = ir.node(op_type, [old, *others], name=free_name(f"{node.name or old.name}_{what}", taken))
+    new = added.outputs[0]
     for user, index in readers:
-        user.replace_input_with(index, total)
-    name, fresh = product.name, free_name(f"{product.name}_product", taken)
-    take_over_output(model.graph, product, total)
-    product.name, total.name = fresh, name
-    model.graph.insert_after(gemm, add)
+        user.replace_input_with(index, new)
+    name, fresh = old.name, free_name(f"{old.name}_{before}", taken)
+    take_over_output(model.graph, old, new)
+    old.name, new.name = fresh, name
+    model.graph.insert_after(node, added)
 
 
 def _widen_bias(model: ir.Model, add: ir.Node, index: int) -> None:
