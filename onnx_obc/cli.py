@@ -128,11 +128,7 @@ def compress_command(
     budgets = [parse_budget(text) for text in budget]
     outputs = output_names(output, budgets)
     _check_together(bool(budgets), {"--levels": levels, "--database": database}, uniform, searching)
-    if report is not None:
-        taken = {path.with_name(path.name + end).resolve() for path in outputs for end in ("", ".data")}
-        if report.resolve() in taken:
-            raise OutputError(f"cannot write the report to {report}: the model goes there; name another file")
-        check_output(report, source)
+    _check_report(report, outputs, source)
     results = [path for path in (*outputs, report) if path is not None]
     read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
     _check_not_read(results, {**read, "--timings": searching.timings})
@@ -231,8 +227,7 @@ def search_command(
     budgets = [parse_budget(text) for text in budget]
     outputs = output_names(output, budgets)
     over = _given(finishing, run)
-    if report is not None:
-        check_output(report, None)
+    _check_report(report, outputs, None)
     results = [path for path in (*outputs, report) if path is not None]
     _check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
     with _told_what_was_written(results):
@@ -355,6 +350,16 @@ def _told_what_was_written(results: Sequence[Path]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*(str(path) for path in results if _stamp(path) != before[path])) from None
+
+
+def _check_report(report: Path | None, outputs: Sequence[Path], source: Path | None) -> None:
+    """Raise OutputError if the report cannot be written, or would replace a model that was read or is written."""
+    if report is None:
+        return
+    taken = {path.with_name(path.name + end).resolve() for path in outputs for end in ("", ".data")}
+    if report.resolve() in taken:
+        raise OutputError(f"cannot write the report to {report}: the model goes there; name another file")
+    check_output(report, source)
 
 
 def _check_not_read(results: Sequence[Path], read: dict[str, str | Path | None]) -> None:

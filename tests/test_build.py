@@ -220,6 +220,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     rows = (tmp_path / "out-pareto.csv").read_text().splitlines()
     assert len(rows) == 3 and rows[0].startswith("budget,file,")
     assert "obc-bops=5x" in (tmp_path / "out-pareto.svg").read_text()
+    line = refused(capsys, "search", db, "--budget", "obc-bops=5x", "-o", out, "--report", out)
+    assert "the model goes there" in line
     line = refused(capsys, "search", db, "--budget", "obc-bops=9x", "-o", out)
     assert "obc-bops=9x cannot be met" in line and "8x at most" in line
 
