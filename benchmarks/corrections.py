@@ -103,7 +103,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
 `python benchmarks/corrections.py`, on {machine()}. Top-1 in %, for MiniLM Spearman's correlation on STS-B.
 
 Every layer is at the level, or without its pattern where that is impossible. *None*: solved on dense inputs, nothing
-corrected. *Corrections*: batch-norm, norm and bias statistics on 256 calibration samples. *Sequential*: solved again in
+corrected. *Corrections*: batch-norm, norm and bias statistics on 128 calibration samples. *Sequential*: solved again in
 order, on up to 512 samples. *AdaPrune*: five epochs of global AdaPrune on up to 512 samples, then corrections. Each
 correction is kept only if it lowers the output loss of held-out calibration samples: *with something dropped* names
 the variants in which one was not. Models, calibration and evaluation are those of accuracy.md. EfficientNet-Lite0 is
