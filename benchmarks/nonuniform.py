@@ -261,7 +261,8 @@ without the pattern where it is impossible. *DP*: the dynamic program over relat
 of the model with one layer compressed (64 calibration samples). *Corrections*: batch-norm, norm and bias statistics, on
 128 calibration samples (256 for ResNet-20, ResNet-56 and EfficientNet's uniform levels); kept or dropped by the output
 loss of others. *Sequential*: layers solved again in order on the inputs that the compressed prefix produces, on up to
-512 samples, with corrections on the way. Pruned anywhere: every third step of OBC's ladder, masks not refined. *Global magnitude*: one threshold for all layers.
+512 samples, with corrections on the way. Pruned anywhere: every third step of OBC's ladder, masks not refined.
+*Global magnitude*: one threshold for all layers.
 Models, calibration and evaluation are those of accuracy.md; the evaluation data calibrates and chooses nothing.
 
 {chr(10).join(parts)}"""

@@ -38,9 +38,15 @@ class Session:
 
 
 def open_session(
-    model: ir.Model | Path, outputs: Sequence[str] | None = None, device: Device = "auto", threads: int | None = None
+    model: ir.Model | Path,
+    outputs: Sequence[str] | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    fuse: bool = True,
 ) -> Session:
     """Load a model into onnxruntime; `outputs` names the values to compute instead of the model's own outputs.
+
+    fuse: whether onnxruntime may fuse operators, which seldom goes wrong, and otherwise is faster.
 
     Raises ModelError if onnxruntime refuses the model or is not installed.
     """
@@ -49,6 +55,8 @@ def open_session(
     options.log_severity_level = 4  # what goes wrong is told by the exception
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not fuse:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if outputs is not None:
         assert isinstance(model, ir.Model)
         model = _with_outputs(model, outputs)

@@ -14,7 +14,7 @@ from onnx_ir.analysis import analyze_implicit_usage
 
 from ..errors import ModelError
 from ..graph.layers import bodies
-from .session import Device, open_session
+from .session import Device, Session, open_session
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -62,7 +62,7 @@ class Stepper:
         results: list[Feed] = [{} for _ in self._live]
         if fetched:
             part = self._part(nodes, sorted({*fetched, *kept}), reads)
-            session = open_session(part, device=self._device, threads=self._threads)
+            session = self._open(part)
             for live, result in zip(self._live, results, strict=True):
                 for name, array in session.run(live).items():
                     stored = self._kept(array, results)
@@ -97,6 +97,16 @@ class Stepper:
         part = self._part(nodes, outputs, reads)
         wanted = {str(value.name) for value in part.graph.inputs}
         return part, [{name: live[name] for name in wanted} for live in self._live]
+
+    def _open(self, part: ir.Model) -> Session:
+        """A session for a part: without fusions where onnxruntime fails on it with them.
+
+        It does on some Q/DQ pairs that were cut off from what follows them.
+        """
+        try:
+            return open_session(part, device=self._device, threads=self._threads)
+        except ModelError:
+            return open_session(part, device=self._device, threads=self._threads, fuse=False)
 
     def _reads(self) -> dict[ir.Node, list[ir.Value]]:
         """What every node reads, by its bodies too."""
