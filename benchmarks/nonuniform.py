@@ -259,7 +259,7 @@ database: choice, stitching, corrections, and solving again for *sequential*; no
 activation bits (8w8a is a quarter of float32, 4w4a an eighth), halved at 2:4. *Uniform*: every layer at this level, or
 without the pattern where it is impossible. *DP*: the dynamic program over relative layer losses, or over output losses
 of the model with one layer compressed (64 calibration samples). *Corrections*: batch-norm, norm and bias statistics, on
-128 calibration samples (256 for ResNet-20, ResNet-56 and EfficientNet's uniform levels); kept or dropped by the output
+96 calibration samples (128 and 256 when ResNet-20, ResNet-56 and EfficientNet were run); kept or dropped by the output
 loss of others. *Sequential*: layers solved again in order on the inputs that the compressed prefix produces, on up to
 512 samples, with corrections on the way. Pruned anywhere: every third step of OBC's ladder, masks not refined.
 *Global magnitude*: one threshold for all layers.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -80,9 +82,10 @@ class Stepper:
 
     def update(self, name: str, change: Callable[[Array], Array]) -> None:
         """Replace a value that was computed already, on every feed, for the nodes that will read it."""
-        for live in self._live:
-            if name in live:
-                live[name] = change(live[name])
+        holding = [live for live in self._live if name in live]
+        with ThreadPoolExecutor(self._threads or os.cpu_count(), "stepper") as pool:
+            for live, changed in zip(holding, pool.map(change, [live[name] for live in holding]), strict=True):
+                live[name] = changed
 
     def rest(self) -> tuple[ir.Model, list[Feed]]:
         """A model of all that has not run yet, whose inputs are what was kept, and its feeds.
