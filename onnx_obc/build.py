@@ -16,6 +16,7 @@ from ._version import __version__
 from .calibration.capture import POSITIONS_PER_COLUMN, Captured, Chunk, capture, plan_chunks, probe
 from .calibration.data import DataOptions, InputSpec, Samples, open_samples
 from .errors import DatabaseError, ModelError, OutputError, RecipeError
+from .finish import Progress
 from .graph.fold import fold
 from .graph.layers import Layer, find_layers
 from .graph.model import input_specs, read_model, save_model
@@ -46,7 +47,6 @@ from .solver.threads import one_blas_thread
 from .solving import SOLVER, method_of, prepare_layer, report_layer, solving_device, trusted_method
 from .split import STORED, describe, first_samples, split
 
-Progress = Callable[[str, int, int], None]
 PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", "hessians", "layers", "sensitivity"}
 
 

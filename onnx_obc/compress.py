@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import psutil
 
 from .calibration.capture import Captured, Chunk, capture, plan_chunks, probe
 from .calibration.data import DataOptions, InputSpec, Samples, open_samples
@@ -98,7 +97,7 @@ def solve_layers(
     values = [activation.value for activation in plan.activations]
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
     shapes = probe(plan.model, [*values, *taps], samples, recipe.device, recipe.threads)
-    memory = recipe.memory * 2**30 if recipe.memory is not None else psutil.virtual_memory().available / 2
+    memory = recipe.memory_bytes()
     chunks = plan_chunks(plan.layers, values, shapes, samples, memory)
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import psutil
 
 from .correction.sites import Kind, Site, find_sites
 from .correction.statistics import correct
@@ -34,8 +33,7 @@ class CorrectionReport:
     kinds: what was corrected: the output of layers that had a BatchNormalization behind them (mean and variance), the
     output of other normalisations (mean and variance), the bias of other layers (mean). sites: at how many places.
     loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out and on others that the
-    correction did not look at. kept: whether it was lower, and
-    the correction stayed.
+    correction did not look at. kept: whether it was lower, and the correction stayed.
     """
 
     kinds: tuple[str, ...]
@@ -96,7 +94,7 @@ def correct_statistics(
             feeds,
             device=device,
             threads=threads,
-            memory=psutil.virtual_memory().available / 2 if recipe.memory is None else recipe.memory * 2**30,
+            memory=recipe.memory_bytes(),
             progress=lambda done: progress("correct", done, rounds * len(sites)),
         )
         after = judge.loss(plan.model)

@@ -12,6 +12,7 @@ from .calibration.data import Samples
 from .calibration.ranges import RangeObserver
 from .errors import DatabaseError
 from .finish import Material
+from .graph.cost import Cost, layer_costs
 from .graph.fold import fold
 from .graph.layers import Layer, find_layers
 from .graph.model import read_model
@@ -28,7 +29,7 @@ class Database:
     """A database that was opened: all of it but the solutions, which are read when they are needed.
 
     graph: the dense model, folded. layers: of that graph, each with an entry in the manifest. samples: `calibration`
-    and `held_out`. choices: what every layer can become, dense first.
+    and `held_out`. choices: what every layer can become, dense first. costs: of the dense layers.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Database:
     layers: tuple[Layer, ...]
     entries: Mapping[str, LayerEntry]
     choices: Mapping[str, tuple[Choice, ...]]
+    costs: Mapping[str, Cost]
     samples: Mapping[str, Samples]
     ranges: Mapping[str, RangeObserver]
 
@@ -94,6 +96,7 @@ def open_database(folder: str | Path) -> Database:
         layers=tuple(layers),
         entries=entries,
         choices={name: tuple(map(parse_choice, entry.choices)) for name, entry in entries.items()},
+        costs=layer_costs(graph, layers),
         samples=read_samples(folder / "samples.safetensors", manifest.samples),
         ranges=ranges,
     )

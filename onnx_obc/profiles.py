@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import psutil
 
 from .errors import RecipeError
 from .finish import Progress, finish, write
-from .graph.cost import Cost, layer_costs
 from .judge import Judge
 from .level import FLOAT, Choice, Float64
 from .opened import Database, material_of, stitch
@@ -95,10 +93,9 @@ def find_profile(
         return _smallest(database, budget, losses, options, recipe, progress)
     costs = _costs(database, budget.kind, options.timings)
     limit = budget.fraction * costs.dense - costs.fixed
-    least = (costs.fixed + sum(float(row.min()) for row in costs.layers)) / costs.dense
-    if least > budget.fraction * (1 + 1e-9):
+    if costs.least > budget.fraction * (1 + 1e-9):
         raise RecipeError(
-            f"--budget {budget} cannot be met: {_reach(budget, least)} with the levels of {database.folder}, "
+            f"--budget {budget} cannot be met: {_reach(budget, costs.least)} with the levels of {database.folder}, "
             f"{', '.join(database.manifest.levels[1:4])}{' …' if len(database.manifest.levels) > 4 else ''}; ask for "
             "less, or build more levels"
         )
@@ -135,11 +132,9 @@ def _profile(
     shares = {}
     for kind in ("bops", "obc-bops", "flops", "size", *(("latency",) if timings is not None else ())):
         try:
-            costs = _costs(database, kind, timings)
+            shares[kind] = _costs(database, kind, timings).share(picked)
         except RecipeError:  # FLOPs of a graph without shapes are not known: only sizes are
             continue
-        total = costs.fixed + sum(float(row[i]) for row, i in zip(costs.layers, picked, strict=True))
-        shares[kind] = total / costs.dense
     return Profile(choices, predicted, shares)
 
 
@@ -155,8 +150,7 @@ def _smallest(
 
     Measured on the samples that are held out, on models finished as the recipe says.
     """
-    costs = _costs(database, "size", None)
-    least = (costs.fixed + sum(float(row.min()) for row in costs.layers)) / costs.dense
+    least = _costs(database, "size", None).least
     judge = Judge(database.dense, (database.samples["held_out"],), recipe.device, recipe.threads)
     low, high = np.log(least), 0.0  # of the fraction that is left
     best = None
@@ -210,7 +204,7 @@ def _measure(database: Database, options: SearchOptions, recipe: Recipe, progres
     common: dict[str, Any] = {
         "device": recipe.device,
         "threads": recipe.threads,
-        "memory": psutil.virtual_memory().available / 2 if recipe.memory is None else recipe.memory * 2**30,
+        "memory": recipe.memory_bytes(),
         "progress": lambda done: progress("sensitivity", done, total),
     }
 
@@ -240,9 +234,8 @@ def _layer_loss(database: Database, name: str, choice: Choice) -> float:
 
 
 def _costs(database: Database, kind: str, timings: Timings | None) -> Costs:
-    costs: Mapping[str, Cost] = layer_costs(database.graph, database.layers)
     choices = [database.choices[layer.name] for layer in database.layers]
-    return cost_table(kind, database.layers, costs, choices, timings)
+    return cost_table(kind, database.layers, database.costs, choices, timings)
 
 
 def _judge(database: Database, recipe: Recipe) -> Judge:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psutil
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -88,6 +89,10 @@ class Recipe(_Strict):
         if not sweeps and value not in ("none", "auto"):
             raise ValueError("write none, auto, or a number of sweeps from 1 to 1000")
         return value
+
+    def memory_bytes(self) -> float:
+        """Bytes for Hessians and activations at a time: `memory`, or half of what is free now."""
+        return psutil.virtual_memory().available / 2 if self.memory is None else self.memory * 2**30
 
     def choose(self, layer: str) -> Choice | None:
         """What the layer of this name is to become: by the first rule that matches, else by the recipe itself.

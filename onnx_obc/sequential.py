@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-import psutil
 
 from .calibration.capture import wanted_positions
 from .calibration.data import Samples
@@ -82,7 +81,7 @@ def _walk(
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Solved]:
     """Solve, and write into the plan's model, layer by layer. reference: that model before."""
-    memory = psutil.virtual_memory().available / 2 if recipe.memory is None else recipe.memory * 2**30
+    memory = recipe.memory_bytes()
     batches = list(samples.read(0, samples.count))
     feeds = [batch.feed for batch in batches]
     writer = Writer(plan.model)

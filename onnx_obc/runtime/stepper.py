@@ -26,8 +26,8 @@ class Stepper:
     """Runs a model on feeds up to one value after another, and keeps of each feed only what later nodes read.
 
     Beyond `memory` bytes, what is kept and what a step returns lies in temporary files, which are gone when nothing
-    refers to them any more. The model is read at
-    each step as it is then: nodes that have not run yet may be given other weights, or nodes before them, in between.
+    refers to them any more. The model is read at each step as it is then: nodes that have not run yet may be given
+    other weights, or nodes before them, in between.
     """
 
     def __init__(

@@ -23,6 +23,15 @@ class Costs:
     dense: float
     fixed: float
 
+    @property
+    def least(self) -> float:
+        """What the cheapest choices cost together, relative to the dense model."""
+        return (self.fixed + sum(float(row.min()) for row in self.layers)) / self.dense
+
+    def share(self, picked: Sequence[int]) -> float:
+        """What these choices cost together, relative to the dense model."""
+        return (self.fixed + sum(float(row[i]) for row, i in zip(self.layers, picked, strict=True))) / self.dense
+
 
 def cost_table(
     kind: str,
