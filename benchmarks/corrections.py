@@ -26,7 +26,6 @@ from onnx_obc import Recipe, build, open_database
 from onnx_obc.finish import finish
 from onnx_obc.level import parse_choice
 from onnx_obc.opened import material_of, stitch
-from onnx_obc.sequential import solve_sequentially
 from onnx_obc.stopwatch import Stopwatch
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,8 +61,6 @@ def run(
         began = time.perf_counter()
         plan, solved = stitch(database, uniform(database, parse_choice(level)), recipe)
         material = material_of(database)
-        if recipe.sequential:
-            solved = solve_sequentially(plan, database.dense, database.ranges, material.feeds, recipe, lambda *_: None)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             result = finish(material, plan, solved, database.ranges, recipe, path, (), Stopwatch(), lambda *_: None)

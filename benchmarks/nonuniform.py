@@ -34,7 +34,6 @@ from onnx_obc.level import FLOAT, Choice, Level, Solution, Unstructured, parse_c
 from onnx_obc.opened import Database, material_of, stitch
 from onnx_obc.plan import make_plan
 from onnx_obc.profiles import find_profile, sensitivities
-from onnx_obc.sequential import solve_sequentially
 from onnx_obc.solving import LayerReport, Solved
 from onnx_obc.stopwatch import Stopwatch
 
@@ -170,11 +169,9 @@ def run(subject: Subject, part: str, databases: Path, done: set[tuple[str, ...]]
             continue
         began = time.perf_counter()
         profile = one.profile()
-        quick = recipe.model_copy(update={"correct": one.correct, "verify": False})
+        quick = recipe.model_copy(update={"correct": one.correct, "sequential": one.sequential, "verify": False})
         plan, solved = one.solved(profile, quick) if one.solved else stitch(database, profile, quick)
         material = material_of(database)
-        if one.sequential:
-            solved = solve_sequentially(plan, database.dense, database.ranges, material.feeds, quick, lambda *_: None)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             result = finish(material, plan, solved, database.ranges, quick, path, (), Stopwatch(), lambda *_: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from .calibration.data import Samples
 from .calibration.ranges import RangeObserver
 from .errors import DatabaseError
-from .finish import Material
+from .finish import Material, Progress
 from .graph.cost import Cost, layer_costs
 from .graph.fold import fold
 from .graph.layers import Layer, find_layers
@@ -21,6 +21,7 @@ from .plan import Plan, make_plan
 from .recipe import Recipe
 from .search.database import LayerEntry, Manifest, level_file, model_key, read_manifest, read_solution
 from .search.stored import read_ranges, read_samples
+from .sequential import solve_sequentially
 from .solving import LayerReport, Solved
 
 
@@ -102,9 +103,18 @@ def open_database(folder: str | Path) -> Database:
     )
 
 
-def stitch(database: Database, choices: Mapping[str, Choice], recipe: Recipe) -> tuple[Plan, dict[str, Solved]]:
-    """A plan for a profile, and the solutions of its layers."""
+def stitch(
+    database: Database,
+    choices: Mapping[str, Choice],
+    recipe: Recipe,
+    progress: Progress = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Plan, dict[str, Solved]]:
+    """A plan for a profile, and its layers' solutions: stored ones, or new ones in order if the recipe says so."""
     plan = make_plan(database.dense, recipe, choices)
+    if recipe.sequential:
+        samples = database.samples["calibration"]
+        return plan, solve_sequentially(plan, database.dense, database.ranges, samples, recipe, progress, say)
     return plan, {layer.name: database.solved(layer, plan.choices[layer.name]) for layer in plan.layers}
 
 

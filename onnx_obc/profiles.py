@@ -23,7 +23,6 @@ from .search.database import content_key, read_report, write_file
 from .search.dynamic import choose
 from .search.sensitivity import Task, output_sensitivity, task_sensitivity
 from .search.spdy import spdy_search
-from .sequential import solve_sequentially
 from .split import first_samples
 from .stopwatch import Stopwatch
 
@@ -177,15 +176,13 @@ def _loss(
     """The output loss of a profile as it is stitched; finished: solved in order and corrected, as the recipe says."""
     if all(choice.level == FLOAT for choice in choices.values()):
         return 0.0
-    quick = recipe.model_copy(update={"verify": False})
+    quick = recipe.model_copy(update={"verify": False, "sequential": recipe.sequential and finished})
     plan, solved = stitch(database, choices, quick)
     if not finished:
         write(plan, solved, database.ranges, quick)
         return judge.loss(plan.model)
-    material, ranges = material_of(database), database.ranges
-    if quick.sequential:
-        solved = solve_sequentially(plan, database.dense, ranges, material.feeds, quick, lambda *_: None)
-    result = finish(material, plan, solved, ranges, quick, None, (), Stopwatch(), lambda *_: None)
+    material = material_of(database)
+    result = finish(material, plan, solved, database.ranges, quick, None, (), Stopwatch(), lambda *_: None)
     return judge.loss(result.model)
 
 

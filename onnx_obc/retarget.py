@@ -23,7 +23,6 @@ from .profiles import Profile, SearchOptions, find_profile, sensitivities
 from .recipe import Recipe, make_recipe
 from .report.pareto import Point
 from .search.budget import Budget
-from .sequential import solve_sequentially
 from .stopwatch import Stopwatch
 from .verify import check_graph
 
@@ -59,15 +58,11 @@ def retarget(
         with watch("search"):
             profile = find_profile(database, budget, losses, options, chosen, progress)
         say(f"{budget}: {_in_words(profile)}")
-        plan, solved = stitch(database, profile.choices, chosen)
+        with watch("solve"):
+            plan, solved = stitch(database, profile.choices, chosen, progress, say)
         material, checks = material_of(database), []
         if chosen.verify:
             checks.append(check_graph(database.dense, plan.model, material.held_out, chosen))
-        if chosen.sequential:
-            with watch("solve"):
-                solved = solve_sequentially(
-                    plan, database.dense, database.ranges, material.feeds, chosen, progress, say
-                )
         search = {
             "budget": str(budget),
             "search": options.search,
