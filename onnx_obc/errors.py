@@ -29,6 +29,10 @@ class DatabaseError(ObcError):
     """A database of solutions is damaged, unfinished, or belongs to something else."""
 
 
+class EngineError(ObcError):
+    """A runtime is not installed, crashed, or cannot run a file."""
+
+
 class VerificationError(ObcError):
     """The written file failed one of its checks; it was left under a `.rejected` name."""
 

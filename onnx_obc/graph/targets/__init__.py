@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ...level import Choice
+from ..finding import Finding
 from ..layers import Layer
 from ..qdq import Activation
 from . import onnxruntime, tensorrt
@@ -25,15 +26,19 @@ class Target:
     prepare(model, layers, choice of each layer by name): rewrites the model, in place, to an equal form that the
     runtime takes better. Layers without a choice stay float.
     place(model, layers, choices) → what to quantize in a model that was prepared.
+    examine(model) → the rules that any ONNX file, whoever wrote it, breaks, as far as the graph alone shows them.
     """
 
     refuse: Callable[[Layer, Choice], str | None]
     activation_bits: Callable[[Layer, Choice], tuple[int | None, str | None]]
     prepare: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], None]
     place: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], list[Activation]]
+    examine: Callable[[ir.Model], list[Finding]]
 
 
 TARGETS = {
-    module.__name__.rpartition(".")[2]: Target(module.refuse, module.activation_bits, module.prepare, module.place)
+    module.__name__.rpartition(".")[2]: Target(
+        module.refuse, module.activation_bits, module.prepare, module.place, module.examine
+    )
     for module in (onnxruntime, tensorrt)
 }

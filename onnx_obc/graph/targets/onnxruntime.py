@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from ...level import FLOAT, Choice
+from ..finding import Finding
 from ..layers import Layer
 from ..names import free_name, names_of
 from ..qdq import Activation, scale_layout, storage_type, take_over_output
@@ -86,6 +87,11 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
                 node.op_type = "Gemm"
             elif rank > 2:
                 _widen_bias(model, add, index)
+
+
+def examine(model: ir.Model) -> list[Finding]:
+    """The rules that a file breaks."""
+    return []
 
 
 def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from ...level import Choice
+from ..finding import Finding
 from ..layers import Layer
 from ..qdq import Activation, scale_layout
 
@@ -46,6 +47,11 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
 
 def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
     """TensorRT takes the graph as it is."""
+
+
+def examine(model: ir.Model) -> list[Finding]:
+    """The rules that a file breaks."""
+    return []
 
 
 def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
