@@ -89,12 +89,9 @@ class OnnxruntimeModel:
         for event in profile:
             name = str(event.get("name", ""))
             if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-                node = name.removesuffix("_kernel_time")
-                seconds[node].append(event["dur"] / 1e6)
-                order.setdefault(node, len(order))
-        return _kernels(
-            optimized.graph, {name: median(times[1:] or times) for name, times in seconds.items()}, self._path
-        )
+                seconds[name.removesuffix("_kernel_time")].append(event["dur"] / 1e6)
+        medians = {name: median(times[1:] or times) for name, times in seconds.items()}  # the first run is not counted
+        return _kernels(optimized.graph, medians, self._path)
 
     def close(self) -> None:
         """Give the session back."""
