@@ -31,7 +31,7 @@ from onnx_obc import Recipe, SearchOptions, build, open_database, parse_budget
 from onnx_obc.finish import finish
 from onnx_obc.graph.cost import layer_costs, level_flops, obc_bops
 from onnx_obc.level import FLOAT, Choice, Level, Solution, Unstructured, parse_choice
-from onnx_obc.opened import Database, material_of, stitch
+from onnx_obc.opened import Database, material_of, rival_of, stitch
 from onnx_obc.plan import make_plan
 from onnx_obc.profiles import find_profile, sensitivities
 from onnx_obc.solving import LayerReport, Solved
@@ -174,7 +174,9 @@ def run(subject: Subject, part: str, databases: Path, done: set[tuple[str, ...]]
         material = material_of(database)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            result = finish(material, plan, solved, database.ranges, quick, path, (), Stopwatch(), lambda *_: None)
+            rival = rival_of(database, profile, quick)
+            rest = (path, (), Stopwatch(), lambda *_: None)
+            result = finish(material, plan, solved, database.ranges, quick, *rest, rival=rival)
             took = time.perf_counter() - began
             score = subject.score(path, None).value
         row = {
@@ -256,9 +258,11 @@ database: choice, stitching, corrections, and solving again for *sequential*; no
 activation bits (8w8a is a quarter of float32, 4w4a an eighth), halved at 2:4. *Uniform*: every layer at this level, or
 without the pattern where it is impossible. *DP*: the dynamic program over relative layer losses, or over output losses
 of the model with one layer compressed (64 calibration samples). *Corrections*: batch-norm, norm and bias statistics, on
-96 calibration samples (128 and 256 when ResNet-20, ResNet-56 and EfficientNet were run); kept or dropped by the output
+96 calibration samples (128 and 256 in the rows of ResNet-20, ResNet-56 and EfficientNet by bit operations that are not
+sequential, and in ResNet-20's by operations); kept or dropped by the output
 loss of others. *Sequential*: layers solved again in order on the inputs that the compressed prefix produces, on up to
-512 samples, with corrections on the way. Pruned anywhere: every third step of OBC's ladder, masks not refined.
+512 samples, with corrections on the way; dropped for the model without it where that has the lower output loss on
+held-out samples, as the column says. Pruned anywhere: every third step of OBC's ladder, masks not refined.
 *Global magnitude*: one threshold for all layers.
 Models, calibration and evaluation are those of accuracy.md; the evaluation data calibrates and chooses nothing.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from .calibration.capture import Captured, Chunk, capture, plan_chunks, probe
+from .calibration.capture import Captured, capture, plan_chunks, probe
 from .calibration.data import DataOptions, InputSpec, Samples, open_samples
 from .calibration.ranges import RangeObserver
 from .finish import Material, Progress, Result, finish
@@ -64,14 +64,14 @@ def compress(
         calibrating, held_out = split(samples)
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
-    if recipe.sequential:
-        ranges = capture_ranges(plan, calibrating, recipe, progress, watch)
+    solved, ranges = solve_layers(plan, calibrating, recipe, progress, say, watch)
+    rival = None
+    if recipe.sequential and plan.layers:
+        rival, plan = (plan, solved), make_plan(dense, recipe)
         with watch("solve"):
             solved = solve_sequentially(plan, dense, ranges, calibrating, recipe, progress, say)
-    else:
-        solved, ranges = solve_layers(plan, calibrating, recipe, progress, say, watch)
     material = Material(model, dense, calibrating, held_out, *describe(samples, calibrating, held_out))
-    return finish(material, plan, solved, ranges, recipe, target, checks, watch, progress)
+    return finish(material, plan, solved, ranges, recipe, target, checks, watch, progress, rival=rival)
 
 
 @one_blas_thread()  # or the last digits would depend on the cores, and BLAS would wait for onnxruntime's threads
@@ -131,21 +131,3 @@ def solve_layers(
                 )
         del captured
     return solved, ranges
-
-
-def capture_ranges(
-    plan: Plan, samples: Samples, recipe: Recipe, progress: Progress, watch: Stopwatch
-) -> dict[str, RangeObserver]:
-    """Run the data once for the ranges of the plan's activations, if there are any."""
-    values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
-    if not values:
-        return {}
-    with watch("capture"):
-        return capture(
-            plan.model,
-            Chunk((), values),
-            samples,
-            device=recipe.device,
-            threads=recipe.threads,
-            progress=lambda done: progress("capture", done, samples.count),
-        ).ranges

@@ -28,10 +28,11 @@ KINDS: tuple[Kind, ...] = ("batchnorm", "norm", "bias")
 
 @dataclass(frozen=True)
 class CorrectionReport:
-    """One attempt to correct statistics.
+    """One attempt to correct statistics, or to do better in another way.
 
     kinds: what was corrected: the output of layers that had a BatchNormalization behind them (mean and variance), the
-    output of other normalisations (mean and variance), the bias of other layers (mean). sites: at how many places.
+    output of other normalisations (mean and variance), the bias of other layers (mean); or `global AdaPrune`, or
+    `sequential`. sites: at how many places.
     loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out and on others that the
     correction did not look at. kept: whether it was lower, and the correction stayed.
     """

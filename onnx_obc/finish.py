@@ -18,6 +18,7 @@ from .graph.fold import remove_unused
 from .graph.model import save_model
 from .graph.place import place_model
 from .graph.qdq import Activation, Writer, WrittenWeight
+from .judge import Judge
 from .plan import Plan
 from .recipe import Recipe
 from .report.report import Report, make_report
@@ -64,23 +65,20 @@ def finish(
     watch: Stopwatch,
     progress: Progress,
     search: Mapping[str, Any] | None = None,
+    rival: tuple[Plan, dict[str, Solved]] | None = None,
 ) -> Result:
     """Write the solutions into the plan's graph, correct it, check the file, and put it at `target`.
 
-    checks: what was checked before. search: what the report says of the budget, if there was one. Raises
+    checks: what was checked before. search: what the report says of the budget, if there was one. rival: where layers
+    were solved in order, the same ones solved each on dense inputs: the better of the two goes on. Raises
     VerificationError if the file fails a check: it is then left under a `.rejected` name.
     """
-    corrections: tuple[CorrectionReport, ...] = ()
-    if recipe.global_adaprune and plan.layers:
+    draft = _draft(material, plan, solved, ranges, recipe, watch, progress)
+    if rival is not None and plan.layers:
+        other = _draft(material, *rival, ranges, recipe, watch, progress)
         with watch("correct"):
-            solved, corrections = train_all(material, plan, solved, recipe, progress)
-    reference, sites = plan.model.clone(), sites_of(plan, material.dense)
-    with watch("write"):
-        written, embeddings, intervals = write(plan, solved, ranges, recipe)
-    if recipe.correct and plan.layers:
-        with watch("correct"):
-            found = correct_statistics(material, plan, reference, sites, solved, written, recipe, progress)
-            solved, corrections = found[0], (*corrections, *found[1])
+            draft = _better(draft, other, material, recipe)
+    plan, solved, written = draft.plan, draft.solved, draft.written
     with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=target.parent if target is not None else None) as scratch:
         path = Path(scratch) / (target.name if target is not None else "model.onnx")
         save_model(plan.model, path)
@@ -98,9 +96,9 @@ def finish(
             calibration=material.calibration,
             notes=material.notes,
             solved=solved,
-            embeddings=embeddings,
-            ranges=intervals,
-            corrections=corrections,
+            embeddings=draft.embeddings,
+            ranges=draft.intervals,
+            corrections=draft.corrections,
             search=search,
             verdict=verdict,
             seconds=watch.seconds,
@@ -110,6 +108,52 @@ def finish(
         if target is not None:
             place_model(path, target)
     return Result(plan.model, report, target)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A model that was written and corrected, but not checked yet."""
+
+    plan: Plan
+    solved: dict[str, Solved]
+    written: Sequence[WrittenWeight]
+    embeddings: Sequence[EmbeddingReport]
+    intervals: Mapping[str, tuple[float, float]]
+    corrections: tuple[CorrectionReport, ...]
+
+
+def _draft(
+    material: Material,
+    plan: Plan,
+    solved: dict[str, Solved],
+    ranges: Mapping[str, RangeObserver],
+    recipe: Recipe,
+    watch: Stopwatch,
+    progress: Progress,
+) -> _Draft:
+    """Train all layers, if the recipe says so, write them, and correct the model's statistics."""
+    corrections: tuple[CorrectionReport, ...] = ()
+    if recipe.global_adaprune and plan.layers:
+        with watch("correct"):
+            solved, corrections = train_all(material, plan, solved, recipe, progress)
+    correcting = recipe.correct and bool(plan.layers)
+    reference, sites = (plan.model.clone(), sites_of(plan, material.dense)) if correcting else (plan.model, [])
+    with watch("write"):
+        written, embeddings, intervals = write(plan, solved, ranges, recipe)
+    if correcting:
+        with watch("correct"):
+            found = correct_statistics(material, plan, reference, sites, solved, written, recipe, progress)
+            solved, corrections = found[0], (*corrections, *found[1])
+    return _Draft(plan, solved, written, embeddings, intervals, corrections)
+
+
+def _better(ordered: _Draft, rival: _Draft, material: Material, recipe: Recipe) -> _Draft:
+    """Of layers solved in order and each for itself, what has the lower output loss on samples that neither saw."""
+    judge = Judge(material.dense, (material.held_out,), recipe.device, recipe.threads)
+    before, after = (judge.loss(draft.plan.model) for draft in (rival, ordered))
+    attempt = CorrectionReport(("sequential",), len(ordered.solved), before, after, after < before)
+    best = ordered if attempt.kept else rival
+    return replace(best, corrections=(*best.corrections, attempt))
 
 
 def write(

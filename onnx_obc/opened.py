@@ -118,6 +118,14 @@ def stitch(
     return plan, {layer.name: database.solved(layer, plan.choices[layer.name]) for layer in plan.layers}
 
 
+def rival_of(
+    database: Database, choices: Mapping[str, Choice], recipe: Recipe
+) -> tuple[Plan, dict[str, Solved]] | None:
+    """The same profile from stored solutions, for `finish` to compare with; None where `stitch` gives these anyway."""
+    plain = recipe.model_copy(update={"sequential": False})
+    return stitch(database, choices, plain) if recipe.sequential else None
+
+
 def material_of(database: Database) -> Material:
     """What a model from this database is finished with."""
     about = dict(database.manifest.calibration)

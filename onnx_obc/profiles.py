@@ -15,7 +15,7 @@ from .errors import RecipeError
 from .finish import Progress, finish, write
 from .judge import Judge
 from .level import FLOAT, Choice, Float64
-from .opened import Database, material_of, stitch
+from .opened import Database, material_of, rival_of, stitch
 from .recipe import Recipe
 from .search.budget import Budget, Timings
 from .search.costs import Costs, cost_table
@@ -182,7 +182,8 @@ def _loss(
         write(plan, solved, database.ranges, quick)
         return judge.loss(plan.model)
     material = material_of(database)
-    result = finish(material, plan, solved, database.ranges, quick, None, (), Stopwatch(), lambda *_: None)
+    rival = rival_of(database, choices, quick)
+    result = finish(material, plan, solved, database.ranges, quick, None, (), Stopwatch(), lambda *_: None, rival=rival)
     return judge.loss(result.model)
 
 

@@ -18,7 +18,7 @@ from .calibration.iterables import load_function
 from .errors import RecipeError
 from .finish import Progress, Result, finish
 from .graph.place import check_output
-from .opened import Database, material_of, open_database, stitch
+from .opened import Database, material_of, open_database, rival_of, stitch
 from .profiles import Profile, SearchOptions, find_profile, sensitivities
 from .recipe import Recipe, make_recipe
 from .report.pareto import Point
@@ -60,6 +60,7 @@ def retarget(
         say(f"{budget}: {_in_words(profile)}")
         with watch("solve"):
             plan, solved = stitch(database, profile.choices, chosen, progress, say)
+            rival = rival_of(database, profile.choices, chosen)
         material, checks = material_of(database), []
         if chosen.verify:
             checks.append(check_graph(database.dense, plan.model, material.held_out, chosen))
@@ -70,7 +71,13 @@ def retarget(
             "predicted_loss": profile.predicted,
             "costs": dict(profile.costs),
         }
-        results.append(finish(material, plan, solved, database.ranges, chosen, target, checks, watch, progress, search))
+        results.append(
+            finish(
+                *(material, plan, solved, database.ranges, chosen, target, checks, watch, progress),
+                search=search,
+                rival=rival,
+            )
+        )
     return results
 
 

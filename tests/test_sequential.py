@@ -77,7 +77,23 @@ def test_the_first_layer_is_solved_as_ever() -> None:
     two = compress(model, samples(), recipe.model_copy(update={"correct": False, "sequential": True}))
     codes = [constants(result.model) for result in (one, two)]
     assert np.array_equal(*(found["first.weight_quantized"] for found in codes))
-    assert not np.array_equal(*(found["second.weight_quantized"] for found in codes))
+    attempt = two.report.corrections[-1]
+    assert attempt.kinds == ("sequential",) and attempt.sites == 2
+    assert attempt.kept == (not np.array_equal(*(found["second.weight_quantized"] for found in codes)))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_comes_closer_to_the_dense_model_is_kept(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    losses = iter([0.2, 0.1] if kept else [0.1, 0.2])  # solved each for itself comes first
+    monkeypatch.setattr("onnx_obc.finish.Judge.loss", lambda judge, model: next(losses))
+    recipe = Recipe(weights="int2", activations="none", device="cpu", correct=False)
+    plain = compress(two_products(), samples(), recipe)
+    ordered = compress(two_products(), samples(), recipe.model_copy(update={"sequential": True}))
+    attempt = ordered.report.corrections[0]
+    assert (attempt.kept, attempt.loss_before) == (kept, 0.2 if kept else 0.1)
+    name = "second.weight_quantized"
+    same = np.array_equal(constants(plain.model)[name], constants(ordered.model)[name])
+    assert same == (not kept)
 
 
 @pytest.mark.parametrize(

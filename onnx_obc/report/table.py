@@ -103,7 +103,8 @@ def report_table(report: Report, width: int) -> RenderableType:
     for attempt in report.corrections:
         change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on other samples"
         dropped = "" if attempt.kept else ": dropped"
-        lines.append(Text(f"corrected {' and '.join(attempt.kinds)} at {attempt.sites} places, {change}{dropped}"))
+        what = "solved in order" if attempt.kinds == ("sequential",) else f"corrected {' and '.join(attempt.kinds)}"
+        lines.append(Text(f"{what} at {attempt.sites} places, {change}{dropped}"))
     for output in report.outputs:
         agreement = "" if output.top1_agreement is None else f", top-1 agreement {100 * output.top1_agreement:.1f} %"
         lines.append(Text(f"output {output.name}: {output.sqnr_db:.1f} dB SQNR against the dense model{agreement}"))
