@@ -102,9 +102,10 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
 Every layer is at the level, or without its pattern where that is impossible. *None*: solved on dense inputs, nothing
 corrected. *Corrections*: batch-norm, norm and bias statistics on 96 calibration samples (128 or 256 when these were
 run). *Sequential*: solved again in order, on up to 512 samples, whether or not it helps, while the tool keeps the
-better of the two. *AdaPrune*: five epochs of global AdaPrune on up to 512 samples, then corrections. Each correction is kept only if it lowers the output loss of other calibration samples: *with
-something dropped* names the variants in which one was not. Models, calibration and evaluation are those of accuracy.md.
-EfficientNet-Lite0 is scored on 500 images: differences under 1.5 points are noise there.
+better of the two. *AdaPrune*: five epochs of global AdaPrune on up to 512 samples, then corrections. Each correction is
+kept only if it lowers the output loss of other calibration samples: *with something dropped* names the variants in
+which one was not. Models, calibration and evaluation are those of accuracy.md. EfficientNet-Lite0 is scored on 500
+images: differences under 1.5 points are noise there.
 
 {markdown(header, cells, left=2)}
 """
