@@ -10,6 +10,8 @@ integers only if its surroundings have exactly the form that a selector looks fo
   bias in an Add that is not merged: any behind a Gemm, and one of a bias of two axes behind a MatMul of more axes.
 - Bias stays float; onnxruntime quantizes it itself.
 - Activations are unsigned with a zero point, weights are 8 bits wide, signed or not. 4-bit weights run in float.
+- Sums of two activations and the like between layers (`CHAINED`) run in integers where all their inputs and their
+  output, behind an absorbed Relu, are quantized.
 - 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations,
   nor a Clip whose only reader is a 4-bit QuantizeLinear, nor a MaxPool in front of one, which would get 4-bit inputs.
 """
@@ -21,11 +23,12 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from ...level import FLOAT, Choice
-from ..finding import Finding
 from ..layers import Layer
 from ..names import free_name, names_of
 from ..qdq import Activation, scale_layout, storage_type, take_over_output
+from .onnxruntime_check import examine as examine
 
+CHAINED = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")  # have integer kernels
 MOVED_BEFORE = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")  # nodes that a QuantizeLinear is moved before
 
 
@@ -89,11 +92,6 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
                 _widen_bias(model, add, index)
 
 
-def examine(model: ir.Model) -> list[Finding]:
-    """The rules that a file breaks."""
-    return []
-
-
 def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
     """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once a width."""
     readers: dict[tuple[ir.Value, int], list[tuple[ir.Node, int]]] = {}
@@ -111,16 +109,47 @@ def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice
                 outputs[_absorbing(use.node.outputs[0], model)] = None
     integer = [value for value in outputs if (_behind_split_clip(value), 4) not in readers]
     taken = {reader for found in readers.values() for reader in found}
-    for output in integer:
+    chained, entries = _chain(model, {value for value, bits in readers if bits == 8} | set(integer))
+    for node, index in entries:
+        source = node.inputs[index]
+        assert source is not None
+        readers.setdefault((source, 8), []).append((node, index))
+        taken.add((node, index))
+    for output in dict.fromkeys([*integer, *chained]):
         free = [(use.node, use.idx) for use in output.uses() if _may_read(use.node, model, float_nodes)]
         readers.setdefault((output, 8), []).extend(use for use in free if use not in taken)
     return [
         Activation(
-            str(value.name), bits, symmetric=False, readers=tuple(found), replaces_output=bits == 8 and value in integer
+            *(str(value.name), bits),
+            symmetric=False,
+            readers=tuple(dict.fromkeys(found)),
+            replaces_output=bits == 8 and value in {*integer, *chained},
         )
         for (value, bits), found in readers.items()
         if found or (bits == 8 and value.is_graph_output())
     ]
+
+
+def _chain(model: ir.Model, quantized: set[ir.Value]) -> tuple[list[ir.Value], list[tuple[ir.Node, int]]]:
+    """Operators between layers that run in integers too, where all that they read is quantized, and what reads them.
+
+    quantized: the values with 8 bits. Returns the values behind such operators, a Relu or Clip absorbed, and the
+    operators' inputs that are to be read quantized.
+    """
+    candidates: dict[ir.Node, ir.Value] = {}
+    reached = set(quantized)
+    for node in model.graph:
+        sources = [value for value in node.inputs if value is not None]
+        if node.op_type in CHAINED and node.domain == "" and sources and all(value in reached for value in sources):
+            candidates[node] = _absorbing(node.outputs[0], model)
+            reached.add(candidates[node])
+    kept: dict[ir.Node, ir.Value] = {}
+    for node in reversed(list(candidates)):
+        value = candidates[node]
+        if value in quantized or any(use.node in kept for use in value.uses()):
+            kept[node] = value
+    entries = [(node, index) for node in kept for index in range(len(node.inputs))]
+    return list(reversed(list(kept.values()))), entries
 
 
 def _may_read(node: ir.Node, model: ir.Model, float_nodes: set[ir.Node]) -> bool:

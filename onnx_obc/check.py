@@ -1,0 +1,192 @@
+"""Checks any ONNX file against the rules of a runtime, and against what the runtime does with it where it is here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import EngineError
+from .graph.finding import Finding
+from .graph.model import read_model
+from .graph.promise import Promise, promises
+from .graph.targets import TARGETS
+from .runtime.engine import Feed, Kernel
+from .runtime.engines import ENGINES
+
+INTEGERS = ("int8", "uint8", "i8", "u8")
+CLOSE_DB = 15.0  # two engines that round differently inside agree to more than this on a file's outputs
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How an engine runs one product of a file.
+
+    promised: what the file's form stands for, `int8`, `int4 weights`, `float32`. kernel: the engine's operation, empty
+    where none could be found for the node; precision: the numbers it multiplies. kept: whether the promise is.
+    sparsity: of the weight in the file; skipped: of what the engine skips, None where it does not say.
+    """
+
+    node: str
+    op: str
+    promised: str
+    kernel: str
+    precision: str
+    kept: bool
+    sparsity: float
+    skipped: float | None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All about one file and one runtime.
+
+    engine: its name and version, or why it did not run; ran: whether it did, executions are empty otherwise.
+    """
+
+    file: str
+    target: str
+    engine: str
+    ran: bool
+    findings: tuple[Finding, ...]
+    executions: tuple[Execution, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a finding is an error."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def count(self, promised: str) -> tuple[int, int]:
+        """How many products whose promise begins so are kept, and how many there are."""
+        found = [entry for entry in self.executions if entry.promised.startswith(promised)]
+        return sum(entry.kept for entry in found), len(found)
+
+
+def examine(path: Path, target: str, feed: Feed | None = None, threads: int | None = None) -> Examination:
+    """Check a file: the target's rules, and, where its engine is here and there is a feed, what the engine runs.
+
+    The engine's outputs are compared with those of onnxruntime. Raises ModelError if the file is no ONNX model.
+    """
+    model = read_model(path)
+    found = list(TARGETS[target].examine(model))
+    executions: tuple[Execution, ...] = ()
+    engine, ran = "no input to run it on", False
+    if feed is not None and target in ENGINES:
+        try:
+            engine = ENGINES[target].version()
+        except EngineError as error:
+            engine = str(error)
+        else:
+            try:
+                executions, outputs = _run(path, target, feed, threads, promises(model))
+                ran = True
+            except EngineError as error:
+                found.append(
+                    Finding("error", "engine", "", str(error), "mend what the other findings name, or report it")
+                )
+            else:
+                found += _not_kept(executions, found, target)
+                if target != "onnxruntime":
+                    found += _different(path, outputs, feed, threads, target)
+    return Examination(str(path), target, engine, ran, tuple(found), executions)
+
+
+def executed(kernels: Sequence[Kernel], promised: Sequence[Promise]) -> tuple[Execution, ...]:
+    """What became of each product, by the names of the nodes that kernels cover."""
+    owners: dict[str, Kernel] = {}
+    for one in kernels:
+        for node in one.nodes:
+            if node not in owners or (one.precision and not owners[node].precision):
+                owners[node] = one
+    found = []
+    for promise in promised:
+        kernel = owners.get(promise.name)
+        precision = "" if kernel is None else kernel.precision
+        wanted = {"int8": "int8", "weights": f"int{promise.bits} weights", "float32": "float32"}[promise.form]
+        kept = promise.form == "float32" or (
+            precision in INTEGERS if promise.form == "int8" else precision.startswith(("int", "i", "u"))
+        )
+        found.append(
+            Execution(
+                promise.name,
+                promise.node.op_type,
+                wanted,
+                "" if kernel is None else kernel.op,
+                precision,
+                kept,
+                promise.sparsity,
+                None if kernel is None else kernel.sparsity,
+            )
+        )
+    return tuple(found)
+
+
+def _run(
+    path: Path, target: str, feed: Feed, threads: int | None, promised: Sequence[Promise]
+) -> tuple[tuple[Execution, ...], Mapping[str, npt.NDArray[np.generic]]]:
+    loaded = ENGINES[target].load(path, feed, threads)
+    try:
+        return executed(loaded.kernels(feed, 1), promised), loaded.run(feed)
+    finally:
+        loaded.close()
+
+
+def _not_kept(executions: Sequence[Execution], findings: Sequence[Finding], target: str) -> list[Finding]:
+    """Products that are promised in integers and run otherwise, with the reason where a rule gives one."""
+    reasons = {finding.node: finding for finding in findings if finding.node}
+    found = []
+    for entry in executions:
+        if entry.kept:
+            continue
+        rule = reasons.get(entry.node)
+        why = f"because {rule.message}" if rule is not None else "and no known rule of it says why"
+        runs = (
+            f"as {entry.kernel} in {entry.precision or 'unknown precision'}"
+            if entry.kernel
+            else "in no kernel it names"
+        )
+        found.append(
+            Finding(
+                "slow",
+                "not-fused",
+                entry.node,
+                f"its form promises {entry.promised}, but {target} runs it {runs}, {why}",
+                rule.remedy if rule is not None else "",
+            )
+        )
+    return found
+
+
+def _different(
+    path: Path, outputs: Mapping[str, npt.NDArray[np.generic]], feed: Feed, threads: int | None, target: str
+) -> list[Finding]:
+    """Outputs that are not those of onnxruntime."""
+    try:
+        loaded = ENGINES["onnxruntime"].load(path, feed, threads)
+        expected = loaded.run(feed)
+    except EngineError as error:
+        return [Finding("note", "not-compared", "", f"outputs were not compared: {error}")]
+    found = []
+    for name, wanted in expected.items():
+        if name not in outputs or not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
+            continue
+        db = agreement_db(wanted, outputs[name])
+        if db < CLOSE_DB:
+            message = f"{target} computes another {name} than onnxruntime: {db:.1f} dB apart on the input that was run"
+            found.append(Finding("error", "outputs", name, message, "do not ship this file for it"))
+    return found
+
+
+def agreement_db(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """The signal-to-noise ratio of `found`, 10 log₁₀(Σ y² / Σ (y − ŷ)²), in decibels; −inf for another shape."""
+    if wanted.shape != found.shape:
+        return float("-inf")
+    y = wanted.astype(np.float64)
+    noise, signal = float(((y - found) ** 2).sum()), float((y**2).sum())
+    if noise == 0:
+        return float("inf")
+    return 10 * float(np.log10(signal / noise)) if signal > 0 and np.isfinite(noise) else float("-inf")

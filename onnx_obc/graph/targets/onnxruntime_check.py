@@ -1,0 +1,141 @@
+"""Why a file's products do not run in onnxruntime's integer kernels on a CPU, as far as the graph alone shows it.
+
+The rules are those of onnxruntime.py: what onnxruntime's Q/DQ selectors look for, and what its kernels take.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ..finding import Finding
+from ..promise import THROUGH, Promise, constant_behind, dequantizer, promises
+
+ABSORBED = ("Relu", "Clip")  # between a Conv and its QuantizeLinear
+NBITS_BLOCKS = (16, 32, 64, 128, 256)
+
+
+def examine(model: ir.Model) -> list[Finding]:
+    """A finding for every product whose form promises integers that onnxruntime will not use."""
+    found = []
+    for promise in promises(model):
+        if promise.node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            reason = (
+                _integer(promise)
+                if promise.form == "int8"
+                else _weights(promise)
+                if promise.form == "weights"
+                else None
+            )
+            if reason is not None:
+                found.append(Finding("slow", reason[0], promise.name, reason[1], reason[2]))
+    return found
+
+
+def _integer(promise: Promise) -> tuple[str, str, str] | None:
+    """Rule, message and remedy for a product of two dequantized 8-bit operands that stays float; None if it fuses."""
+    node = promise.node
+    if node.op_type == "ConvTranspose":
+        return "no-kernel", "onnxruntime has no integer ConvTranspose", "leave its input in float"
+    moved = next((value for value in node.inputs[:2] if _behind_movement(value)), None)
+    if moved is not None:
+        return (
+            "dequantize-first",
+            f"{moved.name} is moved after it was dequantized: the DequantizeLinear must stand right before the product",
+            "put the Transpose or Reshape before the QuantizeLinear, or fold it into the weight",
+        )
+    data, weight = (dequantizer(value) for value in node.inputs[:2])
+    signed = [_is_signed(one) for one in (data, weight)]
+    if signed == [True, False]:
+        return (
+            "signs",
+            "its input is signed and its weight unsigned: signed inputs need signed weights",
+            "quantize the input to uint8, or the weight to int8",
+        )
+    if node.op_type == "Conv":
+        return _conv(node, weight)
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None and not _goes_to_quantize(node):
+        return (
+            "gemm-bias",
+            "it is a Gemm with a bias and no QuantizeLinear behind it",
+            "put the bias into an Add behind it, or quantize the output",
+        )
+    return None
+
+
+def _conv(node: ir.Node, weight: ir.Node | None) -> tuple[str, str, str] | None:
+    if not _goes_to_quantize(node):
+        readers = ", ".join(dict.fromkeys(use.node.op_type for use in _end(node).uses())) or "the graph's output"
+        return (
+            "output",
+            f"its output goes to {readers}, not to QuantizeLinear alone",
+            "put a QuantizeLinear and a DequantizeLinear behind it",
+        )
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and bias.const_value is None and dequantizer(bias) is None:
+        return "bias", f"its bias {bias.name} is computed, not a constant", "fold it into an initializer"
+    axis = weight.attributes.get_int("axis", 1) if weight is not None else 0
+    scale = None if weight is None else constant_behind(weight.inputs[1])
+    if scale is not None and scale.size > 1 and axis != 0:
+        return "axis", f"the scales of its weight lie along axis {axis}, not along its outputs", "use axis 0"
+    return None
+
+
+def _weights(promise: Promise) -> tuple[str, str, str] | None:
+    """The same for a product whose weight alone is an integer."""
+    node = promise.node
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return (
+            "weights-only",
+            f"onnxruntime computes {node.op_type} in float where the weight alone is an integer: the file is smaller",
+            "quantize its input too for speed",
+        )
+    weight = dequantizer(node.inputs[1])
+    if weight is None:
+        return "weights-only", "its left operand is the integer one, for which there is no kernel", "store it in float"
+    block, axis = weight.attributes.get_int("block_size", 0), weight.attributes.get_int("axis", 1)
+    if promise.bits == 8:
+        return (
+            "weights-only",
+            "8-bit weights are multiplied in float where the input is not quantized",
+            "quantize its input too, or use 4-bit weights",
+        )
+    if block and (block not in NBITS_BLOCKS or axis != 0):
+        return (
+            "block",
+            f"its weight has blocks of {block} along axis {axis}; MatMulNBits takes {NBITS_BLOCKS[0]} to "
+            f"{NBITS_BLOCKS[-1]}, powers of two, along axis 0",
+            "use such blocks",
+        )
+    return None
+
+
+def _behind_movement(value: ir.Value | None) -> bool:
+    """Whether operators that move elements stand between a DequantizeLinear and its reader."""
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type in THROUGH and dequantizer(value) is not None
+
+
+def _is_signed(node: ir.Node | None) -> bool | None:
+    """Whether the integers that a node dequantizes are signed; without a zero point the codes' type says."""
+    if node is None or node.inputs[0] is None:
+        return None
+    dtype = node.inputs[0].dtype
+    if dtype is None:
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        dtype = ir.DataType.UINT8 if zero is None else zero.dtype
+    return None if dtype is None else str(dtype.name).startswith("INT")
+
+
+def _end(node: ir.Node) -> ir.Value:
+    """The value behind the Relu or Clip that follows a node alone."""
+    value = node.outputs[0]
+    uses = list(value.uses())
+    if len(uses) == 1 and uses[0].node.op_type in ABSORBED and not value.is_graph_output():
+        return uses[0].node.outputs[0]
+    return value
+
+
+def _goes_to_quantize(node: ir.Node) -> bool:
+    end = _end(node)
+    uses = list(end.uses())
+    return bool(uses) and not end.is_graph_output() and all(use.node.op_type == "QuantizeLinear" for use in uses)
