@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class Examination:
         """Whether a finding is an error."""
         return any(finding.severity == "error" for finding in self.findings)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
     def count(self, promised: str) -> tuple[int, int]:
         """How many products whose promise begins so are kept, and how many there are."""
         found = [entry for entry in self.executions if entry.promised.startswith(promised)]
@@ -75,23 +79,27 @@ def examine(path: Path, target: str, feed: Feed | None = None, threads: int | No
     found = list(TARGETS[target].examine(model))
     executions: tuple[Execution, ...] = ()
     engine, ran = "no input to run it on", False
-    if feed is not None and target in ENGINES:
+    if feed is not None:
         try:
             engine = ENGINES[target].version()
         except EngineError as error:
-            engine = str(error)
+            return Examination(str(path), target, str(error), False, tuple(found), ())
+        try:
+            loaded = ENGINES[target].load(path, feed, threads)
+        except EngineError as error:
+            found.append(Finding("error", "engine", "", str(error), "mend what the other findings name"))
+            return Examination(str(path), target, engine, False, tuple(found), ())
+        try:
+            executions, outputs = executed(loaded.kernels(feed, 1), promises(model)), loaded.run(feed)
+        except EngineError as error:
+            engine = f"{error}; give an input that the model takes, with --calib"
         else:
-            try:
-                executions, outputs = _run(path, target, feed, threads, promises(model))
-                ran = True
-            except EngineError as error:
-                found.append(
-                    Finding("error", "engine", "", str(error), "mend what the other findings name, or report it")
-                )
-            else:
-                found += _not_kept(executions, found, target)
-                if target != "onnxruntime":
-                    found += _different(path, outputs, feed, threads, target)
+            ran = True
+            found += _not_kept(executions, found, target)
+            if target != "onnxruntime":
+                found += _different(path, outputs, feed, threads, target)
+        finally:
+            loaded.close()
     return Examination(str(path), target, engine, ran, tuple(found), executions)
 
 
@@ -123,16 +131,6 @@ def executed(kernels: Sequence[Kernel], promised: Sequence[Promise]) -> tuple[Ex
             )
         )
     return tuple(found)
-
-
-def _run(
-    path: Path, target: str, feed: Feed, threads: int | None, promised: Sequence[Promise]
-) -> tuple[tuple[Execution, ...], Mapping[str, npt.NDArray[np.generic]]]:
-    loaded = ENGINES[target].load(path, feed, threads)
-    try:
-        return executed(loaded.kernels(feed, 1), promised), loaded.run(feed)
-    finally:
-        loaded.close()
 
 
 def _not_kept(executions: Sequence[Execution], findings: Sequence[Finding], target: str) -> list[Finding]:

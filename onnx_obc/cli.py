@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ._version import __version__
 from .build import build
@@ -42,25 +41,19 @@ from .report.pareto import write_pareto
 from .report.report import write_json
 from .report.table import report_table, show
 from .retarget import compress_to_budget, default_levels, load_task, output_names, pareto_points, retarget
-from .search.budget import Budget, parse_budget, read_timings
-
-STAGES = {
-    "compile": "compiling the solver",
-    "capture": "running the calibration data",
-    "solve": "solving rows",
-    "sensitivity": "sensitivity of levels",
-    "search": "profiles tried",
-    "drop": "sizes tried",
-    "correct": "correcting statistics",
-    "adaprune": "epochs",
-    "verify": "comparing outputs",
-}
+from .runtime_commands import bench_command, check_command, time_command
+from .search.budget import Budget, parse_budget
+from .search.timings import read_timings
+from .terminal import progress_bar
 
 USAGES = {
     "": "onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]",
     "build": "onnx-obc build SOURCE DATABASE --calib DATA --levels LEVELS [OPTIONS]",
     "search": "onnx-obc search DATABASE --budget BUDGET -o OUTPUT [OPTIONS]",
     "inspect": "onnx-obc inspect SOURCE",
+    "check": "onnx-obc check SOURCE --target RUNTIME",
+    "bench": "onnx-obc bench FILE FILE … --runtime RUNTIME [OPTIONS]",
+    "time": "onnx-obc time SOURCE -o TIMINGS --runtime RUNTIME --levels LEVELS [OPTIONS]",
     "demo": "onnx-obc demo",
 }
 
@@ -133,7 +126,7 @@ def compress_command(
     read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
     _check_not_read(results, {**read, "--timings": searching.timings})
     with _told_what_was_written(results):
-        with _progress_bar(quiet) as (progress, say):
+        with progress_bar(quiet) as (progress, say):
             found = DataOptions(**vars(data), seed=chosen.seed)
             if budgets:
                 names, options = levels or default_levels(budgets[0]), _search_options(searching)
@@ -184,7 +177,7 @@ def build_command(
     """
     chosen = _recipe(None, skip, target, method, run)
     try:
-        with _progress_bar(quiet) as (progress, say):
+        with progress_bar(quiet) as (progress, say):
             found = DataOptions(**vars(data), seed=chosen.seed)
             built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
     except KeyboardInterrupt:
@@ -231,7 +224,7 @@ def search_command(
     results = [path for path in (*outputs, report) if path is not None]
     _check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
     with _told_what_was_written(results):
-        with _progress_bar(quiet) as (progress, say):
+        with progress_bar(quiet) as (progress, say):
             made = retarget(database, budgets, outputs, _search_options(searching), over, progress=progress, say=say)
         _show_results(made, budgets, output, report, quiet)
 
@@ -257,9 +250,14 @@ def demo_command(*, quiet: Annotated[bool, Flag] = False) -> None:
     quiet
         Show no progress.
     """
-    with _progress_bar(quiet) as (progress, _):
+    with progress_bar(quiet) as (progress, _):
         table = run_demo(progress)
     show(lambda width: table)
+
+
+app.command(check_command, name="check")
+app.command(bench_command, name="bench")
+app.command(time_command, name="time")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -377,19 +375,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
-    """Shows how far each stage is, and lines of text above that, on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=quiet)
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
-            bars.update(tasks[stage], advance=done, total=total)
-
-        yield advance, console.print

@@ -17,12 +17,13 @@ from .judge import Judge
 from .level import FLOAT, Choice, Float64
 from .opened import Database, material_of, rival_of, stitch
 from .recipe import Recipe
-from .search.budget import Budget, Timings
+from .search.budget import Budget
 from .search.costs import Costs, cost_table
 from .search.database import content_key, read_report, write_file
 from .search.dynamic import choose
 from .search.sensitivity import Task, output_sensitivity, task_sensitivity
 from .search.spdy import spdy_search
+from .search.timings import Timings
 from .split import first_samples
 from .stopwatch import Stopwatch
 

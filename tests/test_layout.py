@@ -35,7 +35,13 @@ ALLOWED: dict[str, set[str] | None] = {
     "output_loss": {"level"},
     "verify": {"output_loss", "calibration", "graph", "level", "errors", "recipe", "runtime", "solving"},
     "correcting": {"correction", "finish", "graph", "judge", "level", "plan", "recipe", "solving", "split"},
-    "report": {"correcting", "_version", "calibration", "errors", "graph", "plan", "recipe", "solving", "verify"},
+    "check": {"errors", "graph", "runtime"},
+    "bench": {"check", "graph", "runtime", "search", "solver"},
+    "terminal": set(),
+    "report": {
+        *("bench", "check", "level", "search", "correcting", "_version"),
+        *("calibration", "errors", "graph", "plan", "recipe", "solving", "verify"),
+    },
     "inspect": {"graph", "level", "report"},
 }
 MAY_IMPORT_COMPRESS = {"cli", "demo", "__init__"}

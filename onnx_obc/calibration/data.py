@@ -144,7 +144,7 @@ def open_samples(data: object, inputs: list[InputSpec], options: DataOptions) ->
     if data == "":
         raise CalibrationError(f"--calib is empty: name the calibration data, {KINDS}")
     if data == "random":
-        _refuse(options, "random numbers", ("preprocess", "mean", "std", "augment", *TEXT_OPTIONS))
+        _refuse(options, "random numbers", ("preprocess", "mean", "std", "augment", "tokenizer"))
         return synthetic.open_random(inputs, options)
     if match := re.fullmatch(r"(.+\.py):(\w+)", str(data)):
         _refuse(options, "feeds", IMAGE_OPTIONS + TEXT_OPTIONS)

@@ -16,10 +16,12 @@ FREE = 16
 
 
 def open_random(inputs: list[InputSpec], options: DataOptions) -> Samples:
-    """Random samples: standard normal floats, integers in [0, 100), ones for integers named *mask*, coins for bool.
+    """Random samples: standard normal floats, integers in [0, 100), of which those named *mask* are
+    1 and those named *type* 0, coins for bool.
 
-    A free first dimension is the batch. Other free dimensions are 16, except for the height and width of an input of
-    rank 4 where `options.size` is given. What a sample holds depends on the seed and its index alone.
+    A free first dimension is the batch. Other free dimensions are 16, or `options.max_tokens`, except for the height
+    and width of an input of rank 4 where `options.size` is given. What a sample holds depends on the seed and its index
+    alone.
     Raises CalibrationError unless `options.allow_random`.
     """
     if not options.allow_random:
@@ -49,15 +51,17 @@ def _shape(spec: InputSpec, options: DataOptions) -> tuple[int, ...]:
         for axis, size in zip((first, first + 1), options.size, strict=True):
             if shape[axis] is None:
                 shape[axis] = size
-    return tuple(FREE if size is None else size for size in shape[1:])
+    return tuple(options.max_tokens or FREE if size is None else size for size in shape[1:])
 
 
 def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if spec.dtype.kind == "f":
         return rng.standard_normal(shape).astype(spec.dtype)
     if spec.dtype.kind in "iu":
-        masked = "mask" in spec.name.lower()
-        return np.asarray(np.ones(shape) if masked else rng.integers(0, 100, shape)).astype(spec.dtype)
+        name = spec.name.lower()
+        if "mask" in name or "type" in name:
+            return np.full(shape, int("mask" in name), spec.dtype)
+        return np.asarray(rng.integers(0, 100, shape)).astype(spec.dtype)
     if spec.dtype.kind == "b":
         return np.asarray(rng.integers(0, 2, shape)).astype(bool)
     raise CalibrationError(f"input {spec.name!r} takes {spec.dtype.name}: no random values for that; give real data")

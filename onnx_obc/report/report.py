@@ -16,6 +16,7 @@ from .._version import __version__
 from ..correcting import CorrectionReport
 from ..errors import OutputError
 from ..graph.layers import LeftOut
+from ..graph.model import file_bytes
 from ..plan import Plan
 from ..recipe import Recipe
 from ..solving import EmbeddingReport, LayerReport, Solved
@@ -114,7 +115,7 @@ def make_report(
         notes=tuple(notes),
         seconds=dict(seconds),
         file_bytes_before=_model_bytes(model),
-        file_bytes_after=_file_bytes(written),
+        file_bytes_after=file_bytes(written),
     )
 
 
@@ -148,13 +149,4 @@ def _model_bytes(model: object) -> int | None:
         return len(model)
     if isinstance(model, onnx.ModelProto):
         return int(model.ByteSize())
-    return _file_bytes(Path(model)) if isinstance(model, str | Path) else None
-
-
-def _file_bytes(path: Path) -> int:
-    """The size of a model on disk, with the files beside it that hold its weights."""
-    proto = onnx.load(path, load_external_data=False)
-    beside = {
-        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in beside)))
+    return file_bytes(Path(model)) if isinstance(model, str | Path) else None

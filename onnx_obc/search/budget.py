@@ -1,15 +1,12 @@
-"""Budgets as users write them, and tables of timings."""
+"""Budgets as users write them."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from ..errors import RecipeError
@@ -41,14 +38,6 @@ class Budget:
         return 1 / self.value if self.value > 1 else self.value
 
 
-@dataclass(frozen=True)
-class Timings:
-    """Seconds of every layer at every choice that was timed, and of what lies outside the layers."""
-
-    layers: Mapping[str, Mapping[str, float]]
-    rest: float = 0.0
-
-
 def parse_budget(text: str) -> Budget:
     """Read `bops=12x`, `flops=3x`, `size=0.2x`, `latency=4x`, `drop=1%` or `drop=0.01`. Raises RecipeError."""
     name, _, amount = text.strip().lower().partition("=")
@@ -73,32 +62,3 @@ def parse_budget(text: str) -> Budget:
     elif not (0 < value < math.inf and value != 1):
         raise RecipeError(f"--budget {text!r}: {match[1]}x leaves nothing, or everything; {EXAMPLE}")
     return Budget(kind, value)
-
-
-def read_timings(path: Path) -> Timings:
-    """A table of seconds: {"layers": {layer: {choice: seconds, …}, …}, "rest": seconds outside the layers}.
-
-    Choices are written as in the database, `float`, `8w8a`, `2:4+8w8a`. Raises RecipeError for what is no such table.
-    """
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"--timings {path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise RecipeError(f"--timings {path}: no valid JSON ({error}); mend it there") from error
-    form = '{"layers": {layer: {"float": seconds, "8w8a": seconds}}, "rest": seconds}'
-    layers = plain.get("layers") if isinstance(plain, dict) else None
-    if not isinstance(layers, dict) or not all(isinstance(row, dict) for row in layers.values()):
-        raise RecipeError(f"--timings {path}: it must have the form {form}")
-    for layer, row in layers.items():
-        for choice, seconds in row.items():
-            if not _is_time(seconds):
-                raise RecipeError(f"--timings {path}: {layer} at {choice} takes {seconds!r}; give seconds above 0")
-    rest = plain.get("rest", 0.0)
-    if not (rest == 0 or _is_time(rest)):
-        raise RecipeError(f"--timings {path}: rest is {rest!r}; give seconds")
-    return Timings(layers, float(rest))
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -11,7 +11,7 @@ from ..errors import RecipeError
 from ..graph.cost import Cost, bops, level_flops, obc_bops, weight_bytes
 from ..graph.layers import Layer
 from ..level import FLOAT, Choice, Float64
-from .budget import Timings
+from .timings import Timings
 
 
 @dataclass(frozen=True, eq=False)

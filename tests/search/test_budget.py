@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_obc.errors import RecipeError
-from onnx_obc.search.budget import KINDS, Budget, Kind, parse_budget, read_timings
+from onnx_obc.search.budget import KINDS, Budget, Kind, parse_budget
+from onnx_obc.search.timings import read_timings
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.level import Choice, Level, parse_choice
 from onnx_obc.levels import read_levels
-from onnx_obc.search.budget import Timings
 from onnx_obc.search.costs import cost_table
+from onnx_obc.search.timings import Timings
 
 
 def test_costs_of_choices() -> None:

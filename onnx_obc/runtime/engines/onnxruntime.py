@@ -100,6 +100,9 @@ class OnnxruntimeModel:
     def _options(self) -> Any:
         options = _onnxruntime().SessionOptions()
         options.log_severity_level = 4
+        options.add_session_config_entry(
+            "session.force_spinning_stop", "1"
+        )  # or one file's threads slow the next one's
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         return options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ...level import Float32, Level, Solution
@@ -20,6 +22,12 @@ def baseline(weights: Float32, damped: Damped, level: Level, *, grid: GridMethod
     Raises ModelError if a weight is NaN or infinite.
     """
     check_finite(weights)
+    found = uncompensated(weights, level, grid)
+    return replace(found, loss=layer_loss(weights, found.weights, damped.hessian))
+
+
+def uncompensated(weights: Float32, level: Level, grid: GridMethod) -> Solution:
+    """The same without a Hessian, and so without a loss: it is 0 here."""
     solved, mask, codes, fitted = weights, None, None, None
     if level.sparsity is not None:
         mask = magnitude_mask(weights, level.sparsity)
@@ -27,7 +35,7 @@ def baseline(weights: Float32, damped: Damped, level: Level, *, grid: GridMethod
     if level.bits is not None:
         codes, fitted = round_to_nearest(solved, level.bits, level.symmetric, grid)
         solved = fitted.dequantize(codes)
-    return Solution(level, solved, codes, fitted, mask, layer_loss(weights, solved, damped.hessian))
+    return Solution(level, solved, codes, fitted, mask, 0.0)
 
 
-__all__ = ["baseline"]
+__all__ = ["baseline", "uncompensated"]

@@ -1,0 +1,90 @@
+"""Terminal tables of what engines do: findings, times, comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..bench import Benchmark
+from ..check import Examination
+from ..level import FLOAT, Choice
+from ..search.timings import Timings
+
+COLOURS = {"error": "red", "slow": "yellow", "note": "cyan"}
+SHOWN = 5  # nodes that are named of all that a finding is about
+
+
+def examination_table(found: Examination, width: int) -> RenderableType:
+    """Every rule that is broken once, with the nodes that break it, and what the engine runs."""
+    lines: list[RenderableType] = []
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    for finding in found.findings:
+        groups.setdefault((finding.severity, finding.rule, finding.message, finding.remedy), []).append(finding.node)
+    for severity in COLOURS:
+        for (level, rule, message, remedy), nodes in groups.items():
+            if level != severity:
+                continue
+            named = [node for node in nodes if node]
+            more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+            where = f" {', '.join(named[:SHOWN])}{more}:" if named else ""
+            advice = f" → {remedy}" if remedy else ""
+            lines.append(Text.assemble((f"{severity} [{rule}]", COLOURS[severity]), f"{where} {message}{advice}"))
+    if found.ran:
+        runs = Counter((entry.promised, entry.kernel or "?", entry.precision or "?") for entry in found.executions)
+        for (promised, kernel, precision), count in runs.most_common():
+            lines.append(Text(f"{count} × {promised} in the file: {found.target} runs {kernel} in {precision}"))
+        kept, promised_count = found.count("int")
+        lines.append(Text(f"{found.engine}: {kept} of {promised_count} quantized products run in integers"))
+    else:
+        lines.append(Text(f"not run: {found.engine}", "yellow"))
+    errors = sum(finding.severity == "error" for finding in found.findings)
+    slow = sum(finding.severity == "slow" for finding in found.findings)
+    lines.append(Text(f"{found.file} for {found.target}: {errors} errors, {slow} findings that cost speed"))
+    return Group(*lines)
+
+
+def bench_table(found: Benchmark) -> RenderableType:
+    """The files with their times, and how many times faster each is than the first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("file", overflow="fold")
+    for title in ("ms", "× faster", "quartiles", "outputs", "top-1", "bytes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for entry in found.files:
+        table.add_row(
+            entry.file,
+            f"{1e3 * entry.seconds:.3g}",
+            f"{entry.ratio:.2f}",
+            f"{entry.low:.2f} … {entry.high:.2f}",
+            "equal" if entry.sqnr_db == math.inf else f"{entry.sqnr_db:.1f} dB",
+            "" if entry.top1 is None else f"{100 * entry.top1:.0f} %",
+            f"{entry.bytes:,}",
+        )
+    about = (
+        f"{found.runtime}, batch {found.batch}, {found.threads} threads, {found.rounds} rounds in turn; {found.machine}"
+    )
+    return Group(table, Text(about))
+
+
+def timing_table(found: Timings, choices: Sequence[Choice]) -> RenderableType:
+    """The whole model at each choice, layers that cannot have it in float."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("level")
+    for title in ("layers", "ms", "× faster"):
+        table.add_column(title, justify="right")
+    dense = found.rest + sum(row[str(FLOAT)] for row in found.layers.values())
+    for choice in map(str, choices):
+        having = sum(choice in row for row in found.layers.values())
+        total = found.rest + sum(row.get(choice, row[str(FLOAT)]) for row in found.layers.values())
+        mark = " °" if choice in found.interpolated else ""
+        table.add_row(f"{choice}{mark}", str(having), f"{1e3 * total:.3g}", f"{dense / total:.2f}")
+    about = f"{found.runtime}, batch {found.batch}, {found.threads} threads; {found.machine}"
+    lines = [Text(f"{1e3 * found.rest:.3g} ms belong to no layer"), Text(about)]
+    if found.interpolated:
+        lines.insert(0, Text("° interpolated between the sparsities that were timed"))
+    return Group(table, *lines)

@@ -1,0 +1,174 @@
+"""The commands that run files in engines: check, bench and time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from .bench import bench
+from .calibration.data import DataOptions, InputSpec, open_samples
+from .check import examine
+from .errors import RecipeError
+from .graph.model import input_specs, read_model
+from .graph.place import check_output
+from .level import Choice
+from .levels import read_levels
+from .options import DATA, RUN, CalibrationOptions, Flag
+from .plan import possible
+from .recipe import make_recipe
+from .report.engines import bench_table, examination_table, timing_table
+from .report.table import show
+from .runtime.engine import Feed
+from .search.database import write_file
+from .search.timings import write_timings
+from .terminal import progress_bar
+from .timing import subject_of, time_layers
+
+Runtime = Literal["onnxruntime", "openvino", "deepsparse", "tensorrt"]
+RunsOn = Annotated[Runtime, Parameter(group=RUN)]
+Data = Annotated[str, Parameter(group=DATA)]
+Threads = Annotated[int | None, Parameter(group=RUN)]
+
+
+def check_command(
+    source: Path,
+    /,
+    *,
+    target: RunsOn,
+    calib: Data = "random",
+    data: CalibrationOptions = CalibrationOptions(),
+    threads: Threads = None,
+    json_file: Annotated[Path | None, Parameter(name="--json", group=RUN)] = None,
+) -> None:
+    """Check any ONNX file against the rules of a runtime, and against what it runs where the runtime is installed.
+
+    Exit code 1 if the runtime would refuse the file or compute something else.
+
+    Parameters
+    ----------
+    source
+        The file, whoever wrote it.
+    target
+        The runtime.
+    calib
+        The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
+    threads
+        Threads of the runtime. [default: all cores]
+    json_file
+        Write all findings to this file too.
+    """
+    if json_file is not None:
+        check_output(json_file, source)
+    found = examine(source, target, read_feed(source, calib, data), threads)
+    if json_file is not None:
+        _write(found.to_dict(), json_file)
+    show(lambda width: examination_table(found, width))
+    if found.failed:
+        sys.exit(1)
+
+
+def bench_command(
+    *files: Path,
+    runtime: RunsOn = "onnxruntime",
+    calib: Data = "random",
+    data: CalibrationOptions = CalibrationOptions(),
+    threads: Threads = None,
+    rounds: Annotated[int, Parameter(group=RUN)] = 15,
+    json_file: Annotated[Path | None, Parameter(name="--json", group=RUN)] = None,
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Time files against the first of them, in turn, in one runtime, and compare their outputs.
+
+    Parameters
+    ----------
+    files
+        The files, of models with the same inputs.
+    runtime
+        The runtime. [default: onnxruntime]
+    calib
+        The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
+    threads
+        Threads of the runtime. [default: all cores]
+    rounds
+        How often each file has its turn. [default: 15]
+    json_file
+        Write the figures to this file too.
+    quiet
+        Show no progress.
+    """
+    if len(files) < 2:
+        raise RecipeError("bench compares files: name two or more")
+    if rounds < 1:
+        raise RecipeError(f"--rounds {rounds}: ask for at least 1")
+    if json_file is not None:
+        for path in files:
+            check_output(json_file, path)
+    feed = read_feed(files[0], calib, data)
+    with progress_bar(quiet) as (progress, _):
+        found = bench(files, runtime, feed, threads, rounds, progress)
+    if json_file is not None:
+        _write(found.to_dict(), json_file)
+    show(lambda width: bench_table(found))
+
+
+def time_command(
+    source: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(alias="-o", group=RUN)],
+    runtime: RunsOn = "onnxruntime",
+    levels: str = "8w8a",
+    calib: Data = "random",
+    data: CalibrationOptions = CalibrationOptions(),
+    threads: Threads = None,
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Time every layer of a model at every level in a runtime, for budgets of latency.
+
+    Parameters
+    ----------
+    source
+        The model.
+    output
+        Where to write the table, as JSON; search reads it with --timings.
+    runtime
+        The runtime. [default: onnxruntime]
+    levels
+        unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a. [default: 8w8a]
+    calib
+        The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
+    threads
+        Threads of the runtime. [default: all cores]
+    quiet
+        Show no progress.
+    """
+    check_output(output, source)
+    recipe = make_recipe({"target": runtime, "threads": threads}, "command line")
+    subject = subject_of(read_model(source))
+    wanted = read_levels(levels, zero_points=recipe.target != "tensorrt")
+    choices: dict[str, list[Choice]] = {
+        layer.name: [choice for choice in wanted if possible(layer, choice, recipe.target) is None]
+        for layer in subject.layers
+    }
+    feed = read_feed(source, calib, data)
+    with progress_bar(quiet) as (progress, _):
+        found = time_layers(subject, choices, feed, recipe, progress)
+    write_timings(found, output)
+    if not quiet:
+        show(lambda width: timing_table(found, wanted))
+
+
+def read_feed(source: Path, calib: str, data: CalibrationOptions) -> Feed:
+    """One feed of --batch samples of the data; random numbers do, as only time or form is looked at."""
+    options = {**vars(data), "batch": data.batch or 1, "samples": data.samples or data.batch or 1, "allow_random": True}
+    specs = [InputSpec(*spec) for spec in input_specs(read_model(source))]
+    samples = open_samples(calib, specs, DataOptions(**options))
+    return next(iter(samples.read(0, samples.count))).feed
+
+
+def _write(plain: dict[str, Any], path: Path) -> None:
+    write_file(path, f"{json.dumps(plain, indent=2, allow_nan=False)}\n".encode())

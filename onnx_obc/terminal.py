@@ -1,0 +1,39 @@
+"""What a terminal shows while something runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+STAGES = {
+    "compile": "compiling the solver",
+    "capture": "running the calibration data",
+    "solve": "solving rows",
+    "sensitivity": "sensitivity of levels",
+    "search": "profiles tried",
+    "drop": "sizes tried",
+    "correct": "correcting statistics",
+    "adaprune": "epochs",
+    "verify": "comparing outputs",
+    "time": "timing levels",
+    "bench": "rounds",
+}
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+    """Shows how far each stage is, and lines of text above that, on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=quiet)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
+            bars.update(tasks[stage], advance=done, total=total)
+
+        yield advance, console.print
