@@ -129,7 +129,7 @@ def compress_command(
         with progress_bar(quiet) as (progress, say):
             found = DataOptions(**vars(data), seed=chosen.seed)
             if budgets:
-                names, options = levels or default_levels(budgets[0]), _search_options(searching)
+                names, options = levels or default_levels(budgets[0], chosen.target), _search_options(searching)
                 made = compress_to_budget(
                     *(source, calib, budgets, outputs, names, chosen, options, database),
                     data=found,
@@ -306,7 +306,10 @@ def _search_options(options: SearchingOptions) -> SearchOptions:
         raise RecipeError("--task has no effect without --sensitivity task; add it")
     timings = None if options.timings is None else read_timings(options.timings)
     task = None if options.task is None else load_task(options.task)
-    return SearchOptions(options.sensitivity, options.search, timings, task)
+    batch = options.timing_batch
+    if batch < 1:
+        raise RecipeError(f"--timing-batch {batch}: ask for at least 1")
+    return SearchOptions(options.sensitivity, options.search, timings, batch, options.other_machine, task)
 
 
 def _check_together(

@@ -88,6 +88,11 @@ class Choice:
     level: Level
     activation_bits: int | None = None
 
+    @property
+    def kind(self) -> str:
+        """What the layer multiplies: `int8`, `int4`, or `float` where its input stays float."""
+        return "float" if self.activation_bits is None else f"int{self.activation_bits}"
+
     def __str__(self) -> str:
         if self.activation_bits is None or self.level.bits is None:
             return str(self.level)

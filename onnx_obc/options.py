@@ -112,7 +112,11 @@ class SearchingOptions:
     task: str | None = None
     """module.py:function(outputs, labels) giving a loss, for --sensitivity task; without it, labels are looked at."""
     timings: Path | None = None
-    """A JSON table of seconds for each layer and level, for --budget latency."""
+    """A table of seconds that onnx-obc time wrote, for --budget latency. [default: measured here]"""
+    timing_batch: int = 1
+    """Samples in a run that --budget latency is about. [default: 1]"""
+    other_machine: Annotated[bool, Flag] = False
+    """Let --timings of another machine pass: the speed-up is then predicted, not measured."""
 
 
 @Parameter(name="*", group=DATA)

@@ -20,7 +20,7 @@ from .recipe import Recipe
 from .search.budget import Budget
 from .search.costs import Costs, cost_table
 from .search.database import content_key, read_report, write_file
-from .search.dynamic import choose
+from .search.dynamic import Switches, choose
 from .search.sensitivity import Task, output_sensitivity, task_sensitivity
 from .search.spdy import spdy_search
 from .search.timings import Timings
@@ -35,13 +35,19 @@ STEPS = 8  # halvings of the interval between the largest and the smallest model
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How levels are chosen. sensitivity: what a level of a layer is said to cost in quality: its relative layer loss,
-    the output loss of the model with only that layer at that level, or the same by a task. search: the dynamic program
-    alone, or with SPDY's search around it. timings: for budgets of latency. task: for `task`; None: labels."""
+    """How levels are chosen.
+
+    sensitivity: what a level of a layer is said to cost in quality: its relative layer loss, the output loss of the
+    model with only that layer at that level, or the same by a task. search: the dynamic program alone, or with SPDY's
+    search around it. timings: for budgets of latency; None: measured here. timing_batch: samples in a run that is
+    timed. other_machine: `timings` may be of another machine than this one. task: for `task`; None: labels.
+    """
 
     sensitivity: Sensitivity = "output"
     search: Literal["dp", "spdy"] = "dp"
     timings: Timings | None = None
+    timing_batch: int = 1
+    other_machine: bool = False
     task: Task | None = None
 
 
@@ -101,6 +107,14 @@ def find_profile(
         )
     names = list(database.choices)
     values = [losses[name] for name in names]
+    switches = None
+    if budget.kind == "latency" and options.timings is not None and options.timings.switches:
+        switches = _switches(database, options.timings)
+
+    def solve(losses: Sequence[Float64]) -> tuple[int, ...]:
+        return choose(losses, costs.layers, limit, switches=switches)
+
+    picked = solve(values)
     if options.search == "spdy":
         judge = _judge(database, recipe)
 
@@ -109,11 +123,7 @@ def find_profile(
                 database, {n: database.choices[n][i] for n, i in zip(names, picked, strict=True)}, recipe, judge
             )
 
-        picked, _ = spdy_search(
-            values, costs.layers, limit, evaluate, recipe.seed, progress=lambda done: progress("search", done, 0)
-        )
-    else:
-        picked = choose(values, costs.layers, limit)
+        picked, _ = spdy_search(values, solve, evaluate, recipe.seed, progress=lambda done: progress("search", done, 0))
     return _profile(database, picked, losses, options.timings)
 
 
@@ -133,9 +143,17 @@ def _profile(
     for kind in ("bops", "obc-bops", "flops", "size", *(("latency",) if timings is not None else ())):
         try:
             shares[kind] = _costs(database, kind, timings).share(picked)
+            if kind == "latency" and timings is not None:
+                shares[kind] += _switches(database, timings).total(picked) / _costs(database, kind, timings).dense
         except RecipeError:  # FLOPs of a graph without shapes are not known: only sizes are
             continue
     return Profile(choices, predicted, shares)
+
+
+def _switches(database: Database, timings: Timings) -> Switches:
+    """What changing between kinds of numbers takes, in seconds."""
+    kinds = [[choice.kind for choice in found] for found in database.choices.values()]
+    return Switches(kinds, [timings.switches.get(name, {}) for name in database.choices])
 
 
 def _smallest(

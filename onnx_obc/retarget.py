@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .calibration.iterables import load_function
 from .errors import RecipeError
 from .finish import Progress, Result, finish
 from .graph.place import check_output
+from .latency import find_in_time, in_words, table_of
 from .opened import Database, material_of, open_database, rival_of, stitch
 from .profiles import Profile, SearchOptions, find_profile, sensitivities
 from .recipe import Recipe, make_recipe
@@ -52,11 +54,16 @@ def retarget(
     database = database if isinstance(database, Database) else open_database(database)
     chosen = _recipe(database, recipe or {})
     losses = sensitivities(database, options, chosen, progress)
+    if any(budget.kind == "latency" for budget in budgets):
+        options = replace(options, timings=table_of(database, options, chosen, progress))
     results = []
     for budget, target in zip(budgets, targets, strict=True):
         watch = Stopwatch()
         with watch("search"):
-            profile = find_profile(database, budget, losses, options, chosen, progress)
+            timed = None
+            if budget.kind == "latency":
+                timed = find_in_time(database, budget, losses, options, chosen, progress)
+            profile = timed.profile if timed else find_profile(database, budget, losses, options, chosen, progress)
         say(f"{budget}: {_in_words(profile)}")
         with watch("solve"):
             plan, solved = stitch(database, profile.choices, chosen, progress, say)
@@ -70,6 +77,7 @@ def retarget(
             "sensitivity": options.sensitivity,
             "predicted_loss": profile.predicted,
             "costs": dict(profile.costs),
+            "latency": None if timed is None or options.timings is None else in_words(timed, options.timings),
         }
         results.append(
             finish(
@@ -114,8 +122,10 @@ def compress_to_budget(
         return retarget(folder, budgets, outputs, options, over, progress=progress, say=say)
 
 
-def default_levels(budget: Budget) -> str:
-    """The level set for a budget where none was named."""
+def default_levels(budget: Budget, target: str) -> str:
+    """The level set for a budget where none was named; for latency what the runtime is faster with."""
+    if budget.kind == "latency" and target != "tensorrt":
+        return "cpu" if target == "deepsparse" else "8w8a"
     return {"size": "weight-only", "drop": "weight-only", "flops": "unstructured"}.get(budget.kind, "gpu")
 
 

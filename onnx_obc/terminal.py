@@ -19,6 +19,7 @@ STAGES = {
     "adaprune": "epochs",
     "verify": "comparing outputs",
     "time": "timing levels",
+    "latency": "profiles timed",
     "bench": "rounds",
 }
 

@@ -88,8 +88,40 @@ def time_layers(
     between = [choice for choice in wanted if choice not in timed]
     for name, allowed in choices.items():
         found[name] |= {str(x): _interpolated(x, timed, found[name]) for x in between if x in allowed}
-    threads = recipe.threads or usable_cores()
-    return Timings(found, rest, version, this_machine(), batch_of(feed), threads, tuple(map(str, between)))
+    about = (version, this_machine(), batch_of(feed), recipe.threads or usable_cores(), tuple(map(str, between)))
+    return Timings(found, rest, *about, time_switches(subject, choices, found, feed, recipe))
+
+
+def time_switches(
+    subject: Subject,
+    choices: Mapping[str, Sequence[Choice]],
+    seconds: Mapping[str, Mapping[str, float]],
+    feed: Feed,
+    recipe: Recipe,
+) -> dict[str, dict[str, float]]:
+    """What conversions take where a layer in integers follows one in float, and the other way round.
+
+    Measured in two models in which every second layer is in integers, as what its layers take there beyond `seconds`.
+    """
+    integer = {
+        name: next((c for c in allowed if c.kind != "float" and str(c) in seconds[name]), None)
+        for name, allowed in choices.items()
+    }
+    names = [layer.name for layer in subject.layers]
+    found: dict[str, dict[str, float]] = {}
+    for turn in (0, 1):
+        profile = {
+            name: choice
+            for position, name in enumerate(names)
+            if position % 2 == turn and (choice := integer.get(name)) is not None
+        }
+        if not profile:
+            continue
+        measured, _ = time_profile(subject, profile, feed, recipe)
+        for name in names:
+            choice = profile.get(name, Choice(FLOAT))
+            found.setdefault(name, {})[choice.kind] = max(measured[name] - seconds[name][str(choice)], 0.0)
+    return found
 
 
 def time_profile(

@@ -100,6 +100,10 @@ def report_table(report: Report, width: int) -> RenderableType:
     if report.search is not None:
         costs = ", ".join(f"{name} {share:.3f}" for name, share in report.search["costs"].items())
         lines.append(Text(f"budget {report.search['budget']}: of the dense model's layers {costs}"))
+        if timed := report.search["latency"]:
+            real = "not measured" if timed["measured"] is None else f"measured {timed['measured']:.2f} x"
+            where = f"{timed['runtime']}, batch {timed['batch']}; {timed['machine']}"
+            lines.append(Text(f"speed-up: predicted {timed['predicted']:.2f} x, {real} ({where})"))
     for attempt in report.corrections:
         change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on other samples"
         dropped = "" if attempt.kept else ": dropped"

@@ -5,7 +5,8 @@ The dynamic program of SPDY (Frantar and Alistarh, "SPDY: Accurate Pruning with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -20,8 +21,29 @@ BUCKETS = 10_000
 ROUNDING = 1e-12  # relative; sums of costs are equal up to it
 
 
+@dataclass(frozen=True)
+class Switches:
+    """What changing between kinds of numbers costs, from one layer to the next.
+
+    kinds: the kind of each choice of each layer. costs: for each layer, of its kind, if the next layer has another one.
+    """
+
+    kinds: Sequence[Sequence[str]]
+    costs: Sequence[Mapping[str, float]]
+
+    def total(self, picked: Sequence[int]) -> float:
+        """The cost of all switches of a profile."""
+        path = [kinds[i] for kinds, i in zip(self.kinds, picked, strict=True)]
+        pairs = zip(path, path[1:], self.costs, strict=False)
+        return sum(costs.get(kind, 0.0) for kind, following, costs in pairs if kind != following)
+
+
 def choose(
-    losses: Sequence[Float64], costs: Sequence[Float64], limit: float, buckets: int = BUCKETS
+    losses: Sequence[Float64],
+    costs: Sequence[Float64],
+    limit: float,
+    buckets: int = BUCKETS,
+    switches: Switches | None = None,
 ) -> tuple[int, ...]:
     """The index of each layer's choice: the least sum of losses among all whose costs sum to at most `limit`.
 
@@ -31,66 +53,168 @@ def choose(
     optimum fits too, it is the true optimum. Both are solved, and the better of what fits is returned; so a budget that
     is met exactly is not lost to rounding. Ties go to the lower cost, then to the first choice.
 
+    switches: costs between neighbours, which count too. The program then has a table for each kind of the last layer.
+
     A choice whose loss is not finite is never taken. Raises RecipeError if nothing else fits.
     """
     usable = [np.where(np.isfinite(loss), cost, np.inf) for loss, cost in zip(losses, costs, strict=True)]
-    cheapest = tuple(int(np.lexsort((loss, cost))[0]) for loss, cost in zip(losses, usable, strict=True))
-    least = _total(usable, cheapest)
+    kinds = [[""] * len(loss) for loss in losses] if switches is None else switches.kinds
+    between: Sequence[Mapping[str, float]] = [{} for _ in losses] if switches is None else switches.costs
+
+    def spent(picked: Sequence[int]) -> float:
+        return _total(usable, picked) + (0.0 if switches is None else switches.total(picked))
+
+    cheapest = _cheapest(losses, usable, kinds, between)
+    least = spent(cheapest)
     if not (least <= limit * (1 + ROUNDING) and np.isfinite(least)):
         raise RecipeError(
             f"the budget cannot be met: {least:.6g} is the least that these levels cost, {limit:.6g} is asked"
         )
-    limit = min(limit, sum(float(cost[np.isfinite(cost)].max()) for cost in usable))
+    most = sum(float(cost[np.isfinite(cost)].max()) for cost in usable)
+    limit = min(limit, most + sum(max(extra.values(), default=0.0) for extra in between))
     if limit <= 0:
         return cheapest
     candidates = [cheapest]
-    scaled = [
-        np.minimum(cost, 2 * limit) / limit * buckets for cost in usable
-    ]  # twice the limit is as good as infinite
-    up = [np.ceil(cost * (1 - ROUNDING)).astype(np.int64) for cost in scaled]
-    best, picks = _solve(losses, up, buckets)
-    if np.isfinite(best[buckets]):
-        candidates.append(_profile(best, picks, up, buckets))
-    down = [np.floor(cost * (1 + ROUNDING)).astype(np.int64) for cost in scaled]
-    best, picks = _solve(losses, down, buckets)
-    for budget in range(buckets, max(buckets - len(losses), 0) - 1, -1):
-        if np.isfinite(best[budget]):
-            found = _profile(best, picks, down, budget)
-            if _total(usable, found) <= limit * (1 + ROUNDING):
+    for rounded in (_up, _down):
+        # Twice the limit is as good as infinite.
+        units = [rounded(np.minimum(cost, 2 * limit) / limit * buckets) for cost in usable]
+        steps = [
+            {kind: int(rounded(np.array(min(cost, 2 * limit) / limit * buckets))) for kind, cost in extra.items()}
+            for extra in between
+        ]
+        tables = _solve(losses, units, kinds, steps, buckets)
+        for budget in range(buckets, max(buckets - 2 * len(losses), 0) - 1, -1):
+            found = _profile(tables, units, kinds, steps, budget)
+            if found is not None and spent(found) <= limit * (1 + ROUNDING):
                 candidates.append(found)
                 break
-    return min(candidates, key=lambda picked: (_total(losses, picked), _total(usable, picked)))
+            if rounded is _up:
+                break
+    return min(candidates, key=lambda picked: (_total(losses, picked), spent(picked)))
 
 
-def _solve(losses: Sequence[Float64], units: Sequence[Int64], buckets: int) -> tuple[Float64, npt.NDArray[np.int16]]:
-    """The least loss of all layers at a total of at most 0 … buckets units, (buckets + 1,), and each layer's choice in
-    it, (layers, buckets + 1)."""
-    best = np.zeros(buckets + 1)
-    picks = np.zeros((len(losses), buckets + 1), np.int16)
-    for row, (loss, unit) in enumerate(zip(losses, units, strict=True)):
-        found = np.full(buckets + 1, np.inf)
-        least = np.inf  # of the choices that cost no more
-        for choice in np.lexsort((loss, unit)):
-            used = int(unit[choice])
-            if used > buckets or not loss[choice] < least:
-                continue
-            least = float(loss[choice])
-            total = best[: buckets + 1 - used] + least  # (buckets + 1 − used,)
-            better = total < found[used:]  # (buckets + 1 − used,)
-            np.copyto(found[used:], total, where=better)
-            np.copyto(picks[row, used:], choice, where=better, casting="same_kind")
-        best = found
-    return best, picks
+def _up(cost: Float64) -> Int64:
+    return np.ceil(cost * (1 - ROUNDING)).astype(np.int64)
 
 
-def _profile(best: Float64, picks: npt.NDArray[np.int16], units: Sequence[Int64], budget: int) -> tuple[int, ...]:
-    """The choices behind an entry of the table, at the lowest total that reaches its loss."""
+def _down(cost: Float64) -> Int64:
+    return np.floor(cost * (1 + ROUNDING)).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """After a layer, for each kind that it can have: the least loss so far at a total of at most 0 … buckets units,
+    (buckets + 1,), the layer's choice in it, and the kind of the layer before."""
+
+    best: Mapping[str, Float64]
+    picks: Mapping[str, npt.NDArray[np.int16]]
+    before: Mapping[str, npt.NDArray[np.object_]]
+
+
+def _solve(
+    losses: Sequence[Float64],
+    units: Sequence[Int64],
+    kinds: Sequence[Sequence[str]],
+    steps: Sequence[Mapping[str, int]],
+    buckets: int,
+) -> list[_Row]:
+    """The table of every layer."""
+    rows: list[_Row] = []
+    for row, (loss, unit, found) in enumerate(zip(losses, units, kinds, strict=True)):
+        best, picks, before = {}, {}, {}
+        for kind in dict.fromkeys(found):
+            base, before[kind] = _arrive(rows[-1], steps[row - 1], kind, buckets) if rows else _start(buckets)
+            choices = [choice for choice in np.lexsort((loss, unit)) if found[choice] == kind]
+            best[kind], picks[kind] = _step(base, loss, unit, choices)
+        rows.append(_Row(best, picks, before))
+    return rows
+
+
+def _start(buckets: int) -> tuple[Float64, npt.NDArray[np.object_]]:
+    return np.zeros(buckets + 1), np.full(buckets + 1, "", object)
+
+
+def _arrive(row: _Row, steps: Mapping[str, int], kind: str, buckets: int) -> tuple[Float64, npt.NDArray[np.object_]]:
+    """The least loss before a layer of this kind, switches paid, (buckets + 1,), and the kind it comes from."""
+    base, source = np.full(buckets + 1, np.inf), np.full(buckets + 1, "", object)
+    for other, best in row.best.items():
+        used = 0 if other == kind else steps.get(other, 0)
+        if used > buckets:
+            continue
+        total = best[: buckets + 1 - used]  # (buckets + 1 − used,)
+        better = total < base[used:]  # (buckets + 1 − used,)
+        np.copyto(base[used:], total, where=better)
+        source[used:][better] = other
+    return base, source
+
+
+def _step(base: Float64, loss: Float64, unit: Int64, choices: Sequence[int]) -> tuple[Float64, npt.NDArray[np.int16]]:
+    """The least loss after a layer, (buckets + 1,), and its choice; choices: in the order of their costs."""
+    buckets = len(base) - 1
+    found, picks = np.full(buckets + 1, np.inf), np.zeros(buckets + 1, np.int16)
+    least = np.inf  # of the choices that cost no more
+    for choice in choices:
+        used = int(unit[choice])
+        if used > buckets or not loss[choice] < least:
+            continue
+        least = float(loss[choice])
+        total = base[: buckets + 1 - used] + least  # (buckets + 1 − used,)
+        better = total < found[used:]  # (buckets + 1 − used,)
+        np.copyto(found[used:], total, where=better)
+        np.copyto(picks[used:], choice, where=better, casting="same_kind")
+    return found, picks
+
+
+def _profile(
+    rows: Sequence[_Row],
+    units: Sequence[Int64],
+    kinds: Sequence[Sequence[str]],
+    steps: Sequence[Mapping[str, int]],
+    budget: int,
+) -> tuple[int, ...] | None:
+    """The choices behind the best entry at a budget, at the lowest total that reaches its loss, or None."""
+    kind = min(rows[-1].best, key=lambda kind: float(rows[-1].best[kind][budget]))
+    best = rows[-1].best[kind]
+    if not np.isfinite(best[budget]):
+        return None
     budget = int(np.argmax(best <= best[budget]))  # `best` falls
-    chosen = []
-    for row in range(len(picks) - 1, -1, -1):
-        chosen.append(int(picks[row, budget]))
+    chosen: list[int] = []
+    for row in range(len(rows) - 1, -1, -1):
+        chosen.append(int(rows[row].picks[kind][budget]))
         budget -= int(units[row][chosen[-1]])
+        before = str(rows[row].before[kind][budget])
+        if row and before != kind:
+            budget -= steps[row - 1].get(before, 0)
+        kind = before
     return tuple(reversed(chosen))
+
+
+def _cheapest(
+    losses: Sequence[Float64],
+    costs: Sequence[Float64],
+    kinds: Sequence[Sequence[str]],
+    between: Sequence[Mapping[str, float]],
+) -> tuple[int, ...]:
+    """The profile of least cost, switches included; of equal ones that of the least loss."""
+    best: dict[str, tuple[float, float, tuple[int, ...]]] = {}
+    for row, (loss, cost, found) in enumerate(zip(losses, costs, kinds, strict=True)):
+        after: dict[str, tuple[float, float, tuple[int, ...]]] = {}
+        for choice in np.lexsort((loss, cost)):
+            kind = found[choice]
+            if kind in after:
+                continue
+            paths = (
+                [(0.0, 0.0, ())]
+                if row == 0
+                else [
+                    (spent + (0.0 if other == kind else between[row - 1].get(other, 0.0)), lost, path)
+                    for other, (spent, lost, path) in best.items()
+                ]
+            )
+            spent, lost, path = min(paths)
+            after[kind] = (spent + float(cost[choice]), lost + float(loss[choice]), (*path, int(choice)))
+        best = after
+    return min(best.values())[2] if best else ()
 
 
 def _total(values: Sequence[Float64], picked: Sequence[int]) -> float:

@@ -11,32 +11,31 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..level import Float64
-from .dynamic import choose
 
 RANDOM, PATIENCE = 100, 100  # draws at first, and tries in vain before fewer coefficients are changed
 
 
 def spdy_search(
     losses: Sequence[Float64],
-    costs: Sequence[Float64],
-    limit: float,
+    solve: Callable[[Sequence[Float64]], tuple[int, ...]],
     evaluate: Callable[[tuple[int, ...]], float],
     seed: int = 0,
     random: int = RANDOM,
     patience: int = PATIENCE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[tuple[int, ...], float]:
-    """The best profile that was met, and what `evaluate` says of it: never worse than that of `choose`.
+    """The best profile that was met, and what `evaluate` says of it: never worse than that of `solve`.
 
-    losses, costs, limit: as for `choose`. evaluate: the loss of a whole profile; asked once for each. After `random`
-    draws of all coefficients from [0, 1], the first of which is 1 throughout, a tenth of them are drawn anew around the
-    best, then fewer, each as long as one of `patience` tries in a row helps. progress: called with 1 for every try.
+    losses: for each layer (choices,). solve: the best profile for such losses, as `choose` finds it. evaluate: the
+    loss of a whole profile; asked once for each. After `random` draws of all coefficients from [0, 1], the first of
+    which is 1 throughout, a tenth of them are drawn anew around the best, then fewer, each as long as one of `patience`
+    tries in a row helps. progress: called with 1 for every try.
     """
     rng = np.random.default_rng(seed)
     known: dict[tuple[int, ...], float] = {}
 
     def judge(coefficients: Float64) -> tuple[tuple[int, ...], float]:
-        picked = choose([c * loss for c, loss in zip(coefficients, losses, strict=True)], costs, limit)
+        picked = solve([c * loss for c, loss in zip(coefficients, losses, strict=True)])
         if picked not in known:
             known[picked] = evaluate(picked)
         progress(1)

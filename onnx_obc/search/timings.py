@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..errors import RecipeError
@@ -21,7 +21,8 @@ class Timings:
     """Seconds of every layer at every choice that was timed, and of what lies outside the layers.
 
     runtime: the engine and its version; machine: what it ran on, see `this_machine`; batch, threads: of a run. Empty
-    and 0 in a table that was written by hand. interpolated: the choices that lie between two that were timed.
+    and 0 in a table that was written by hand. interpolated: the choices that lie between two that were timed. switches:
+    for each layer, what its conversions take in either kind (`Choice.kind`) if the next layer has the other one.
     """
 
     layers: Mapping[str, Mapping[str, float]]
@@ -31,10 +32,16 @@ class Timings:
     batch: int = 0
     threads: int = 0
     interpolated: tuple[str, ...] = ()
+    switches: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def over(self, layers: Mapping[str, Mapping[str, float]]) -> Timings:
+    def over(self, layers: Mapping[str, Mapping[str, float]], switches: Mapping[str, Mapping[str, float]]) -> Timings:
         """This table with other seconds where they are given."""
-        return replace(self, layers={name: {**row, **layers.get(name, {})} for name, row in self.layers.items()})
+        names = {*self.switches, *switches}
+        return replace(
+            self,
+            layers={name: {**row, **layers.get(name, {})} for name, row in self.layers.items()},
+            switches={name: {**self.switches.get(name, {}), **switches.get(name, {})} for name in names},
+        )
 
 
 def this_machine() -> str:
@@ -82,7 +89,14 @@ def read_timings(path: Path) -> Timings:
     ):
         raise RecipeError(f"--timings {path}: runtime and machine are text, batch and threads numbers; mend them there")
     interpolated = tuple(str(choice) for choice in plain.get("interpolated", ()))
-    return Timings(layers, float(rest), **about, **counts, interpolated=interpolated)
+    switches = plain.get("switches", {})
+    if not isinstance(switches, dict) or not all(isinstance(row, dict) for row in switches.values()):
+        raise RecipeError(f"--timings {path}: switches must have the form {{layer: {{kind: seconds}}}}; mend it there")
+    for layer, row in switches.items():
+        for kind, seconds in row.items():
+            if not (seconds == 0 or _is_time(seconds)):
+                raise RecipeError(f"--timings {path}: switching {layer} from {kind} takes {seconds!r}; give seconds")
+    return Timings(layers, float(rest), **about, **counts, interpolated=interpolated, switches=switches)
 
 
 def check_timings(timings: Timings, target: str, machine: str | None) -> None:

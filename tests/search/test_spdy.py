@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -14,6 +14,10 @@ from small_graphs import Array
 from onnx_obc.level import Float64
 from onnx_obc.search.dynamic import choose
 from onnx_obc.search.spdy import spdy_search
+
+
+def solver(costs: Sequence[Float64], limit: float) -> Callable[[Sequence[Float64]], tuple[int, ...]]:
+    return lambda losses: choose(losses, costs, limit)
 
 
 def sparsity_problem(seed: int, layers: int, choices: int = 5) -> Problem:
@@ -40,12 +44,12 @@ def test_spdy_finds_what_a_sum_hides() -> None:
 
     plain = choose(losses, costs, limit)
     best = truth(choose([h * loss for h, loss in zip(hidden, losses, strict=True)], costs, limit))
-    picked, loss = spdy_search(losses, costs, limit, evaluate, random=50, patience=50)
+    picked, loss = spdy_search(losses, solver(costs, limit), evaluate, random=50, patience=50)
     assert len(asked) == len(set(asked)) and asked[0] == plain
     assert loss == truth(picked) and total(costs, picked) <= limit
     assert best - 1e-12 <= loss < truth(plain)
     assert loss - best < 0.5 * (truth(plain) - best)
-    assert (picked, loss) == spdy_search(losses, costs, limit, evaluate, random=50, patience=50)
+    assert (picked, loss) == spdy_search(losses, solver(costs, limit), evaluate, random=50, patience=50)
 
 
 def test_spdy_sees_what_layers_do_together() -> None:
@@ -65,7 +69,7 @@ def test_spdy_sees_what_layers_do_together() -> None:
 
         spent = sum(cost[i] for cost, i in zip(costs, every.T, strict=True))  # (5⁷,)
         best, plain = truth(every[spent <= limit]).min(), truth(choose(losses, costs, limit))
-        picked, loss = spdy_search(losses, costs, limit, truth, random=50, patience=50)
+        picked, loss = spdy_search(losses, solver(costs, limit), truth, random=50, patience=50)
         assert loss == truth(picked) and total(costs, picked) <= limit * (1 + 1e-9)
         assert best * (1 - 1e-9) <= loss <= plain
         missed, recovered = missed + plain - best, recovered + plain - loss
@@ -81,14 +85,16 @@ def test_spdy_is_never_worse_than_the_plain_optimum() -> None:
         asked.add(picked)
         return float(picked != plain)
 
-    assert spdy_search(losses, costs, limit, evaluate, random=10, patience=5) == (plain, 0.0)
+    assert spdy_search(losses, solver(costs, limit), evaluate, random=10, patience=5) == (plain, 0.0)
     assert len(asked) > 1
 
 
 def test_spdy_leaves_a_profile_that_does_not_work() -> None:
     losses, costs, limit = sparsity_problem(5, 6)
     plain = choose(losses, costs, limit)
-    picked, loss = spdy_search(losses, costs, limit, lambda p: np.inf if p == plain else 1.0, random=10, patience=5)
+    picked, loss = spdy_search(
+        losses, solver(costs, limit), lambda p: np.inf if p == plain else 1.0, random=10, patience=5
+    )
     assert picked != plain and loss == 1
 
 
@@ -103,7 +109,7 @@ def test_the_seed_decides_and_every_try_is_counted() -> None:
             asked.append(picked)
             return 1.0  # nothing helps: 10 draws, then 4 tries each with 3, 2 and 1 coefficients
 
-        spdy_search(losses, costs, limit, evaluate, seed, random=10, patience=4, progress=tries.append)
+        spdy_search(losses, solver(costs, limit), evaluate, seed, random=10, patience=4, progress=tries.append)
         assert tries == [1] * (10 + 3 * 4)
         runs.append(asked)
     assert runs[0] == runs[1] != runs[2]
@@ -119,7 +125,7 @@ def test_what_helps_is_followed_up() -> None:
         asked.append(picked)
         return -float(len(asked)) if len(asked) <= 40 else 0.0  # every new profile is better, 40 times
 
-    _, loss = spdy_search(losses, costs, limit, evaluate, random=10, patience=4, progress=tries.append)
+    _, loss = spdy_search(losses, solver(costs, limit), evaluate, random=10, patience=4, progress=tries.append)
     assert loss == -40 and len(tries) > 40 + 3 * 4 - 1
 
 
@@ -128,4 +134,5 @@ def test_an_interrupt_is_not_swallowed() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spdy_search(*random_problem(0, 3, 3), evaluate)
+        losses, costs, limit = random_problem(0, 3, 3)
+        spdy_search(losses, solver(costs, limit), evaluate)

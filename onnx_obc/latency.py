@@ -1,0 +1,186 @@
+"""Budgets in measured time: a table of seconds, the profile that it allows, and how fast the model then really is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bench import bench
+from .calibration.data import InputSpec
+from .calibration.feeds import fixed_batch
+from .errors import RecipeError
+from .finish import Progress, write
+from .graph.model import input_specs, save_model
+from .level import Choice, Float64
+from .opened import Database, stitch
+from .profiles import Profile, SearchOptions, find_profile
+from .recipe import Recipe
+from .runtime.engine import Feed
+from .runtime.engines import ENGINES
+from .search.budget import Budget
+from .search.timings import Timings, check_timings, read_timings, this_machine, write_timings
+from .solver.threads import usable_cores
+from .timing import Subject, subject_of, time_file, time_layers
+
+ROUNDS = 4  # of choosing and measuring
+TOLERANCE = 0.15  # between predicted and measured; beyond it layers are timed again where they stand
+SHORT = 0.03  # by how much a model may be slower than was asked for
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A profile with its speed-up: predicted from the table, and measured against the dense model, None if it was not.
+
+    rounds: how often a profile was chosen and measured. retimed: how many times of layers were replaced by those
+    measured in place.
+    """
+
+    profile: Profile
+    predicted: float
+    measured: float | None
+    rounds: int
+    retimed: int
+
+
+def find_in_time(
+    database: Database,
+    budget: Budget,
+    losses: Mapping[str, Float64],
+    options: SearchOptions,
+    recipe: Recipe,
+    progress: Progress,
+) -> Measured:
+    """The profile that loses least and is as fast as asked, where it is to run.
+
+    Predicted times add up layers that were timed in models of one level; in a mixed one, conversions between types come
+    on top. So the stitched model is timed against the dense one. Where prediction and measurement differ by more than
+    TOLERANCE, the layers take the times that they have in that model, and the search starts again; where it is only
+    too slow, more is asked for. Raises RecipeError if the table allows no such profile, EngineError as `time_layers`.
+
+    With a table from another machine nothing is measured.
+    """
+    assert options.timings is not None
+    timings, subject, retimed = options.timings, subject_of(database.dense), 0
+    first = find_profile(database, budget, losses, options, recipe, progress)
+    if timings.machine != this_machine():
+        return Measured(first, 1 / first.costs["latency"], None, 1, 0)
+    feed = timing_feed(database, options.timing_batch)
+    asked, goal = budget, 1 / budget.fraction
+    best: Measured | None = None
+    with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
+        dense, path = Path(folder) / "dense.onnx", Path(folder) / "model.onnx"
+        save_model(database.graph, dense)
+        for turn in range(1, ROUNDS + 1):
+            try:
+                profile = find_profile(
+                    database, asked, losses, replace(options, timings=timings), recipe, lambda *_: None
+                )
+            except RecipeError:
+                break  # what was measured so far is the best that these levels reach
+            _write(database, profile.choices, recipe, path)
+            measured = bench((dense, path), recipe.target, feed, recipe.threads).files[1].ratio
+            predicted = 1 / profile.costs["latency"]
+            found = Measured(profile, predicted, measured, turn, retimed)
+            best = _better(best, found, goal)
+            progress("latency", 1, ROUNDS)
+            if abs(measured / predicted - 1) > TOLERANCE:
+                fresh = _in_place(subject, profile.choices, timings, path, feed, recipe)
+                timings, retimed = timings.over(*fresh), retimed + sum(map(len, fresh))
+            elif measured >= (1 - SHORT) * goal:
+                break
+            else:
+                asked = replace(budget, value=goal * (1 / asked.fraction) / measured)
+    if best is None:
+        return Measured(first, 1 / first.costs["latency"], None, 1, 0)
+    return best
+
+
+def in_words(found: Measured, timings: Timings) -> dict[str, Any]:
+    """What the report says of a model's speed."""
+    figures = {name: value for name, value in vars(found).items() if name != "profile"}
+    return figures | {"runtime": timings.runtime, "batch": timings.batch, "machine": timings.machine}
+
+
+def table_of(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> Timings:
+    """The table to search with: the user's, or one measured here, once, and kept in the database.
+
+    Raises RecipeError if the user's is for another runtime, batch or machine, EngineError if it cannot be measured.
+    """
+    if options.timings is not None:
+        check_timings(options.timings, recipe.target, None if options.other_machine else this_machine())
+        if options.timings.batch and options.timings.batch != options.timing_batch:
+            raise RecipeError(
+                f"--timings: the table is for batches of {options.timings.batch}, not {options.timing_batch}; "
+                f"say --timing-batch {options.timings.batch}, or measure again"
+            )
+        return options.timings
+    threads = recipe.threads or usable_cores()
+    path = database.folder / "timings" / f"{recipe.target}-batch{options.timing_batch}-threads{threads}.json"
+    version = ENGINES[recipe.target].version()
+    if path.exists():
+        kept = read_timings(path)
+        complete = all(
+            str(choice) in kept.layers.get(name, {}) for name, found in database.choices.items() for choice in found
+        )
+        if (kept.runtime, kept.machine) == (version, this_machine()) and complete:
+            return kept
+    feed = timing_feed(database, options.timing_batch)
+    measured = time_layers(subject_of(database.dense), database.choices, feed, recipe, progress)
+    write_timings(measured, path)
+    return measured
+
+
+def timing_feed(database: Database, batch: int) -> Feed:
+    """The first calibration samples of a database, repeated to a feed of so many; whole where the model fixes that."""
+    samples = database.samples["calibration"]
+    first = next(iter(samples.read(0, samples.count)))
+    if fixed_batch([InputSpec(*spec) for spec in input_specs(database.dense)]) is not None:
+        return first.feed
+    copies = -(-batch // first.count)
+    return {n: np.concatenate([a] * copies)[:batch] if a.ndim else a for n, a in first.feed.items()}
+
+
+def _better(best: Measured | None, found: Measured, goal: float) -> Measured:
+    """Of two, the one that is fast enough, then the one that loses less; the faster one if none is."""
+
+    def rank(one: Measured) -> tuple[bool, float]:
+        assert one.measured is not None
+        enough = one.measured >= (1 - SHORT) * goal
+        return enough, -one.profile.predicted if enough else one.measured
+
+    return found if best is None or rank(found) > rank(best) else best
+
+
+def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, path: Path) -> None:
+    """Write a profile from stored solutions, for the engine: neither corrected nor checked."""
+    plan, solved = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
+    write(plan, solved, database.ranges, recipe)
+    save_model(plan.model, path)
+
+
+def _in_place(
+    subject: Subject, choices: Mapping[str, Choice], timings: Timings, path: Path, feed: Feed, recipe: Recipe
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """The seconds of layers, and of switches, in a model where they are others than in the table.
+
+    What a layer takes beyond its own time counts as a switch where the next layer is of another kind.
+    """
+    seconds, _ = time_file(subject, path, feed, recipe)
+    layers: dict[str, dict[str, float]] = {}
+    switches: dict[str, dict[str, float]] = {}
+    for name, following in zip(choices, [*list(choices)[1:], None], strict=True):
+        choice, own = choices[name], timings.layers[name][str(choices[name])]
+        switch = following is not None and choices[following].kind != choice.kind
+        known = own + (timings.switches.get(name, {}).get(choice.kind, 0.0) if switch else 0.0)
+        if abs(seconds[name] / known - 1) <= TOLERANCE:
+            continue
+        if switch and seconds[name] > own:
+            switches[name] = {choice.kind: seconds[name] - own}
+        else:
+            layers[name] = {str(choice): seconds[name]}
+    return layers, switches
