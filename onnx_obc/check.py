@@ -15,6 +15,7 @@ from .graph.finding import Finding
 from .graph.model import read_model
 from .graph.promise import Promise, promises
 from .graph.targets import TARGETS
+from .runtime.cpu import saturates
 from .runtime.engine import Feed, Kernel
 from .runtime.engines import ENGINES
 
@@ -26,7 +27,7 @@ CLOSE_DB = 15.0  # two engines that round differently inside agree to more than 
 class Execution:
     """How an engine runs one product of a file.
 
-    promised: what the file's form stands for, `int8`, `int4 weights`, `float32`. kernel: the engine's operation, empty
+    promised: what the file's form stands for, `int8`, `int4-weights`, `float32`. kernel: the engine's operation, empty
     where none could be found for the node; precision: the numbers it multiplies. kept: whether the promise is.
     sparsity: of the weight in the file; skipped: of what the engine skips, None where it does not say.
     """
@@ -64,9 +65,15 @@ class Examination:
         """Plain values, ready for JSON."""
         return asdict(self)
 
+    @property
+    def weights(self) -> tuple[int, int]:
+        """The same of the products whose weights alone are integers."""
+        found = [entry for entry in self.executions if entry.promised.endswith("-weights")]
+        return sum(entry.kept for entry in found), len(found)
+
     def count(self, promised: str) -> tuple[int, int]:
-        """How many products whose promise begins so are kept, and how many there are."""
-        found = [entry for entry in self.executions if entry.promised.startswith(promised)]
+        """How many of the products with this promise are kept, and how many there are."""
+        found = [entry for entry in self.executions if entry.promised == promised]
         return sum(entry.kept for entry in found), len(found)
 
 
@@ -77,9 +84,11 @@ def examine(path: Path, target: str, feed: Feed | None = None, threads: int | No
     """
     model = read_model(path)
     found = list(TARGETS[target].examine(model))
+    if target == "onnxruntime" and saturates():
+        found += _saturating(promises(model))
     executions: tuple[Execution, ...] = ()
     engine, ran = "no input to run it on", False
-    if feed is not None:
+    if feed is not None and target in ENGINES:
         try:
             engine = ENGINES[target].version()
         except EngineError as error:
@@ -114,7 +123,7 @@ def executed(kernels: Sequence[Kernel], promised: Sequence[Promise]) -> tuple[Ex
     for promise in promised:
         kernel = owners.get(promise.name)
         precision = "" if kernel is None else kernel.precision
-        wanted = {"int8": "int8", "weights": f"int{promise.bits} weights", "float32": "float32"}[promise.form]
+        wanted = {"int8": "int8", "weights": f"int{promise.bits}-weights", "float32": "float32"}[promise.form]
         kept = promise.form == "float32" or (
             precision in INTEGERS if promise.form == "int8" else precision.startswith(("int", "i", "u"))
         )
@@ -133,29 +142,28 @@ def executed(kernels: Sequence[Kernel], promised: Sequence[Promise]) -> tuple[Ex
     return tuple(found)
 
 
+def _saturating(promised: Sequence[Promise]) -> list[Finding]:
+    """Products whose weights reach beyond 7 bits, for a processor on which sums of them saturate."""
+    message = "this processor has no VNNI, and 8-bit products can saturate on it, which no check of the file shows"
+    remedy = "use --weights int7, or a processor with VNNI"
+    wide = [one for one in promised if one.form == "int8" and one.largest > 64]
+    return [Finding("note", "saturation", one.name, message, remedy) for one in wide]
+
+
 def _not_kept(executions: Sequence[Execution], findings: Sequence[Finding], target: str) -> list[Finding]:
-    """Products that are promised in integers and run otherwise, with the reason where a rule gives one."""
-    reasons = {finding.node: finding for finding in findings if finding.node}
+    """Products that are promised in integers and run otherwise, where no rule of the target says so already."""
+    explained = {finding.node for finding in findings}
     found = []
     for entry in executions:
-        if entry.kept:
+        if entry.kept or entry.node in explained:
             continue
-        rule = reasons.get(entry.node)
-        why = f"because {rule.message}" if rule is not None else "and no known rule of it says why"
-        runs = (
+        how = (
             f"as {entry.kernel} in {entry.precision or 'unknown precision'}"
             if entry.kernel
             else "in no kernel it names"
         )
-        found.append(
-            Finding(
-                "slow",
-                "not-fused",
-                entry.node,
-                f"its form promises {entry.promised}, but {target} runs it {runs}, {why}",
-                rule.remedy if rule is not None else "",
-            )
-        )
+        message = f"its form promises {entry.promised}, but {target} runs it {how}; no rule that is known here says why"
+        found.append(Finding("slow", "not-fused", entry.node, message, "compare with a layer that runs in integers"))
     return found
 
 

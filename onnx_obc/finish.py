@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from .calibration.data import Samples
 from .calibration.ranges import RangeObserver
+from .check import examine
 from .correcting import CorrectionReport, correct_statistics, sites_of, train_all
 from .errors import VerificationError
 from .graph.fold import remove_unused
@@ -82,10 +83,13 @@ def finish(
     with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=target.parent if target is not None else None) as scratch:
         path = Path(scratch) / (target.name if target is not None else "model.onnx")
         save_model(plan.model, path)
-        verdict = Verdict()
+        verdict, examination = Verdict(), None
         if recipe.verify:
             with watch("verify"):
                 verdict = verify(path, material.dense, solved, written, material.held_out, recipe, progress)
+                first = next(iter(material.held_out.read(0, material.held_out.step)))
+                if not verdict.faults:
+                    examination = examine(path, recipe.target, first.feed, recipe.threads)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
         report = make_report(
             model=material.source,
@@ -101,6 +105,7 @@ def finish(
             corrections=draft.corrections,
             search=search,
             verdict=verdict,
+            examination=examination,
             seconds=watch.seconds,
         )
         if verdict.faults:

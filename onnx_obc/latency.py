@@ -18,7 +18,7 @@ from .finish import Progress, write
 from .graph.model import input_specs, save_model
 from .level import Choice, Float64
 from .opened import Database, stitch
-from .profiles import Profile, SearchOptions, find_profile
+from .profiles import Profile, SearchOptions, fastest_profile, find_profile
 from .recipe import Recipe
 from .runtime.engine import Feed
 from .runtime.engines import ENGINES
@@ -27,14 +27,17 @@ from .search.timings import Timings, check_timings, read_timings, this_machine, 
 from .solver.threads import usable_cores
 from .timing import Subject, subject_of, time_file, time_layers
 
-ROUNDS = 4  # of choosing and measuring
+ROUNDS = 6  # of choosing and measuring
 TOLERANCE = 0.15  # between predicted and measured; beyond it layers are timed again where they stand
+STEP = 1.2  # by how much more is asked for at most, after a model that was too slow
 SHORT = 0.03  # by how much a model may be slower than was asked for
 
 
 @dataclass(frozen=True)
 class Measured:
     """A profile with its speed-up: predicted from the table, and measured against the dense model, None if it was not.
+
+    reached: whether it is as fast as was asked for, as far as is known.
 
     rounds: how often a profile was chosen and measured. retimed: how many times of layers were replaced by those
     measured in place.
@@ -43,6 +46,7 @@ class Measured:
     profile: Profile
     predicted: float
     measured: float | None
+    reached: bool
     rounds: int
     retimed: int
 
@@ -59,7 +63,7 @@ def find_in_time(
 
     Predicted times add up layers that were timed in models of one level; in a mixed one, conversions between types come
     on top. So the stitched model is timed against the dense one. Where prediction and measurement differ by more than
-    TOLERANCE, the layers take the times that they have in that model, and the search starts again; where it is only
+    TOLERANCE, the layers take the times that they have in that model, and the search starts again; where the model is
     too slow, more is asked for. Raises RecipeError if the table allows no such profile, EngineError as `time_layers`.
 
     With a table from another machine nothing is measured.
@@ -68,7 +72,7 @@ def find_in_time(
     timings, subject, retimed = options.timings, subject_of(database.dense), 0
     first = find_profile(database, budget, losses, options, recipe, progress)
     if timings.machine != this_machine():
-        return Measured(first, 1 / first.costs["latency"], None, 1, 0)
+        return Measured(first, 1 / first.costs["latency"], None, True, 1, 0)
     feed = timing_feed(database, options.timing_batch)
     asked, goal = budget, 1 / budget.fraction
     best: Measured | None = None
@@ -77,26 +81,24 @@ def find_in_time(
         save_model(database.graph, dense)
         for turn in range(1, ROUNDS + 1):
             try:
-                profile = find_profile(
-                    database, asked, losses, replace(options, timings=timings), recipe, lambda *_: None
-                )
+                options = replace(options, timings=timings)
+                profile, last = find_profile(database, asked, losses, options, recipe, lambda *_: None), False
             except RecipeError:
-                break  # what was measured so far is the best that these levels reach
+                profile, last = fastest_profile(database, losses, timings), True
             _write(database, profile.choices, recipe, path)
             measured = bench((dense, path), recipe.target, feed, recipe.threads).files[1].ratio
             predicted = 1 / profile.costs["latency"]
-            found = Measured(profile, predicted, measured, turn, retimed)
-            best = _better(best, found, goal)
+            agree, enough = abs(measured / predicted - 1) <= TOLERANCE, measured >= (1 - SHORT) * goal
+            best = _better(best, Measured(profile, predicted, measured, enough, turn, retimed))
             progress("latency", 1, ROUNDS)
-            if abs(measured / predicted - 1) > TOLERANCE:
+            if last or (agree and enough):
+                break
+            if not agree:
                 fresh = _in_place(subject, profile.choices, timings, path, feed, recipe)
                 timings, retimed = timings.over(*fresh), retimed + sum(map(len, fresh))
-            elif measured >= (1 - SHORT) * goal:
-                break
-            else:
-                asked = replace(budget, value=goal * (1 / asked.fraction) / measured)
-    if best is None:
-        return Measured(first, 1 / first.costs["latency"], None, 1, 0)
+            if not enough:
+                asked = replace(budget, value=min(goal / measured, STEP) / asked.fraction)
+    assert best is not None
     return best
 
 
@@ -145,13 +147,11 @@ def timing_feed(database: Database, batch: int) -> Feed:
     return {n: np.concatenate([a] * copies)[:batch] if a.ndim else a for n, a in first.feed.items()}
 
 
-def _better(best: Measured | None, found: Measured, goal: float) -> Measured:
+def _better(best: Measured | None, found: Measured) -> Measured:
     """Of two, the one that is fast enough, then the one that loses less; the faster one if none is."""
 
     def rank(one: Measured) -> tuple[bool, float]:
-        assert one.measured is not None
-        enough = one.measured >= (1 - SHORT) * goal
-        return enough, -one.profile.predicted if enough else one.measured
+        return one.reached, -one.profile.predicted if one.reached else one.measured or 0.0
 
     return found if best is None or rank(found) > rank(best) else best
 

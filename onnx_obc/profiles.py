@@ -20,7 +20,7 @@ from .recipe import Recipe
 from .search.budget import Budget
 from .search.costs import Costs, cost_table
 from .search.database import content_key, read_report, write_file
-from .search.dynamic import Switches, choose
+from .search.dynamic import Switches, choose, choose_cheapest
 from .search.sensitivity import Task, output_sensitivity, task_sensitivity
 from .search.spdy import spdy_search
 from .search.timings import Timings
@@ -125,6 +125,13 @@ def find_profile(
 
         picked, _ = spdy_search(values, solve, evaluate, recipe.seed, progress=lambda done: progress("search", done, 0))
     return _profile(database, picked, losses, options.timings)
+
+
+def fastest_profile(database: Database, losses: Mapping[str, Float64], timings: Timings) -> Profile:
+    """The profile that takes the least time by a table."""
+    costs, values = _costs(database, "latency", timings), [losses[name] for name in database.choices]
+    picked = choose_cheapest(values, costs.layers, _switches(database, timings))
+    return _profile(database, picked, losses, timings)
 
 
 def _reach(budget: Budget, least: float) -> str:

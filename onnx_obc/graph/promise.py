@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -20,13 +21,14 @@ class Promise:
 
     form: `int8` where both operands are dequantized 8-bit integers, or the operator takes integers; `weights` where
     the weight alone is an integer, of `bits` bits; `float32` for the rest. sparsity: the fraction of the weight that is
-    zero.
+    zero. largest: the largest magnitude in it, 0 for floats.
     """
 
     node: ir.Node
     form: Form
     bits: int
     sparsity: float
+    largest: int
 
     @property
     def name(self) -> str:
@@ -54,7 +56,9 @@ def promises(model: ir.Model) -> list[Promise]:
             form = "float32" if own is None else "int8" if widths == [8, 8] else "weights"
         array = weight.numpy()
         zeros = float((array == 0).mean()) if array.size else 0.0
-        found.append(Promise(node, form, int(weight.dtype.bitwidth), zeros))
+        integers = np.issubdtype(array.dtype, np.integer) and array.size
+        largest = int(np.abs(array.astype(np.int32)).max()) if integers else 0
+        found.append(Promise(node, form, int(weight.dtype.bitwidth), zeros, largest))
     return found
 
 

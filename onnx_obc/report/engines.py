@@ -37,10 +37,10 @@ def examination_table(found: Examination, width: int) -> RenderableType:
             lines.append(Text.assemble((f"{severity} [{rule}]", COLOURS[severity]), f"{where} {message}{advice}"))
     if found.ran:
         runs = Counter((entry.promised, entry.kernel or "?", entry.precision or "?") for entry in found.executions)
-        for (promised, kernel, precision), count in runs.most_common():
-            lines.append(Text(f"{count} × {promised} in the file: {found.target} runs {kernel} in {precision}"))
-        kept, promised_count = found.count("int")
-        lines.append(Text(f"{found.engine}: {kept} of {promised_count} quantized products run in integers"))
+        for (form, kernel, precision), count in runs.most_common():
+            lines.append(Text(f"{count} × {form} in the file: {found.target} runs {kernel} in {precision}"))
+        kept, promised = found.count("int8")
+        lines.append(Text(f"{found.engine}: {kept} of {promised} quantized products run in integers"))
     else:
         lines.append(Text(f"not run: {found.engine}", "yellow"))
     errors = sum(finding.severity == "error" for finding in found.findings)

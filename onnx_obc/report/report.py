@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from .._version import __version__
+from ..check import Examination
 from ..correcting import CorrectionReport
 from ..errors import OutputError
 from ..graph.layers import LeftOut
@@ -45,6 +46,7 @@ class Report:
     outputs: tuple[OutputMatch, ...]
     output_loss: float | None
     checks: tuple[Check, ...]
+    engine: Mapping[str, Any] | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     file_bytes_before: int | None
@@ -85,6 +87,7 @@ def make_report(
     corrections: Sequence[CorrectionReport],
     search: Mapping[str, Any] | None,
     verdict: Verdict,
+    examination: Examination | None,
     seconds: Mapping[str, float],
 ) -> Report:
     """Gather what the stages found. `written` is where the file lies now, `target` where it is going."""
@@ -96,6 +99,8 @@ def make_report(
     ]
     if not recipe.verify:
         notes.append("the file was not verified")
+    if examination is not None:
+        notes += _findings(examination)
     return Report(
         schema=SCHEMA,
         version=__version__,
@@ -112,11 +117,35 @@ def make_report(
         outputs=verdict.outputs,
         output_loss=verdict.loss,
         checks=verdict.checks,
+        engine=None if examination is None else _engine(examination),
         notes=tuple(notes),
         seconds=dict(seconds),
         file_bytes_before=_model_bytes(model),
         file_bytes_after=file_bytes(written),
     )
+
+
+def _engine(found: Examination) -> dict[str, Any]:
+    """What the runtime does with the file: how many products run as their form in the file promises."""
+    kept, promised = found.count("int8")
+    weights, all_weights = found.weights
+    return {
+        "runtime": found.engine,
+        "ran": found.ran,
+        "quantized": promised,
+        "in_integers": kept,
+        "integer_weights": all_weights,
+        "in_weight_kernels": weights,
+    }
+
+
+def _findings(found: Examination) -> list[str]:
+    """What the runtime's checker says, each sentence once."""
+    nodes: dict[str, list[str]] = {}
+    for finding in found.findings:
+        if finding.severity != "note" or finding.rule == "saturation":
+            nodes.setdefault(finding.message, []).append(finding.node)
+    return [f"{names[0] if len(names) == 1 else f'{len(names)} layers'}: {text}" for text, names in nodes.items()]
 
 
 def write_json(report: Report | Sequence[Report], path: Path) -> None:

@@ -103,7 +103,8 @@ def report_table(report: Report, width: int) -> RenderableType:
         if timed := report.search["latency"]:
             real = "not measured" if timed["measured"] is None else f"measured {timed['measured']:.2f} x"
             where = f"{timed['runtime']}, batch {timed['batch']}; {timed['machine']}"
-            lines.append(Text(f"speed-up: predicted {timed['predicted']:.2f} x, {real} ({where})"))
+            slower = " " if timed["reached"] else ", slower than asked "
+            lines.append(Text(f"speed-up: predicted {timed['predicted']:.2f} x, {real}{slower}({where})"))
     for attempt in report.corrections:
         change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on other samples"
         dropped = "" if attempt.kept else ": dropped"
@@ -115,6 +116,15 @@ def report_table(report: Report, width: int) -> RenderableType:
     for check in report.checks:
         mark = Text("✓ ", "green") if check.passed else Text("✗ ", "red")
         lines.append(mark + Text(f"{check.name}: {check.detail}"))
+    if (engine := report.engine) is not None and engine["ran"]:
+        if engine["quantized"]:
+            count = f"{engine['in_integers']} of {engine['quantized']}"
+            lines.append(Text(f"{engine['runtime']}: {count} quantized layers run in integers"))
+        if engine["integer_weights"]:
+            count = f"{engine['in_weight_kernels']} of {engine['integer_weights']}"
+            lines.append(
+                Text(f"{engine['runtime']}: {count} layers with integer weights alone run in kernels for them")
+            )
     lines += [Text(f"note: {note}", "yellow") for note in report.notes]
     return Group(table, *lines, *_left_out(report.left_out), Text(_sizes(report)))
 

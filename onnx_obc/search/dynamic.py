@@ -58,13 +58,13 @@ def choose(
     A choice whose loss is not finite is never taken. Raises RecipeError if nothing else fits.
     """
     usable = [np.where(np.isfinite(loss), cost, np.inf) for loss, cost in zip(losses, costs, strict=True)]
-    kinds = [[""] * len(loss) for loss in losses] if switches is None else switches.kinds
-    between: Sequence[Mapping[str, float]] = [{} for _ in losses] if switches is None else switches.costs
+    switches = switches or Switches([[""] * len(loss) for loss in losses], [{} for _ in losses])
+    kinds, between = switches.kinds, switches.costs
 
     def spent(picked: Sequence[int]) -> float:
-        return _total(usable, picked) + (0.0 if switches is None else switches.total(picked))
+        return _total(usable, picked) + switches.total(picked)
 
-    cheapest = _cheapest(losses, usable, kinds, between)
+    cheapest = choose_cheapest(losses, usable, switches)
     least = spent(cheapest)
     if not (least <= limit * (1 + ROUNDING) and np.isfinite(least)):
         raise RecipeError(
@@ -189,15 +189,10 @@ def _profile(
     return tuple(reversed(chosen))
 
 
-def _cheapest(
-    losses: Sequence[Float64],
-    costs: Sequence[Float64],
-    kinds: Sequence[Sequence[str]],
-    between: Sequence[Mapping[str, float]],
-) -> tuple[int, ...]:
+def choose_cheapest(losses: Sequence[Float64], costs: Sequence[Float64], switches: Switches) -> tuple[int, ...]:
     """The profile of least cost, switches included; of equal ones that of the least loss."""
     best: dict[str, tuple[float, float, tuple[int, ...]]] = {}
-    for row, (loss, cost, found) in enumerate(zip(losses, costs, kinds, strict=True)):
+    for row, (loss, cost, found) in enumerate(zip(losses, costs, switches.kinds, strict=True)):
         after: dict[str, tuple[float, float, tuple[int, ...]]] = {}
         for choice in np.lexsort((loss, cost)):
             kind = found[choice]
@@ -207,7 +202,7 @@ def _cheapest(
                 [(0.0, 0.0, ())]
                 if row == 0
                 else [
-                    (spent + (0.0 if other == kind else between[row - 1].get(other, 0.0)), lost, path)
+                    (spent + (0.0 if other == kind else switches.costs[row - 1].get(other, 0.0)), lost, path)
                     for other, (spent, lost, path) in best.items()
                 ]
             )

@@ -89,6 +89,8 @@ def _weights(promise: Promise) -> tuple[str, str, str] | None:
             f"onnxruntime computes {node.op_type} in float where the weight alone is an integer: the file is smaller",
             "quantize its input too for speed",
         )
+    if node.op_type == "Gemm":
+        return "weights-only", "onnxruntime makes MatMulNBits of MatMul, not of Gemm", "write it as MatMul and Add"
     weight = dequantizer(node.inputs[1])
     if weight is None:
         return "weights-only", "its left operand is the integer one, for which there is no kernel", "store it in float"
