@@ -21,7 +21,7 @@ class Promise:
 
     form: `int8` where both operands are dequantized 8-bit integers, or the operator takes integers; `weights` where
     the weight alone is an integer, of `bits` bits; `float32` for the rest. sparsity: the fraction of the weight that is
-    zero. largest: the largest magnitude in it, 0 for floats.
+    zero. largest: the largest magnitude in it, if it is signed; 0 otherwise.
     """
 
     node: ir.Node
@@ -56,7 +56,7 @@ def promises(model: ir.Model) -> list[Promise]:
             form = "float32" if own is None else "int8" if widths == [8, 8] else "weights"
         array = weight.numpy()
         zeros = float((array == 0).mean()) if array.size else 0.0
-        integers = np.issubdtype(array.dtype, np.integer) and array.size
+        integers = np.issubdtype(array.dtype, np.signedinteger) and array.size
         largest = int(np.abs(array.astype(np.int32)).max()) if integers else 0
         found.append(Promise(node, form, int(weight.dtype.bitwidth), zeros, largest))
     return found
@@ -74,7 +74,7 @@ def dequantized_bits(value: ir.Value | None) -> int | None:
     if producer is not None and producer.op_type == "QuantizeLinear":
         zero = producer.inputs[2] if len(producer.inputs) > 2 else None
         return 8 if zero is None or zero.dtype is None else int(zero.dtype.bitwidth)
-    tensor = ir.convenience.get_const_tensor(codes)
+    tensor = constant_behind(codes)
     return None if tensor is None else int(tensor.dtype.bitwidth)
 
 

@@ -36,23 +36,17 @@ def _integer(promise: Promise) -> tuple[str, str, str] | None:
     node = promise.node
     if node.op_type == "ConvTranspose":
         return "no-kernel", "onnxruntime has no integer ConvTranspose", "leave its input in float"
-    moved = next((value for value in node.inputs[:2] if _behind_movement(value)), None)
-    if moved is not None:
+    if node.op_type == "MatMul" and _behind_movement(node.inputs[1]):
         return (
             "dequantize-first",
-            f"{moved.name} is moved after it was dequantized: the DequantizeLinear must stand right before the product",
-            "put the Transpose or Reshape before the QuantizeLinear, or fold it into the weight",
+            "its weight is moved after it was dequantized",
+            "put the integers themselves in that order, or move them before the DequantizeLinear",
         )
-    data, weight = (dequantizer(value) for value in node.inputs[:2])
-    signed = [_is_signed(one) for one in (data, weight)]
-    if signed == [True, False]:
-        return (
-            "signs",
-            "its input is signed and its weight unsigned: signed inputs need signed weights",
-            "quantize the input to uint8, or the weight to int8",
-        )
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and _depends_on_inputs(bias):
+        return "bias", f"its bias {bias.name} is computed from the model's inputs", "add it behind the product"
     if node.op_type == "Conv":
-        return _conv(node, weight)
+        return _conv(node)
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None and not _goes_to_quantize(node):
         return (
             "gemm-bias",
@@ -62,7 +56,7 @@ def _integer(promise: Promise) -> tuple[str, str, str] | None:
     return None
 
 
-def _conv(node: ir.Node, weight: ir.Node | None) -> tuple[str, str, str] | None:
+def _conv(node: ir.Node) -> tuple[str, str, str] | None:
     if not _goes_to_quantize(node):
         readers = ", ".join(dict.fromkeys(use.node.op_type for use in _end(node).uses())) or "the graph's output"
         return (
@@ -70,9 +64,7 @@ def _conv(node: ir.Node, weight: ir.Node | None) -> tuple[str, str, str] | None:
             f"its output goes to {readers}, not to QuantizeLinear alone",
             "put a QuantizeLinear and a DequantizeLinear behind it",
         )
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and bias.const_value is None and dequantizer(bias) is None:
-        return "bias", f"its bias {bias.name} is computed, not a constant", "fold it into an initializer"
+    weight = dequantizer(node.inputs[1])
     axis = weight.attributes.get_int("axis", 1) if weight is not None else 0
     scale = None if weight is None else constant_behind(weight.inputs[1])
     if scale is not None and scale.size > 1 and axis != 0:
@@ -117,15 +109,12 @@ def _behind_movement(value: ir.Value | None) -> bool:
     return node is not None and node.op_type in THROUGH and dequantizer(value) is not None
 
 
-def _is_signed(node: ir.Node | None) -> bool | None:
-    """Whether the integers that a node dequantizes are signed; without a zero point the codes' type says."""
-    if node is None or node.inputs[0] is None:
-        return None
-    dtype = node.inputs[0].dtype
-    if dtype is None:
-        zero = node.inputs[2] if len(node.inputs) > 2 else None
-        dtype = ir.DataType.UINT8 if zero is None else zero.dtype
-    return None if dtype is None else str(dtype.name).startswith("INT")
+def _depends_on_inputs(value: ir.Value) -> bool:
+    """Whether a value is no constant, however it is computed."""
+    node = value.producer()
+    if node is None:
+        return value.const_value is None
+    return any(_depends_on_inputs(source) for source in node.inputs if source is not None)
 
 
 def _end(node: ir.Node) -> ir.Value:
