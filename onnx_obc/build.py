@@ -132,10 +132,15 @@ def build(
     device = solving_device(recipe.device)
     method = method_of(recipe, device)
     warm_up([choice.level for choice in wanted if choice.level != FLOAT], method, progress)
-    hardest = {layer.name: choices[layer.name][-1] for layer in solving}
-    schedule = make_schedule(solving, hardest, recipe, device)
-    for line in schedule.lines:
-        say(line)
+    if same and earlier is not None and earlier.ordered is not None:
+        ordered_layers = earlier.ordered
+    else:
+        schedule = make_schedule(solving, {layer.name: choices[layer.name][1:] for layer in solving}, recipe, device)
+        ordered_layers = schedule.ordered
+        for line in schedule.lines:
+            say(line)
+    manifest = replace(manifest, ordered=ordered_layers)
+    write_manifest(target, manifest)
     hessian_key = content_key(key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN)
     captured_any, counts, ranges = False, np.zeros(2, np.int64), {}
     total = sum(layer.groups * layer.rows * (len(choices[layer.name]) - 1) for layer in solving)
@@ -148,7 +153,7 @@ def build(
             target, chunk, graph, calibrating, recipe, hessian_key, entries, place, len(chunks), progress
         )
         for layer in chunk.layers:
-            ordered = replace(method, solver="ordered") if layer.name in schedule.ordered else method
+            ordered = replace(method, solver="ordered") if layer.name in ordered_layers else method
             keys, done = _solve_layer(
                 target,
                 entries[layer.name],

@@ -91,7 +91,7 @@ def solve_layers(
     with watch("compile"):
         if recipe.solver != "baseline":
             warm_up([plan.choices[layer.name].level for layer in plan.layers], method, progress)
-    schedule = make_schedule(plan.layers, plan.choices, recipe, device)
+    schedule = make_schedule(plan.layers, {name: [choice] for name, choice in plan.choices.items()}, recipe, device)
     for line in schedule.lines:
         say(line)
     values = [activation.value for activation in plan.activations]

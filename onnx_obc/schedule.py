@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from .graph.cost import density
 from .graph.layers import Layer
-from .level import Choice
+from .level import Choice, Level
 from .recipe import Recipe
+from .solver.levels import pattern_of
 from .solver.predict import LONGEST, Forecast, Job, calibrate, choose_solvers, rows_to_compare
 
 SLOW = 1e9  # multiplications with addition per second that any machine does
@@ -23,13 +25,17 @@ class Schedule:
     lines: tuple[str, ...] = ()
 
 
-def make_schedule(layers: Sequence[Layer], choices: Mapping[str, Choice], recipe: Recipe, device: str) -> Schedule:
+def make_schedule(
+    layers: Sequence[Layer], choices: Mapping[str, Sequence[Choice]], recipe: Recipe, device: str
+) -> Schedule:
     """Choose a solver for every layer, as `Recipe.solver` and `Recipe.time_limit` say.
+
+    choices: all that each layer is to be solved at, from least to most. Its time is that of all of them together.
 
     Only `auto` on a CPU times the machine, for about a second, and only if the layers could take long on a slow one; on
     a GPU it solves every layer exactly. `ordered` leaves those layers exact that take no longer so.
     """
-    jobs = [Job(layer.groups, layer.rows, layer.columns, choices[layer.name].level) for layer in layers]
+    jobs = [_job(layer, [choice.level for choice in choices[layer.name]]) for layer in layers]
     if recipe.solver in ("exact", "baseline") or (recipe.solver == "auto" and device != "cpu"):
         if recipe.time_limit is None:
             return Schedule()
@@ -48,6 +54,20 @@ def make_schedule(layers: Sequence[Layer], choices: Mapping[str, Choice], recipe
         if forecast.solver == "ordered"
     }
     return Schedule(rows, tuple(_in_words(layers, forecasts, recipe)))
+
+
+def _job(layer: Layer, levels: Sequence[Level]) -> Job:
+    """All levels of a layer as one: the last of them, with as many more rows as the others take time.
+
+    One greedy serves all sparsities of a ladder. Weights that are left are quantized at each level anew, in time that
+    falls with the cube of their share.
+    """
+    last = levels[-1]
+    patterns = {pattern_of(level.sparsity) for level in levels if level.sparsity is not None}
+    kept = [density(level) for level in levels if level.bits is not None]
+    passes = len(patterns) + sum(share**3 for share in kept)
+    times = max(1, round(passes / max(1, (last.sparsity is not None) + (last.bits is not None))))
+    return Job(layer.groups, times * layer.rows, layer.columns, last)
 
 
 def _in_words(layers: Sequence[Layer], forecasts: Sequence[Forecast], recipe: Recipe) -> list[str]:

@@ -59,7 +59,7 @@ def solve_sequentially(
     device = solving_device(recipe.device)
     method = method_of(recipe, device)
     warm_up([plan.choices[layer.name].level for layer in plan.layers], method, progress)
-    schedule = make_schedule(plan.layers, plan.choices, recipe, device)
+    schedule = make_schedule(plan.layers, {name: [choice] for name, choice in plan.choices.items()}, recipe, device)
     for line in schedule.lines:
         say(line)
     own = {layer.name: layer for layer in plan.layers}

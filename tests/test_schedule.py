@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from onnx import helper
 from small_graphs import build, random
 
+from onnx_obc import build as build_database
 from onnx_obc import compress
 from onnx_obc.recipe import make_recipe
 from onnx_obc.schedule import Schedule, make_schedule
@@ -99,3 +101,23 @@ def test_refinement_lowers_the_loss_and_says_by_how_much() -> None:
         assert after.loss_predicted < after.loss_greedy
         np.testing.assert_allclose(after.loss_predicted, after.loss_measured, rtol=1e-4)
     np.testing.assert_allclose(refined.layers[0].loss_greedy, plain.layers[0].loss_predicted)
+
+
+@pytest.mark.usefixtures("slow_machine")
+def test_all_levels_of_a_layer_count(tmp_path: Path) -> None:
+    """One level fits the time limit, all of them together do not."""
+    x = {"x": random(800, 300)}
+    recipe = make_recipe({"device": "cpu", "refine": "none", "solver": "auto", "time_limit": 1000})
+    one = build_database(two_layers(), x, "int4", tmp_path / "one", recipe)
+    many = build_database(two_layers(), x, "int8,int4,int3,int2", tmp_path / "many", recipe)
+    assert one.manifest.ordered == {} and set(many.manifest.ordered or {}) == {"wide"}
+
+
+@pytest.mark.usefixtures("slow_machine")
+def test_a_database_keeps_its_solvers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = {"x": random(800, 300)}
+    recipe = make_recipe({"device": "cpu", "refine": "none", "time_limit": 60})
+    first = build_database(two_layers(), x, "int4", tmp_path / "db", recipe)
+    monkeypatch.setattr("onnx_obc.schedule.calibrate", lambda threads: pytest.fail("it was decided already"))
+    again = build_database(two_layers(), x, "int4", tmp_path / "db", recipe)
+    assert again.solved == 0 and again.manifest.ordered == first.manifest.ordered == {"wide": 0}

@@ -66,7 +66,8 @@ class Manifest:
     """What manifest.json says. Keys are hashes of contents; `recipe` and `calibration` are for people and reports.
 
     complete: every solution is there. levels: all choices of the level sets, whether or not each layer can take each.
-    ranges: the key of each file of ranges, by its name without ending.
+    ranges: the key of each file of ranges, by its name without ending. ordered: the layers that the ordered solver
+    solves, and on how many rows each is compared with the exact one; decided once, so that builds agree.
     """
 
     schema: int
@@ -79,6 +80,7 @@ class Manifest:
     levels: tuple[str, ...]
     ranges: Mapping[str, str]
     layers: tuple[LayerEntry, ...]
+    ordered: Mapping[str, int] | None = None
 
 
 def content_key(*parts: object) -> str:
