@@ -16,7 +16,7 @@ from .calibration.feeds import fixed_batch
 from .errors import RecipeError
 from .finish import Progress, write
 from .graph.model import input_specs, save_model
-from .level import Choice, Float64
+from .level import FLOAT, Choice, Float64
 from .opened import Database, stitch
 from .profiles import Profile, SearchOptions, fastest_profile, find_profile
 from .recipe import Recipe
@@ -85,6 +85,8 @@ def find_in_time(
                 profile, last = find_profile(database, asked, losses, options, recipe, lambda *_: None), False
             except RecipeError:
                 profile, last = fastest_profile(database, losses, timings), True
+            if all(choice.level == FLOAT for choice in profile.choices.values()):
+                break  # by what was measured, nothing is faster than the dense model
             _write(database, profile.choices, recipe, path)
             measured = bench((dense, path), recipe.target, feed, recipe.threads).files[1].ratio
             predicted = 1 / profile.costs["latency"]
@@ -98,7 +100,11 @@ def find_in_time(
                 timings, retimed = timings.over(*fresh), retimed + sum(map(len, fresh))
             if not enough:
                 asked = replace(budget, value=min(goal / measured, STEP) / asked.fraction)
-    assert best is not None
+    if best is None:
+        raise RecipeError(
+            f"--budget {budget} cannot be met: no level of {database.folder} is faster than float in {timings.runtime} "
+            "on this machine; build levels that it runs faster, or choose another --target"
+        )
     return best
 
 

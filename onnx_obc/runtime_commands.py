@@ -107,6 +107,8 @@ def bench_command(
     if json_file is not None:
         for path in files:
             check_output(json_file, path)
+    for path in files:
+        read_model(path)  # says what is wrong with it
     feed = read_feed(files[0], calib, data)
     with progress_bar(quiet) as (progress, _):
         found = bench(files, runtime, feed, threads, rounds, progress)

@@ -1,0 +1,139 @@
+"""Budgets of latency: measured speed, and what becomes of tables that are not from here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from digits import CALIBRATION, MODEL, refused, run_cli
+
+from onnx_obc import Database, Recipe, RecipeError, build, open_database
+from onnx_obc.bench import Benchmark, Timed
+from onnx_obc.latency import find_in_time, table_of, timing_feed
+from onnx_obc.profiles import SearchOptions, fastest_profile, sensitivities
+from onnx_obc.search.budget import parse_budget
+from onnx_obc.search.timings import Timings, read_timings, this_machine, write_timings
+
+QUIET = lambda *_: None  # noqa: E731
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    folder = tmp_path_factory.mktemp("latency") / "db"
+    build(MODEL, CALIBRATION, "8w8a", folder, Recipe(refine="none"))
+    return open_database(folder)
+
+
+def by_hand(database: Database, machine: str, gain: float = 2.0) -> Timings:
+    """Integers are `gain` times faster in every layer, and switches are free."""
+    layers = {
+        name: {str(c): 1e-3 / (gain if c.kind != "float" else 1) for c in cs} for name, cs in database.choices.items()
+    }
+    return Timings(layers, 0.0, "onnxruntime 0.0", machine, 1, 1)
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What every model will be measured at, times faster than dense; and how often it was."""
+    found = {"ratio": 1.5, "times": 0.0}
+
+    def fake(files: object, *args: object) -> Benchmark:
+        found["times"] += 1
+        timed = Timed("", 1.0, found["ratio"], 1.0, 1.0, 30.0, None, 1)
+        return Benchmark("onnxruntime 0.0", "", 1, 1, 1, (timed, timed))
+
+    monkeypatch.setattr("onnx_obc.latency.bench", fake)
+    monkeypatch.setattr("onnx_obc.latency.time_file", lambda subject, *_: ({x.name: 1e-3 for x in subject.layers}, 0.0))
+    return found
+
+
+def test_what_is_as_fast_as_predicted_is_taken_at_once(database: Database, speed: dict[str, float]) -> None:
+    options = SearchOptions(sensitivity="layer", timings=by_hand(database, this_machine()))
+    losses = sensitivities(database, options, Recipe(), QUIET)
+    found = find_in_time(database, parse_budget("latency=1.5x"), losses, options, Recipe(), QUIET)
+    assert found.reached and found.measured == 1.5 and found.predicted >= 1.5 and speed["times"] == 1
+    assert sum(choice.kind == "float" for choice in found.profile.choices.values()) > 0
+
+
+def test_what_is_slower_is_timed_in_place_and_chosen_again(database: Database, speed: dict[str, float]) -> None:
+    speed["ratio"] = 0.9
+    options = SearchOptions(sensitivity="layer", timings=by_hand(database, this_machine()))
+    losses = sensitivities(database, options, Recipe(), QUIET)
+    found = find_in_time(database, parse_budget("latency=1.5x"), losses, options, Recipe(), QUIET)
+    assert not found.reached and found.measured == 0.9 and speed["times"] > 1
+
+
+def test_a_table_of_another_machine_predicts_only(database: Database, speed: dict[str, float]) -> None:
+    options = SearchOptions(sensitivity="layer", timings=by_hand(database, "a toaster"), other_machine=True)
+    losses = sensitivities(database, options, Recipe(), QUIET)
+    assert table_of(database, options, Recipe(), QUIET) is options.timings
+    found = find_in_time(database, parse_budget("latency=1.5x"), losses, options, Recipe(), QUIET)
+    assert found.measured is None and found.reached and speed["times"] == 0
+
+
+def test_the_table_is_measured_once_and_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_obc.timing.RUN_SECONDS", 0.01)
+    options = SearchOptions(timing_batch=2)
+    first = table_of(database, options, Recipe(threads=1), QUIET)
+    assert first.batch == 2 and first.threads == 1
+    monkeypatch.setattr("onnx_obc.latency.time_layers", lambda *_: pytest.fail("it is there"))
+    assert table_of(database, options, Recipe(threads=1), QUIET) == first
+    path = database.folder / "timings" / "onnxruntime-batch2-threads1.json"
+    write_timings(replace(first, machine="a toaster"), path)  # the database was copied from elsewhere
+    monkeypatch.setattr("onnx_obc.latency.time_layers", lambda *_: first)
+    assert table_of(database, options, Recipe(threads=1), QUIET) == first == read_timings(path)
+
+
+def test_feeds_of_any_batch(database: Database) -> None:
+    for batch in (1, 3, 100):
+        assert {array.shape[0] for array in timing_feed(database, batch).values()} == {batch}
+
+
+def test_the_fastest_profile_is_all_integers_where_they_are_faster(database: Database) -> None:
+    losses = sensitivities(database, SearchOptions(sensitivity="layer"), Recipe(), QUIET)
+    found = fastest_profile(database, losses, by_hand(database, ""))
+    assert all(choice.kind == "int8" for choice in found.choices.values())
+
+
+def test_where_nothing_is_faster(database: Database, speed: dict[str, float]) -> None:
+    options = SearchOptions(sensitivity="layer", timings=by_hand(database, this_machine(), gain=0.5))
+    losses = sensitivities(database, options, Recipe(), QUIET)
+    with pytest.raises(RecipeError, match="1x at most"):
+        find_in_time(database, parse_budget("latency=1.5x"), losses, options, Recipe(), QUIET)
+
+
+def test_in_one_command(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("onnx_obc.latency.time_layers", lambda *_: by_hand(database, this_machine()))
+    out, report = tmp_path / "o.onnx", tmp_path / "r.json"
+    budget = ("--budget", "latency=1.2x", "--timing-batch", 8, "--refine", "none")
+    assert run_cli(MODEL, out, "--calib", CALIBRATION, *budget, "--report", report) == 0
+    assert "speed-up: predicted" in capsys.readouterr().out
+    latency = json.loads(report.read_text())["search"]["latency"]
+    assert latency["measured"] > 0 and latency["runtime"].startswith("onnxruntime")
+
+
+def test_bad_input(database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "t.json"
+    search = (
+        "search",
+        database.folder,
+        "--budget",
+        "latency=1.5x",
+        "-o",
+        tmp_path / "o.onnx",
+        "--sensitivity",
+        "layer",
+    )
+    write_timings(by_hand(database, "a toaster, 1 cores"), table)
+    assert "a toaster" in refused(capsys, *search, "--timings", table)
+    write_timings(replace(by_hand(database, this_machine()), runtime="openvino 2026.0"), table)
+    assert "the table is for openvino 2026.0" in refused(capsys, *search, "--timings", table)
+    write_timings(by_hand(database, this_machine()), table)
+    assert "batches of 1, not 4" in refused(capsys, *search, "--timings", table, "--timing-batch", 4)
+    assert "at least 1" in refused(capsys, *search, "--timing-batch", 0)
+    assert "2x at most" in refused(capsys, *search[:3], "latency=3x", *search[4:], "--timings", table)
+    assert not (tmp_path / "o.onnx").exists()
