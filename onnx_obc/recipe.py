@@ -63,7 +63,7 @@ class Recipe(_Strict):
     embeddings: Literal["float", "int8", "int4"] = "float"
     layers: tuple[Rule, ...] = ()
 
-    target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    target: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
     solver: Literal["auto", "exact", "ordered", "baseline"] = "auto"
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds
     refine: Literal["none", "auto"] | int = "auto"
@@ -103,17 +103,18 @@ class Recipe(_Strict):
         if rule.skip:
             return None
         bits = parse_bits(rule.weights or self.weights)
+        activations = ACTIVATION_BITS[rule.activations or self.activations]
         asymmetric = self.asymmetric if rule.asymmetric is None else rule.asymmetric
-        if asymmetric is None:  # zero points are worth most where there are few codes, and TensorRT has none
-            asymmetric = bits is not None and bits < 8 and self.target != "tensorrt"
+        if asymmetric is None:  # zero points are worth most where there are few codes, but not every kernel takes them
+            taken = self.target == "onnxruntime" or (self.target == "openvino" and activations is None)
+            asymmetric = bits is not None and bits < 8 and taken
         level = Level(
             sparsity=parse_sparsity(rule.sparsity if rule.sparsity is not None else self.sparsity),
             bits=bits,
             symmetric=bits is None or not asymmetric,
         )
         # Integer arithmetic needs integers on both sides: activations of a float layer stay float.
-        activation_bits = None if bits is None else ACTIVATION_BITS[rule.activations or self.activations]
-        return Choice(level, activation_bits)
+        return Choice(level, None if bits is None else activations)
 
     def unmatched(self, layers: list[str]) -> list[str]:
         """The patterns of this recipe's rules that match none of these layer names."""

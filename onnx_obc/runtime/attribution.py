@@ -1,10 +1,33 @@
-"""Which layer each kernel's time belongs to."""
+"""Which nodes of a file each kernel computes, and which layer its time belongs to."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import onnx_ir as ir
+
 from .engine import Kernel
+
+
+def covered(graph: ir.Graph, owners: Mapping[ir.Node, int]) -> dict[int, list[str]]:
+    """The names of the nodes that each kernel computes.
+
+    owners: the kernel of each node that an engine names. A node that it does not name was fused into what reads it.
+    """
+    found: dict[int, list[str]] = defaultdict(list)
+    for node in graph:
+        reader: ir.Node | None = node
+        while reader is not None and reader not in owners:
+            reader = next((use.node for value in reader.outputs for use in value.uses()), None)
+        if reader is not None:
+            found[owners[reader]].append(node_name(node))
+    return found
+
+
+def node_name(node: ir.Node) -> str:
+    """A node's name, or that of its output where it has none."""
+    return str(node.name or node.outputs[0].name)
 
 
 def seconds_of_layers(

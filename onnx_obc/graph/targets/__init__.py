@@ -14,7 +14,7 @@ from ...level import Choice
 from ..finding import Finding
 from ..layers import Layer
 from ..qdq import Activation
-from . import onnxruntime, tensorrt
+from . import onnxruntime, openvino, tensorrt
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,5 @@ TARGETS = {
     module.__name__.rpartition(".")[2]: Target(
         module.refuse, module.activation_bits, module.prepare, module.place, module.examine
     )
-    for module in (onnxruntime, tensorrt)
+    for module in (onnxruntime, openvino, tensorrt)
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..engine import Engine
-from . import onnxruntime
+from . import onnxruntime, openvino
 
 ENGINES: dict[str, Engine] = {
-    module.__name__.rpartition(".")[2]: Engine(module.version, module.load) for module in (onnxruntime,)
+    module.__name__.rpartition(".")[2]: Engine(module.version, module.load) for module in (onnxruntime, openvino)
 }

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from ...errors import EngineError
+from ..attribution import covered
 from ..engine import Feed, Kernel
 from ..session import one_line
 
@@ -118,13 +119,13 @@ class OnnxruntimeModel:
 
 def _kernels(graph: Any, seconds: Mapping[str, float], path: Path) -> list[Kernel]:
     """The optimized graph's nodes, and for each the nodes of the file that it computes."""
-    covered = _covered(graph, ir.load(path).graph)
+    nodes = covered_by(graph, ir.load(path).graph)
     position = {name: index for index, node in enumerate(graph.node) for name in node.output}
     return [
         Kernel(
             node.name,
             node.op_type,
-            tuple(covered.get(index, ())),
+            tuple(nodes.get(index, ())),
             PRECISIONS.get(node.op_type, ""),
             tuple(dict.fromkeys(position[name] for name in node.input if name in position)),
             seconds.get(node.name, 0.0),
@@ -133,28 +134,20 @@ def _kernels(graph: Any, seconds: Mapping[str, float], path: Path) -> list[Kerne
     ]
 
 
-def _covered(optimized: Any, graph: ir.Graph) -> dict[int, list[str]]:
+def covered_by(optimized: Any, graph: ir.Graph) -> dict[int, list[str]]:
     """For each node of the optimized graph, by position, the names of the file's nodes that it computes.
 
-    onnxruntime names what it fuses by one of the nodes or by the last output. A node of the file that no name leads to
-    was fused into what reads it.
+    onnxruntime names what it fuses by one of the nodes or by the last output.
     """
     by_name = {str(node.name): node for node in graph}
     by_value = {str(value.name): node for node in graph for value in node.outputs}
-    owner: dict[ir.Node, int] = {}
+    owners: dict[ir.Node, int] = {}
     for index, node in enumerate(optimized.node):
         for name in (node.name, *node.output):
             found = _strip(name, by_name, by_value)
-            if found is not None and (found not in owner or node.op_type in PRECISIONS):
-                owner[found] = index
-    covered: dict[int, list[str]] = defaultdict(list)
-    for node in graph:
-        reader: ir.Node | None = node
-        while reader is not None and reader not in owner:
-            reader = next((use.node for value in reader.outputs for use in value.uses()), None)
-        if reader is not None:
-            covered[owner[reader]].append(str(node.name))
-    return covered
+            if found is not None and (found not in owners or node.op_type in PRECISIONS):
+                owners[found] = index
+    return covered(graph, owners)
 
 
 def _strip(name: str, by_name: Mapping[str, ir.Node], by_value: Mapping[str, ir.Node]) -> ir.Node | None:
