@@ -327,6 +327,8 @@ def _solve_layer(
     arrays, info = read_arrays(folder / "hessians" / f"{entry.hessian}.safetensors", hessian_key)
     hessian, positions = arrays["hessian"], int(info["positions"])
     how = asdict(replace(method, threads=None, device="")) | {"damp": recipe.damp}
+    if not method.shared_scale:
+        del how["shared_scale"]  # so that keys stay what they were before there was such a thing
     base = content_key(SOLVER, layer.matrix(), hessian, positions, layer.name, how)
     keys = {str(level): content_key(base, str(level)) for level in levels}
     place = folder / "layers" / entry.folder

@@ -19,13 +19,14 @@ from .graph.fold import remove_unused
 from .graph.model import save_model
 from .graph.place import place_model
 from .graph.qdq import Activation, Writer, WrittenWeight
+from .graph.targets import TARGETS, save_for
 from .judge import Judge
 from .plan import Plan
 from .recipe import Recipe
 from .report.report import Report, make_report
 from .solving import EmbeddingReport, Solved, round_embedding
 from .stopwatch import Stopwatch
-from .verify import Check, Verdict, verify
+from .verify import Check, Verdict, check_lowered, verify
 
 Progress = Callable[[str, int, int], None]
 
@@ -87,10 +88,15 @@ def finish(
         if recipe.verify:
             with watch("verify"):
                 verdict = verify(path, material.dense, solved, written, material.held_out, recipe, progress)
-                first = next(iter(material.held_out.read(0, material.held_out.step)))
-                if not verdict.faults:
-                    examination = examine(path, recipe.target, first.feed, recipe.threads)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
+        first = next(iter(material.held_out.read(0, material.held_out.step))).feed
+        if TARGETS[recipe.target].lower is not None and not verdict.faults:
+            path = _lower(path, plan.model, recipe)
+            if recipe.verify:
+                verdict = replace(verdict, checks=(*verdict.checks, check_lowered(plan.model, path, first, recipe)))
+        if recipe.verify and not verdict.faults:
+            with watch("verify"):
+                examination = examine(path, recipe.target, first, recipe.threads)
         report = make_report(
             model=material.source,
             target=target,
@@ -113,6 +119,14 @@ def finish(
         if target is not None:
             place_model(path, target)
     return Result(plan.model, report, target)
+
+
+def _lower(path: Path, model: ir.Model, recipe: Recipe) -> Path:
+    """Write the model in the form of its target, beside the file with Q/DQ, under the same name."""
+    folder = path.parent / "lowered"
+    folder.mkdir()
+    save_for(recipe.target, model, folder / path.name)
+    return folder / path.name
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .calibration.feeds import fixed_batch
 from .errors import RecipeError
 from .finish import Progress, write
 from .graph.model import input_specs, save_model
+from .graph.targets import save_for
 from .level import FLOAT, Choice, Float64
 from .opened import Database, stitch
 from .profiles import Profile, SearchOptions, fastest_profile, find_profile
@@ -166,7 +167,7 @@ def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, pa
     """Write a profile from stored solutions, for the engine: neither corrected nor checked."""
     plan, solved = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
     write(plan, solved, database.ranges, recipe)
-    save_model(plan.model, path)
+    save_for(recipe.target, plan.model, path)
 
 
 def _in_place(

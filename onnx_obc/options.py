@@ -40,7 +40,7 @@ class UniformOptions:
 class TargetOptions:
     """What decides which levels there are, and what the solver makes of them."""
 
-    target: Literal["onnxruntime", "openvino", "tensorrt"] | None = None
+    target: Literal["onnxruntime", "openvino", "deepsparse", "tensorrt"] | None = None
     """The runtime to write for. [default: onnxruntime]"""
 
 

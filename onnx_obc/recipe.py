@@ -63,7 +63,7 @@ class Recipe(_Strict):
     embeddings: Literal["float", "int8", "int4"] = "float"
     layers: tuple[Rule, ...] = ()
 
-    target: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
+    target: Literal["onnxruntime", "openvino", "deepsparse", "tensorrt"] = "onnxruntime"
     solver: Literal["auto", "exact", "ordered", "baseline"] = "auto"
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds
     refine: Literal["none", "auto"] | int = "auto"

@@ -12,6 +12,7 @@ from .calibration.capture import Captured
 from .graph.cost import table_bytes, weight_bytes
 from .graph.layers import Embedding, Layer
 from .graph.qdq import table_block
+from .graph.targets import TARGETS
 from .level import FLOAT, Choice, Float32, Float64, Grid, Int32, Level, Solution, parse_bits
 from .recipe import Recipe
 from .runtime.session import Device
@@ -110,7 +111,8 @@ def solving_device(device: Device) -> str:
 
 def method_of(recipe: Recipe, device: str = "cpu") -> Method:
     """How the recipe wants layers solved, exactly, on a device as `Method` names it."""
-    return Method("exact", recipe.refine, recipe.grid, recipe.precision, device, recipe.threads)
+    shared = TARGETS[recipe.target].shared_scale
+    return Method("exact", recipe.refine, recipe.grid, shared, recipe.precision, device, recipe.threads)
 
 
 def prepare_layer(layer: Layer, hessian: Float64, positions: int, recipe: Recipe) -> Prepared:
@@ -151,7 +153,8 @@ def solve_layer(
     prepared = prepare_layer(layer, *captured.hessian(layer), recipe)
     ratio = None
     if recipe.solver == "baseline":
-        solution = baseline(prepared.weight, prepared.damped, choice.level, grid=recipe.grid)
+        shared = method.shared_scale
+        solution = baseline(prepared.weight, prepared.damped, choice.level, grid=recipe.grid, shared_scale=shared)
     else:
         solution = solve(prepared.weight, prepared.damped, choice.level, trusted_method(prepared, method), advance)
         ratio = _ordered_over_exact(prepared, solution, method, compared_rows)
@@ -171,7 +174,7 @@ def report_layer(
 ) -> LayerReport:
     """The figures of a layer's solution. `seconds` is 0: the caller knows."""
     layer, weight, damped, energy = prepared.layer, prepared.weight, prepared.damped, prepared.energy
-    simple = baseline(weight, damped, choice.level, grid=recipe.grid)
+    simple = baseline(weight, damped, choice.level, grid=recipe.grid, shared_scale=method.shared_scale)
     loss, loss_baseline = (layer_loss(weight, x.weights, prepared.hessian) for x in (solution, simple))
     return LayerReport(
         name=layer.name,

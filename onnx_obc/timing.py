@@ -25,6 +25,7 @@ from .graph.fold import fold, remove_unused
 from .graph.layers import Layer, find_layers
 from .graph.model import save_model
 from .graph.qdq import Writer
+from .graph.targets import TARGETS, save_for
 from .level import FLOAT, Block, Choice, Unstructured
 from .plan import make_plan
 from .recipe import Recipe
@@ -165,12 +166,13 @@ def write_quickly(dense: ir.Model, profile: Mapping[str, Choice], feed: Feed, re
     ranges = capture(plan.model, Chunk((), values), samples, device="cpu").ranges if values else {}
     writer = Writer(plan.model)
     for layer in plan.layers:
-        writer.weight(layer, uncompensated(layer.matrix(), plan.choices[layer.name].level, "minmax"))
+        level = plan.choices[layer.name].level
+        writer.weight(layer, uncompensated(layer.matrix(), level, "minmax", TARGETS[recipe.target].shared_scale))
     for activation in plan.activations:
         low, high = ranges[activation.value].interval("minmax", activation.bits, activation.symmetric)
         writer.activation(activation, low, high)
     remove_unused(plan.model)
-    save_model(plan.model, path)
+    save_for(recipe.target, plan.model, path)
 
 
 def batch_of(feed: Feed) -> int:

@@ -25,6 +25,7 @@ from .solving import LayerReport, Solved
 
 SAME_DB = 40  # two float32 graphs of the same function agree to some 120 dB; what is below is another function
 LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
+LOWERED_DB = 15  # a rounding that falls the other way moves what follows: two forms of one quantized model differ
 TINY_LOSS = 1e-25  # a layer that loses nothing has no relative error
 
 
@@ -93,6 +94,42 @@ def check_file(path: Path, device: Device, threads: int | None) -> Check:
     except (onnx.checker.ValidationError, ModelError) as error:
         return Check("file", False, one_line(error))
     return Check("file", True, "passes the ONNX checker and loads in onnxruntime")
+
+
+def check_lowered(model: ir.Model, path: Path, feed: dict[str, npt.NDArray[Any]], recipe: Recipe) -> Check:
+    """A file in a runtime's own form holds the integers of the Q/DQ model, and computes what that does in onnxruntime.
+
+    Both round biases and sums in ways of their own: LOWERED_DB is what the outputs agree to at least.
+    """
+    try:
+        before = open_session(model, device=recipe.device, threads=recipe.threads).run(feed)
+        after = open_session(path, device=recipe.device, threads=recipe.threads).run(feed)
+    except ModelError as error:
+        return Check("lowered", False, str(error))
+    worst = float("inf")
+    for name, wanted in before.items():
+        if _is_float(wanted):
+            match = _Match()
+            match.add(wanted, after[name], False)
+            worst = min(worst, match.sqnr_db)
+    held = [_integers(one) for one in (model, ir.load(path))]
+    missing = held[0] - held[1]
+    if worst < LOWERED_DB or missing:
+        what = f"{len(missing)} weights are others" if missing else f"its outputs are only {worst:.0f} dB from it"
+        return Check("lowered", False, f"not the model with Q/DQ: {what}")
+    return Check("lowered", True, f"integer operators hold the same integers, and compute the same to {worst:.0f} dB")
+
+
+def _integers(model: ir.Model) -> set[bytes]:
+    """The contents of all integer weights of a model, whichever way a matrix is turned."""
+    found = set()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.INT8 and len(tensor.shape) > 1:
+            array = tensor.numpy()
+            turned = array.T if array.ndim == 2 and array.shape[0] > array.shape[1] else array
+            found.add(np.ascontiguousarray(turned).tobytes())
+    return found
 
 
 def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> list[Check]:

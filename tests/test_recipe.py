@@ -120,7 +120,7 @@ REFUSED: dict[str, str] = {
     "memory: .inf": "memory: should be a finite number, not inf",
     "seed: -1": "seed: should be greater than or equal to 0, not -1",
     "verify: maybe": "verify: should be a valid boolean",
-    "target: coreml": "target: should be 'onnxruntime' or 'tensorrt', not 'coreml'",
+    "target: coreml": "target: should be 'onnxruntime', 'openvino', 'deepsparse' or 'tensorrt', not 'coreml'",
     "layers: 5": "layers: should be a valid tuple, not 5",
     "layers: abc": "layers: should be a valid tuple, not 'abc'",
     "layers: [5]": "layers.0: should be a valid dictionary or instance of Rule, not 5",

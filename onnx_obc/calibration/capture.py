@@ -6,7 +6,6 @@ What does not fit at once is captured in chunks, each with a run of its own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import onnx_ir as ir
 from ..errors import CalibrationError
 from ..graph.layers import Layer, Tap, Window
 from ..level import Float64
+from ..runtime.cpu import usable_cores
 from ..runtime.session import Device, is_finite, open_session
 from .data import Batch, Samples
 from .hessian import HessianSum, held_bytes
@@ -161,7 +161,7 @@ def capture(
             if not all(part.result() for part in parts):
                 raise _not_finite(name, values[name], batch, owners)
 
-    with ThreadPoolExecutor(threads or _cores(), "capture") as pool:  # each sum is one thread's at a time
+    with ThreadPoolExecutor(threads or usable_cores(), "capture") as pool:  # each sum is one thread's at a time
         for batch in samples.read(0, samples.count):
             take(batch)
             progress(batch.count)
@@ -192,10 +192,6 @@ def _accumulate(total: HessianSum, tap: Tap, array: npt.NDArray[Any], picks: Ind
         for x in unfold(array, tap.unfold, picks, slots):
             total.add(x)
     return True
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _not_finite(name: str, array: npt.NDArray[Any], batch: Batch, owners: dict[Tap, str]) -> CalibrationError:

@@ -145,7 +145,12 @@ def _findings(found: Examination) -> list[str]:
     for finding in found.findings:
         if finding.severity != "note" or finding.rule == "saturation":
             nodes.setdefault(finding.message, []).append(finding.node)
-    return [f"{names[0] if len(names) == 1 else f'{len(names)} layers'}: {text}" for text, names in nodes.items()]
+    return [_about(names, text) for text, names in nodes.items()]
+
+
+def _about(names: Sequence[str], text: str) -> str:
+    where = f"{len(names)} layers" if len(names) > 1 else names[0]
+    return f"{where}: {text}" if where else text
 
 
 def write_json(report: Report | Sequence[Report], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 from llvmlite import binding
@@ -17,3 +18,8 @@ def saturates() -> bool:
         return False
     features = binding.get_host_cpu_features()
     return not (features.get("avx512vnni") or features.get("avxvnni"))
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,20 +14,36 @@ GridMethod: TypeAlias = Literal["minmax", "mse"]
 
 _NORM = 2.4  # the exponent and the steps of the search are those of OBC's experiments
 _SHRINK = np.arange(100, 20, -1) / 100  # 1, 0.99, … 0.21
+_SPREAD = 2**16  # weights that a grid for all rows is fitted to
 _SMALLEST = np.finfo(np.float32).tiny  # a scale below it would be denormal, and many runtimes flush those to zero
 
 
 def fit_grid(
-    weights: Float32, bits: int, symmetric: bool = True, method: GridMethod = "mse", threads: int | None = None
+    weights: Float32,
+    bits: int,
+    symmetric: bool = True,
+    method: GridMethod = "mse",
+    threads: int | None = None,
+    shared: bool = False,
 ) -> Grid:
-    """A grid for every row. `minmax` spans the row; `mse` clips it where that lowers Σ|error|^2.4 (OBC section 6). It
-    tries the scale of `minmax` first, so that its error is never larger.
+    """A grid for every row, or the same for all rows of a group if they share it.
+
+    `minmax` spans the row; `mse` clips it where that lowers Σ|error|^2.4 (OBC section 6). It tries the scale of
+    `minmax` first, so that its error is never larger.
 
     Symmetric: zero point 0, range ± the largest magnitude; `minmax` can represent that magnitude with either sign.
     Asymmetric: from the smallest to the largest weight, extended to include 0, which lies on the grid exactly.
-    A row of zeros gets scale 1. weights: (groups, rows, columns) float32, finite.
+    A row of zeros gets scale 1. weights: (groups, rows, columns) float32, finite. A shared grid is that of all weights
+    of a group in one row, of which evenly spread ones and the extremes are looked at.
     """
     groups, rows, columns = weights.shape
+    if shared:
+        together = weights.reshape(groups, rows * columns)
+        spread = together[:, :: -(-together.shape[1] // _SPREAD)]
+        ends = np.stack([together.min(axis=1), together.max(axis=1)], axis=1)  # (groups, 2)
+        one = fit_grid(np.hstack([spread, ends])[None], bits, symmetric, method, threads)  # a row for each group
+        scale, zero = one.scale.reshape(groups, 1), one.zero_point.reshape(groups, 1)
+        return Grid(np.repeat(scale, rows, axis=1), np.repeat(zero, rows, axis=1), bits, symmetric)
     flat = np.array(weights.reshape(groups * rows, columns), order="C")
     levels = 2**bits - 1
     low, high = flat.min(axis=1).astype(np.float64), flat.max(axis=1).astype(np.float64)  # (groups · rows,)
@@ -46,13 +62,13 @@ def fit_grid(
     if not symmetric:
         zeros = np.clip(np.rint(-low / scales[:, 0]), 0, levels).astype(np.int32)
     grid_low = -(2 ** (bits - 1)) if symmetric else 0
-    scale = np.empty(len(flat), np.float32)
+    best = np.empty(len(flat), np.float32)
 
     def search(start: int, stop: int) -> None:
-        _best_scale(flat, scales, zeros, grid_low, grid_low + levels, start, stop, scale)
+        _best_scale(flat, scales, zeros, grid_low, grid_low + levels, start, stop, best)
 
     over_rows(search, len(flat), 20 * columns * scales.shape[1], threads)
-    return Grid(scale.reshape(groups, rows), zeros.reshape(groups, rows), bits, symmetric)
+    return Grid(best.reshape(groups, rows), zeros.reshape(groups, rows), bits, symmetric)
 
 
 def round_to_grid(weights: Float32, grid: Grid) -> Int32:

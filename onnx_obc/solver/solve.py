@@ -35,7 +35,8 @@ class Method:
 
     solver:    exact: the greedy of OBC. ordered: exact within blocks of columns only, for layers too large for that.
     refine:    how long better solutions are looked for after the greedy, in sweeps; auto: where it pays.
-    grid:      how quantization grids are fitted, to the weights left by pruning.
+    grid:      how quantization grids are fitted, to the weights left by pruning. shared_scale: all rows of a group
+               have the same, which is not refined then.
     precision: of the greedy; `auto` solves again in float64 where the loss predicted in float32 is off by more than
                3e-5.
     device:    "cpu", or a GPU that torch sees, "cuda:0"; it is for the exact greedy, the rest runs on the CPU.
@@ -45,6 +46,7 @@ class Method:
     solver: Literal["exact", "ordered"] = "exact"
     refine: Refine = "none"
     grid: GridMethod = "mse"
+    shared_scale: bool = False
     precision: Precision = "auto"
     device: str = "cpu"
     threads: int | None = None
@@ -59,7 +61,7 @@ class Method:
 
     def code_sweeps(self, level: Level) -> int:
         """How many sweeps of `refine_codes` follow the rounding; 0 for none."""
-        if level.bits is None or self.refine == "none":
+        if level.bits is None or self.refine == "none" or self.shared_scale:  # it moves each row's scale
             return 0
         if self.refine == "auto":  # a sweep takes a multiple of the ordered solver's time
             return 1 if self.solver == "ordered" else 8
@@ -165,7 +167,7 @@ def _quantize(
 ) -> Solution:
     assert level.bits is not None
     start, mask = pruned.weights, pruned.mask
-    grid = fit_grid(start, level.bits, level.symmetric, method.grid, method.threads)
+    grid = fit_grid(start, level.bits, level.symmetric, method.grid, method.threads, method.shared_scale)
 
     def step(precision: Precision) -> Solution:
         if method.solver == "ordered":

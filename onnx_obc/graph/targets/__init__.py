@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 
 from ...level import Choice
 from ..finding import Finding
 from ..layers import Layer
+from ..model import save_model
 from ..qdq import Activation
-from . import onnxruntime, openvino, tensorrt
+from . import deepsparse, onnxruntime, openvino, tensorrt
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Target:
     runtime takes better. Layers without a choice stay float.
     place(model, layers, choices) → what to quantize in a model that was prepared.
     examine(model) → the rules that any ONNX file, whoever wrote it, breaks, as far as the graph alone shows them.
+    lower(model) → a copy of a finished Q/DQ model in the form that this runtime takes; None: it takes that.
+    shared_scale: whether all rows of a group of integer weights are to have the same scale.
     """
 
     refuse: Callable[[Layer, Choice], str | None]
@@ -34,6 +38,8 @@ class Target:
     prepare: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], None]
     place: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], list[Activation]]
     examine: Callable[[ir.Model], list[Finding]]
+    lower: Callable[[ir.Model], ir.Model] | None = None
+    shared_scale: bool = False
 
 
 TARGETS = {
@@ -42,3 +48,14 @@ TARGETS = {
     )
     for module in (onnxruntime, openvino, tensorrt)
 }
+TARGETS["deepsparse"] = Target(
+    *(deepsparse.refuse, deepsparse.activation_bits, deepsparse.prepare, deepsparse.place, deepsparse.examine),
+    lower=deepsparse.lower,
+    shared_scale=True,
+)
+
+
+def save_for(target: str, model: ir.Model, path: Path) -> None:
+    """Write a finished Q/DQ model in the form that a runtime takes. Raises OutputError."""
+    lower = TARGETS[target].lower
+    save_model(model if lower is None else lower(model), path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..engine import Engine
-from . import onnxruntime, openvino
+from . import deepsparse, onnxruntime, openvino
 
 ENGINES: dict[str, Engine] = {
-    module.__name__.rpartition(".")[2]: Engine(module.version, module.load) for module in (onnxruntime, openvino)
+    module.__name__.rpartition(".")[2]: Engine(module.version, module.load)
+    for module in (deepsparse, onnxruntime, openvino)
 }

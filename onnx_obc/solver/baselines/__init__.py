@@ -15,25 +15,27 @@ from .magnitude import magnitude_mask
 from .rounding import round_to_nearest
 
 
-def baseline(weights: Float32, damped: Damped, level: Level, *, grid: GridMethod = "mse") -> Solution:
+def baseline(
+    weights: Float32, damped: Damped, level: Level, *, grid: GridMethod = "mse", shared_scale: bool = False
+) -> Solution:
     """The layer at `level` by magnitude pruning, then rounding to nearest on the solver's grids; no compensation.
 
     weights: (groups, rows, columns) float32. The solution's loss is measured, ½ tr(ΔHΔᵀ) for the damped Hessian.
     Raises ModelError if a weight is NaN or infinite.
     """
     check_finite(weights)
-    found = uncompensated(weights, level, grid)
+    found = uncompensated(weights, level, grid, shared_scale)
     return replace(found, loss=layer_loss(weights, found.weights, damped.hessian))
 
 
-def uncompensated(weights: Float32, level: Level, grid: GridMethod) -> Solution:
+def uncompensated(weights: Float32, level: Level, grid: GridMethod, shared_scale: bool = False) -> Solution:
     """The same without a Hessian, and so without a loss: it is 0 here."""
     solved, mask, codes, fitted = weights, None, None, None
     if level.sparsity is not None:
         mask = magnitude_mask(weights, level.sparsity)
         solved = np.where(mask, weights, np.float32(0))
     if level.bits is not None:
-        codes, fitted = round_to_nearest(solved, level.bits, level.symmetric, grid)
+        codes, fitted = round_to_nearest(solved, level.bits, level.symmetric, grid, shared_scale)
         solved = fitted.dequantize(codes)
     return Solution(level, solved, codes, fitted, mask, 0.0)
 

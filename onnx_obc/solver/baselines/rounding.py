@@ -6,7 +6,9 @@ from ...level import Float32, Grid, Int32
 from ..grid import GridMethod, fit_grid, round_to_grid
 
 
-def round_to_nearest(weights: Float32, bits: int, symmetric: bool, grid: GridMethod) -> tuple[Int32, Grid]:
+def round_to_nearest(
+    weights: Float32, bits: int, symmetric: bool, grid: GridMethod, shared_scale: bool = False
+) -> tuple[Int32, Grid]:
     """The nearest codes, (groups, rows, columns), on the same grids that the solver would use for these weights."""
-    fitted = fit_grid(weights, bits, symmetric, grid)
+    fitted = fit_grid(weights, bits, symmetric, grid, shared=shared_scale)
     return round_to_grid(weights, fitted), fitted
