@@ -7,6 +7,7 @@ All found by trying on that release; figures are in docs/runtimes.md.
   takes longer than a sparse convolution. So all rows of a weight share a scale, but for depthwise convolutions, whose
   few weights in a row cannot make up for a coarse one.
 - Activations are unsigned with a zero point, weights are signed and symmetric, 8 bits wide.
+- Convolutions in groups have an integer kernel only where a group is one channel; others do not load.
 - Blocks of four zeros along the input channels are skipped.
 - It reads opsets up to 17, IR versions up to 8, and no operators of other domains.
 """
@@ -44,6 +45,8 @@ def refuse(layer: Layer, choice: Choice) -> str | None:
     layout = scale_layout(layer)
     if layer.op == "ConvTranspose" or layout is None or layout.block is not None:
         return "DeepSparse has no integer kernel for this layer"
+    if layer.groups > 1 and (layer.op != "Conv" or layer.rows > 1):
+        return "DeepSparse has no integer kernel for groups of several channels"
     if any(use.index == 0 for use in layer.uses) and layer.op in ("MatMul", "Gemm"):
         return "DeepSparse has no integer kernel for a constant left operand"
     return None
