@@ -18,6 +18,7 @@ from .graph.targets import TARGETS
 from .runtime.cpu import saturates
 from .runtime.engine import Feed, Kernel
 from .runtime.engines import ENGINES
+from .runtime.engines.tensorrt import trtexec_command
 
 INTEGERS = ("int8", "uint8", "i8", "u8")
 CLOSE_DB = 15.0  # two engines that round differently inside agree to more than this on a file's outputs
@@ -77,8 +78,12 @@ class Examination:
         return sum(entry.kept for entry in found), len(found)
 
 
-def examine(path: Path, target: str, feed: Feed | None = None, threads: int | None = None) -> Examination:
+def examine(
+    path: Path, target: str, feed: Feed | None = None, threads: int | None = None, name: str | None = None
+) -> Examination:
     """Check a file: the target's rules, and, where its engine is here and there is a feed, what the engine runs.
+
+    name: what the file will be called, if it lies elsewhere for now.
 
     The engine's outputs are compared with those of onnxruntime. Raises ModelError if the file is no ONNX model.
     """
@@ -88,16 +93,18 @@ def examine(path: Path, target: str, feed: Feed | None = None, threads: int | No
         found += _saturating(promises(model))
     executions: tuple[Execution, ...] = ()
     engine, ran = "no input to run it on", False
-    if feed is not None and target in ENGINES:
+    if feed is not None:
         try:
             engine = ENGINES[target].version()
         except EngineError as error:
-            return Examination(str(path), target, str(error), False, tuple(found), ())
+            if target == "tensorrt":
+                found.append(_by_hand(path, feed, name or str(path)))
+            return Examination(name or str(path), target, str(error), False, tuple(found), ())
         try:
             loaded = ENGINES[target].load(path, feed, threads)
         except EngineError as error:
             found.append(Finding("error", "engine", "", str(error), "mend what the other findings name"))
-            return Examination(str(path), target, engine, False, tuple(found), ())
+            return Examination(name or str(path), target, engine, False, tuple(found), ())
         try:
             executions, outputs = executed(loaded.kernels(feed, 1), promises(model)), loaded.run(feed)
         except EngineError as error:
@@ -109,7 +116,7 @@ def examine(path: Path, target: str, feed: Feed | None = None, threads: int | No
                 found += _different(path, outputs, feed, threads, target)
         finally:
             loaded.close()
-    return Examination(str(path), target, engine, ran, tuple(found), executions)
+    return Examination(name or str(path), target, engine, ran, tuple(found), executions)
 
 
 def executed(kernels: Sequence[Kernel], promised: Sequence[Promise]) -> tuple[Execution, ...]:
@@ -140,6 +147,13 @@ def executed(kernels: Sequence[Kernel], promised: Sequence[Promise]) -> tuple[Ex
             )
         )
     return tuple(found)
+
+
+def _by_hand(path: Path, feed: Feed, name: str) -> Finding:
+    """How to build the file where there is a GPU."""
+    command = " ".join(trtexec_command(path, {name: tuple(array.shape) for name, array in feed.items()}))
+    command = command.replace(str(path), name)
+    return Finding("note", "trtexec", "", f"not built here; where TensorRT is: {command}")
 
 
 def _saturating(promised: Sequence[Promise]) -> list[Finding]:

@@ -96,7 +96,7 @@ def finish(
                 verdict = replace(verdict, checks=(*verdict.checks, check_lowered(plan.model, path, first, recipe)))
         if recipe.verify and not verdict.faults:
             with watch("verify"):
-                examination = examine(path, recipe.target, first, recipe.threads)
+                examination = examine(path, recipe.target, first, recipe.threads, str(target or path.name))
         report = make_report(
             model=material.source,
             target=target,

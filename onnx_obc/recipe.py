@@ -116,6 +116,10 @@ class Recipe(_Strict):
         # Integer arithmetic needs integers on both sides: activations of a float layer stay float.
         return Choice(level, None if bits is None else activations)
 
+    def names(self, layer: str) -> bool:
+        """Whether a rule of this recipe decides on the layer of this name."""
+        return any(fnmatchcase(layer, rule.match) for rule in self.layers)
+
     def unmatched(self, layers: list[str]) -> list[str]:
         """The patterns of this recipe's rules that match none of these layer names."""
         return [r.match for r in self.layers if not any(fnmatchcase(layer, r.match) for layer in layers)]

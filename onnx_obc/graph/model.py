@@ -238,10 +238,15 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def file_bytes(path: Path) -> int:
-    """The size of a model on disk, with the files beside it that hold its weights."""
+def files_of(path: Path) -> list[Path]:
+    """A model's file, and the files beside it that hold its weights."""
     proto = onnx.load(path, load_external_data=False)
     beside = {
         entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
-    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in beside)))
+    return [path, *(path.parent / name for name in sorted(beside))]
+
+
+def file_bytes(path: Path) -> int:
+    """The size of a model on disk, with the files beside it that hold its weights."""
+    return sum(file.stat().st_size for file in files_of(path))

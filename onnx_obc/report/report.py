@@ -143,7 +143,7 @@ def _findings(found: Examination) -> list[str]:
     """What the runtime's checker says, each sentence once."""
     nodes: dict[str, list[str]] = {}
     for finding in found.findings:
-        if finding.severity != "note" or finding.rule == "saturation":
+        if finding.severity != "note" or finding.rule in ("saturation", "trtexec"):
             nodes.setdefault(finding.message, []).append(finding.node)
     return [_about(names, text) for text, names in nodes.items()]
 

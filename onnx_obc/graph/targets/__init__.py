@@ -30,6 +30,7 @@ class Target:
     place(model, layers, choices) → what to quantize in a model that was prepared.
     examine(model) → the rules that any ONNX file, whoever wrote it, breaks, as far as the graph alone shows them.
     lower(model) → a copy of a finished Q/DQ model in the form that this runtime takes; None: it takes that.
+    avoid(layer, choice) → why a layer is better left in float, unless a rule of the user's names it, or None.
     shared_scale: whether all rows of a group of integer weights are to have the same scale.
     """
 
@@ -40,14 +41,19 @@ class Target:
     examine: Callable[[ir.Model], list[Finding]]
     lower: Callable[[ir.Model], ir.Model] | None = None
     shared_scale: bool = False
+    avoid: Callable[[Layer, Choice], str | None] = lambda layer, choice: None
 
 
 TARGETS = {
     module.__name__.rpartition(".")[2]: Target(
         module.refuse, module.activation_bits, module.prepare, module.place, module.examine
     )
-    for module in (onnxruntime, openvino, tensorrt)
+    for module in (onnxruntime, openvino)
 }
+TARGETS["tensorrt"] = Target(
+    *(tensorrt.refuse, tensorrt.activation_bits, tensorrt.prepare, tensorrt.place, tensorrt.examine),
+    avoid=tensorrt.avoid,
+)
 TARGETS["deepsparse"] = Target(
     *(deepsparse.refuse, deepsparse.activation_bits, deepsparse.prepare, deepsparse.place, deepsparse.examine),
     lower=deepsparse.lower,

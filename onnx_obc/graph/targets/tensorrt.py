@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from ...level import Choice
-from ..finding import Finding
 from ..layers import Layer
 from ..qdq import Activation, scale_layout
+from .tensorrt_check import FEW_CHANNELS
+from .tensorrt_check import examine as examine
 
 # The axis that the per-channel scales of a weight must lie along.
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
@@ -49,9 +50,16 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
     """TensorRT takes the graph as it is."""
 
 
-def examine(model: ir.Model) -> list[Finding]:
-    """The rules that a file breaks."""
-    return []
+def avoid(layer: Layer, choice: Choice) -> str | None:
+    """Why a layer is better left in float, unless the user names it; None if it is not."""
+    if layer.op == "Conv" and choice.activation_bits is not None and layer.groups == 1:
+        channels = layer.weight.shape[1]
+        if min(channels, layer.rows) <= FEW_CHANNELS:
+            what = f"{channels} input and {layer.rows} output channels"
+            return (
+                f"TensorRT's int8 kernels are slower than float for {what}; a rule that names the layer overrides this"
+            )
+    return None
 
 
 def place(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:

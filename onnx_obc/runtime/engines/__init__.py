@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..engine import Engine
-from . import deepsparse, onnxruntime, openvino
+from . import deepsparse, onnxruntime, openvino, tensorrt
 
 ENGINES: dict[str, Engine] = {
     module.__name__.rpartition(".")[2]: Engine(module.version, module.load)
-    for module in (deepsparse, onnxruntime, openvino)
+    for module in (deepsparse, onnxruntime, openvino, tensorrt)
 }

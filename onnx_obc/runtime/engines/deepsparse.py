@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ...errors import EngineError
+from ...graph.model import files_of
 from ..attribution import covered
 from ..cpu import usable_cores
 from ..engine import Feed, Kernel
@@ -75,7 +77,10 @@ class DeepsparseModel:
         self._outputs = [str(value.name) for value in graph.outputs]
         self._worker = Worker()
         try:
-            request = {"do": "load", "path": str(path.resolve()), "threads": threads or usable_cores()}
+            for file in files_of(path):  # a copy, as DeepSparse writes the shapes of its input into the file
+                shutil.copyfile(file, self._worker.folder / file.name)
+            place = self._worker.folder / path.name
+            request = {"do": "load", "path": str(place), "threads": threads or usable_cores()}
             self.supported = float(self._ask(request, feed)["supported"])
         except BaseException:
             self.close()

@@ -120,6 +120,14 @@ def test_the_engine_runs_our_files_in_integers(sparse: Path) -> None:
 
 
 @needs_deepsparse
+def test_the_file_stays_as_it_is() -> None:
+    """DeepSparse itself writes the input's shape into the file that it is given."""
+    before = MODEL.read_bytes()
+    ENGINES["deepsparse"].load(MODEL, FEED, 1).close()
+    assert MODEL.read_bytes() == before
+
+
+@needs_deepsparse
 def test_its_outputs_are_onnxruntimes(sparse: Path) -> None:
     for path, least in ((MODEL, 80.0), (sparse, 10.0)):
         loaded = ENGINES["deepsparse"].load(path, FEED, 1)
