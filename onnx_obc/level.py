@@ -17,6 +17,7 @@ Int32: TypeAlias = npt.NDArray[np.int32]
 Bool: TypeAlias = npt.NDArray[np.bool_]
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
+BLOCKS = (16, 32, 64, 128, 256)  # columns that share a scale; what onnxruntime's MatMulNBits takes
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,23 @@ Sparsity: TypeAlias = Unstructured | NM | Block
 class Level:
     """One way to compress a layer's weights: prune to `sparsity`, then quantize what remains to `bits`.
 
-    `sparsity` is None for a dense layer, `bits` None for float weights. The text form is what users write and
-    reports show: `int8`, `int4-asym`, `2:4`, `block4-0.70`, `sparse-0.60+int4`, `float`.
+    `sparsity` is None for a dense layer, `bits` None for float weights. `block`: so many consecutive columns of a row
+    share a scale and zero point; None: the whole row. The text form is what users write and reports show: `int8`,
+    `int4-asym`, `int4-b64`, `2:4`, `block4-0.70`, `sparse-0.60+int4`, `float`.
     """
 
     sparsity: Sparsity | None = None
     bits: int | None = None
     symmetric: bool = True
+    block: int | None = None
 
     def __str__(self) -> str:
         parts = []
         if self.sparsity is not None:
             parts.append(str(self.sparsity))
         if self.bits is not None:
-            parts.append(f"int{self.bits}" + ("" if self.symmetric else "-asym"))
+            ends = ("" if self.symmetric else "-asym") + ("" if self.block is None else f"-b{self.block}")
+            parts.append(f"int{self.bits}{ends}")
         return "+".join(parts) or "float"
 
 
@@ -97,6 +101,7 @@ class Choice:
         if self.activation_bits is None or self.level.bits is None:
             return str(self.level)
         both = f"{self.level.bits}w{self.activation_bits}a" + ("" if self.level.symmetric else "-asym")
+        both += "" if self.level.block is None else f"-b{self.level.block}"
         return both if self.level.sparsity is None else f"{self.level.sparsity}+{both}"
 
 
@@ -104,7 +109,8 @@ class Choice:
 class Grid:
     """The values that a quantized row may take: `(code − zero_point) · scale`.
 
-    scale: (groups, rows) float32, positive. zero_point: (groups, rows) int32, all zero if `symmetric`.
+    scale: (groups, rows) float32, positive. zero_point: (groups, rows) int32, all zero if `symmetric`. With `block`,
+    every so many columns have their own: (groups, rows · blocks), those of a row one after the other.
     Symmetric codes are signed, −2^(bits−1) … 2^(bits−1)−1; asymmetric codes are unsigned, 0 … 2^bits−1, and the zero
     point lies among them, so that zero is always exactly representable.
     """
@@ -113,6 +119,7 @@ class Grid:
     zero_point: Int32
     bits: int
     symmetric: bool
+    block: int | None = None
 
     @property
     def qmin(self) -> int:
@@ -126,8 +133,25 @@ class Grid:
 
     def dequantize(self, codes: Int32) -> Float32:
         """The weights of integer codes (groups, rows, columns), by the arithmetic of ONNX DequantizeLinear."""
-        shifted = (codes - self.zero_point[:, :, None]).astype(np.float32)
-        return shifted * self.scale[:, :, None]
+        parts = codes.reshape(*self.scale.shape, -1)  # (groups, rows, columns), or (groups, rows · blocks, block)
+        shifted = (parts - self.zero_point[:, :, None]).astype(np.float32)
+        return np.asarray((shifted * self.scale[:, :, None]).reshape(codes.shape))
+
+    def spread(self, rows: int, columns: int) -> tuple[Float32, Int32]:
+        """The scale and zero point of every weight, (groups, rows, columns) each."""
+        width = columns if self.block is None else self.block
+        shape = (self.scale.shape[0], rows, columns)
+        scale, zero = np.repeat(self.scale, width, axis=1), np.repeat(self.zero_point, width, axis=1)
+        return scale.reshape(shape), zero.reshape(shape)
+
+    def take(self, rows: int, columns: int, chosen: npt.NDArray[np.intp]) -> Grid:
+        """The grid of these columns, (groups, rows or 1, k): itself where a row has one, else one for each weight."""
+        if self.block is None:
+            return self
+        where = np.broadcast_to(chosen, (chosen.shape[0], rows, chosen.shape[2]))
+        steps, zeros = self.spread(rows, columns)
+        scale, zero = np.take_along_axis(steps, where, axis=2), np.take_along_axis(zeros, where, axis=2)
+        return Grid(scale.reshape(len(scale), -1), zero.reshape(len(zero), -1), self.bits, self.symmetric, 1)
 
 
 @dataclass(frozen=True)
@@ -189,23 +213,30 @@ def parse_bits(text: str) -> int | None:
 
 def parse_level(text: str) -> Level:
     """Read the text form of a level, as `str(level)` writes it. Raises RecipeError."""
-    sparsity, bits, symmetric = None, None, True
+    sparsity, bits, symmetric, block = None, None, True, None
     for part in text.lower().split("+"):
-        name = part.removesuffix("-asym")
-        if re.fullmatch(r"float|int\d", name):
-            bits, symmetric = parse_bits(name), name == part
+        if match := re.fullmatch(r"(float|int\d)(-asym)?(-b\d+)?", part):
+            bits, symmetric = parse_bits(match[1]), match[2] is None
+            block = parse_block(match[3][2:]) if match[3] else None
         else:
             sparsity = parse_sparsity(part)
-    return Level(sparsity, bits, symmetric)
+    return Level(sparsity, bits, symmetric, block)
+
+
+def parse_block(text: str) -> int:
+    """Read how many columns share a scale. Raises RecipeError."""
+    if text.isdigit() and int(text) in BLOCKS:
+        return int(text)
+    raise RecipeError(f"block {text!r}: so many columns can share a scale: {', '.join(map(str, BLOCKS))}")
 
 
 def parse_choice(text: str) -> Choice:
     """Read the text form of a choice, as `str(choice)` writes it. Raises RecipeError."""
     *first, last = text.lower().split("+")
-    match = re.fullmatch(r"(\d)w(\d)a(-asym)?", last.strip())
+    match = re.fullmatch(r"(\d)w(\d)a(-asym)?(-b\d+)?", last.strip())
     if match is None:
         return Choice(parse_level(text))
-    level = parse_level("+".join([*first, f"int{match[1]}{match[3] or ''}"]))
+    level = parse_level("+".join([*first, f"int{match[1]}{match[3] or ''}{match[4] or ''}"]))
     if int(match[2]) not in (4, 8):
         raise RecipeError(f"level {text!r}: activations take 8 or 4 bits; write e.g. 8w8a, or int{match[1]} for float")
     return Choice(level, int(match[2]))

@@ -32,7 +32,9 @@ class UniformOptions:
     sparsity: str | None = None
     """Which weights become zero: 2:4, 4:8, block4:0.7 (70 % of blocks of 4), 0.6 (anywhere), none. [default: none]"""
     asymmetric: bool | None = None
-    """Give every weight row a zero point. [default: below 8 bits, but not for tensorrt]"""
+    """Give every weight row, or block, a zero point. [default: below 8 bits, but not for tensorrt]"""
+    block: Literal[16, 32, 64, 128, 256] | None = None
+    """So many consecutive weights of a row share a scale, in MatMul and Gemm. [default: the whole row]"""
 
 
 @Parameter(name="*", group=LEVELS)

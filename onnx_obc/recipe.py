@@ -51,6 +51,7 @@ class Rule(_Strict):
     sparsity: SparsityText | None = None
     activations: Activations | None = None
     asymmetric: bool | None = None
+    block: Literal[16, 32, 64, 128, 256] | None = None
 
 
 class Recipe(_Strict):
@@ -60,6 +61,7 @@ class Recipe(_Strict):
     activations: Activations = "int8"
     sparsity: SparsityText = "none"
     asymmetric: bool | None = None  # None: below 8 bits, where the target takes it
+    block: Literal[16, 32, 64, 128, 256] | None = None  # columns that share a scale; None: the whole row
     embeddings: Literal["float", "int8", "int4"] = "float"
     layers: tuple[Rule, ...] = ()
 
@@ -112,6 +114,7 @@ class Recipe(_Strict):
             sparsity=parse_sparsity(rule.sparsity if rule.sparsity is not None else self.sparsity),
             bits=bits,
             symmetric=bits is None or not asymmetric,
+            block=None if bits is None else rule.block or self.block,
         )
         # Integer arithmetic needs integers on both sides: activations of a float layer stay float.
         return Choice(level, None if bits is None else activations)

@@ -227,7 +227,7 @@ def _of_layer(layer: Layer, solution: Solution, device: str) -> _Latent:
 
     if grid is None or solution.codes is None:
         return _trainable(send(weights), send(rms * kept))
-    scale, zero = grid.scale[:, :, None], grid.zero_point[:, :, None]  # (groups, rows, 1)
+    scale, zero = grid.spread(*shape[1:])
     ends = send(grid.qmin - zero), send(grid.qmax - zero)
     return _trainable(send(solution.codes - zero), send(rms / scale * kept), send(scale), *ends)
 
@@ -256,5 +256,6 @@ def _solution(layer: Layer, solution: Solution, latent: _Latent) -> Solution:
 
     if solution.grid is None or solution.codes is None:
         return replace(solution, weights=matrix(latent.now().detach()))
-    codes: Int32 = matrix(latent.steps()).astype(np.int32) + solution.grid.zero_point[:, :, None]
+    zero = solution.grid.spread(*solution.weights.shape[1:])[1]
+    codes: Int32 = matrix(latent.steps()).astype(np.int32) + zero
     return replace(solution, codes=codes, weights=solution.grid.dequantize(codes))

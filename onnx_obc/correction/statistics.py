@@ -178,7 +178,8 @@ def scaled(solution: Solution, factor: Float64) -> Solution:
     rows: Float32 = factor.reshape(solution.weights.shape[:2]).astype(np.float32)
     if solution.grid is None or solution.codes is None:
         return replace(solution, weights=solution.weights * rows[:, :, None])
-    grid = replace(solution.grid, scale=solution.grid.scale * rows)
+    scale = solution.grid.scale
+    grid = replace(solution.grid, scale=scale * rows.repeat(scale.shape[1] // rows.shape[1], axis=1))
     return replace(solution, grid=grid, weights=grid.dequantize(solution.codes))
 
 
@@ -189,7 +190,7 @@ def _rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: So
         _set(initializers[written.name], layer.tensor(solution.weights))
         return
     node = next(use.node for use in initializers[written.codes].uses())
-    layout, scale = scale_layout(layer), node.inputs[1]
+    layout, scale = scale_layout(layer, solution.grid.block), node.inputs[1]
     assert layout is not None and scale is not None
     _set(scale, solution.grid.scale.reshape(-1)[layout.rows])
 

@@ -97,11 +97,12 @@ def obc_bops(cost: Cost, choice: Choice) -> float | None:
 
 
 def weight_bytes(layer: Layer, level: Level) -> int:
-    """Bytes of the layer's weight at a level: packed values, a 4-byte scale for every row, packed zero points.
+    """Bytes of the layer's weight at a level: packed values, a 4-byte scale for every row or block, packed zero points.
 
     Counts the bits of the level, although 3-bit values are stored in 4. Zeros are stored like other values.
     """
-    weights, rows = layer.groups * layer.rows * layer.columns, layer.groups * layer.rows
+    weights = layer.groups * layer.rows * layer.columns
+    rows = layer.groups * layer.rows if level.block is None else weights // level.block
     if level.bits is None:
         return 4 * weights
     return table_bytes(weights, level.bits, rows) + (0 if level.symmetric else math.ceil(rows * level.bits / 8))

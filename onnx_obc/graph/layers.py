@@ -116,6 +116,13 @@ class Layer:
                 short = str(level.sparsity).split("-")[0]
                 what = "C/groups" if "Conv" in self.op else "the number of columns"
                 return f"{short}: {what} = {self.channels} is not a multiple of {length}"
+        if level.block is not None:
+            if "Conv" in self.op:
+                return "blocks that share a scale are for MatMul and Gemm; no runtime has them for convolutions"
+            if self.groups > 1 or self.weight.ndim != 2:
+                return "blocks that share a scale need a weight of two axes"
+            if self.columns % level.block:
+                return f"blocks of {level.block}: the number of columns = {self.columns} is not a multiple of it"
         return None
 
 

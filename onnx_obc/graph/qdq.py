@@ -62,11 +62,14 @@ def storage_type(bits: int, symmetric: bool) -> ir.DataType:
     return ir.DataType[f"{'' if symmetric else 'U'}INT{width}"]
 
 
-def scale_layout(layer: Layer) -> ScaleLayout | None:
+def scale_layout(layer: Layer, block: int | None = None) -> ScaleLayout | None:
     """The layout with the fewest scales that gives every row of the weight matrix its own.
 
-    None where there is none: rows of one column each that fill several axes.
+    None where there is none: rows of one column each that fill several axes. block: columns that share a scale; the
+    layout's `rows` are then indices (row · blocks + block) of a matrix, whose columns lie along one axis.
     """
+    if block is not None:
+        return _blocked_layout(layer, block)
     shape = (layer.groups, layer.rows, layer.columns)
     flat = np.arange(layer.groups * layer.rows, dtype=np.intp).reshape(shape[0], shape[1], 1)
     owner = layer.tensor(np.broadcast_to(flat, shape))  # as the weight tensor: the row of every element
@@ -89,9 +92,19 @@ def scale_layout(layer: Layer) -> ScaleLayout | None:
     return best
 
 
+def _blocked_layout(layer: Layer, block: int) -> ScaleLayout | None:
+    index = np.arange(layer.rows * (layer.columns // block), dtype=np.intp).reshape(1, layer.rows, -1)
+    owner = layer.tensor(np.repeat(index, block, axis=2))  # as the weight tensor: the block of every element
+    for axis in range(owner.ndim):
+        firsts = owner.take(range(0, owner.shape[axis], block), axis=axis)
+        if owner.shape[axis] % block == 0 and np.array_equal(np.repeat(firsts, block, axis=axis), owner):
+            return ScaleLayout(axis, block, firsts)
+    return None
+
+
 def unwritable(layer: Layer, choice: Choice) -> str | None:
     """Why no ONNX file can hold this layer so, on any target; None if one can."""
-    if choice.level.bits is not None and scale_layout(layer) is None:
+    if choice.level.bits is not None and scale_layout(layer, choice.level.block) is None:
         return "no DequantizeLinear can give each of its rows a scale; it stays float"
     return None
 
@@ -126,7 +139,7 @@ def opset_needed(layer: Layer, choice: Choice) -> int:
     narrowest = min(storage_type(level.bits, level.symmetric).bitwidth, choice.activation_bits or 8)
     if narrowest == 2:
         return INT2_OPSET
-    layout = scale_layout(layer)
+    layout = scale_layout(layer, level.block)
     blocked = narrowest == 4 or (layout is not None and layout.block is not None)
     return BLOCKED_OPSET if blocked else PER_AXIS_OPSET
 
@@ -151,7 +164,7 @@ class Writer:
             new = self._initializer(f"{layer.name}.weight", layer.tensor(solution.weights))
             written = WrittenWeight(layer.name, str(new.name), None)
         else:
-            layout = scale_layout(layer)
+            layout = scale_layout(layer, solution.grid.block)
             assert layout is not None, f"{layer.name}: a layer without a layout is left out of the plan"
             dtype = storage_type(solution.grid.bits, solution.grid.symmetric).numpy()
             codes = self._initializer(f"{layer.name}.weight_quantized", layer.tensor(solution.codes).astype(dtype))

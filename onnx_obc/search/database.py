@@ -199,7 +199,7 @@ def read_solution(path: Path, key: str) -> tuple[Solution, dict[str, Any]]:
     if "mask" in arrays:
         mask = np.unpackbits(arrays["mask"], count=int(np.prod(shape))).astype(np.bool_).reshape(shape)
     if level.bits is not None:
-        grid = Grid(arrays["scale"], arrays["zero_point"], level.bits, level.symmetric)
+        grid = Grid(arrays["scale"], arrays["zero_point"], level.bits, level.symmetric, level.block)
         codes = arrays["codes"].astype(np.int32)
         weights = grid.dequantize(codes)
     else:

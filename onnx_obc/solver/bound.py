@@ -55,14 +55,15 @@ def lower_bound(weights: Float32, damped: Damped, level: Level, grid: Grid | Non
     with one_blas_thread():
         minorant = _minorant(damped.hessian, damped.inverse)  # (groups, columns)
         base, _, unit = damped.scaled("float32")
+        spread = None if grid is None else grid.spread(rows, columns)
         for first in range(0, groups, at_once):
             g = slice(first, first + at_once)
             for r in range(stride):
                 own = slice(r, None, stride)
                 values = None
-                if grid is not None:
-                    zero = grid.zero_point[g, own, None].astype(np.float64)  # (groups, rows, 1)
-                    values = (grid.scale[g, own, None].astype(np.float64), grid.qmin - zero, grid.qmax - zero)
+                if grid is not None and spread is not None:
+                    scale, zero = (x[g, own, : None if grid.block else 1].astype(np.float64) for x in spread)
+                    values = (scale, grid.qmin - zero, grid.qmax - zero)  # (groups, rows, columns or 1)
                 wide = weights[g, own].astype(np.float64)  # (groups, rows, columns)
                 part = Part(wide, damped.hessian[g], minorant[g], level.sparsity, values)
                 value, gap = _best(part, base[g], unit[g])

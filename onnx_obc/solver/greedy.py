@@ -113,7 +113,7 @@ def quantize_rows(
     soon as it appears, the farthest first, while there are others left to make up for it. A weight that is not `kept`
     is zero and stays so: it goes before all others, which leaves the inverse of the kept columns' Hessian to those.
 
-    kept: (groups · rows, columns). scale, zero_point: (groups · rows,). codes, order: (groups · rows, columns) int32,
+    kept: (groups · rows, columns). scale, zero_point: the same. codes, order: (groups · rows, columns) int32,
     written: the integers, and the columns as they were rounded. losses: (groups · rows,) float64, written.
     """
     columns = weights.shape[1]
@@ -125,31 +125,31 @@ def quantize_rows(
         first = kept[i] == 0
         w = weights[i].astype(np.float64)
         low = floor[i // rows].copy()
-        step, zero = np.float64(scale[i]), np.float64(zero_point[i])
+        step, zero = scale[i].copy(), zero_point[i].copy()
         diagonal = np.empty(columns)
         error = np.empty(columns)
         key = np.empty(columns)
         for j in range(columns):
             diagonal[j] = a[j, j]
-        _round(w, diagonal, first, gone, columns, scale[i], zero, qmin, qmax, error, key)
+        _round(w, diagonal, first, gone, columns, step, zero, qmin, qmax, error, key)
         size, done, loss = columns, 0, 0.0
         while done < columns:
             k, last = 0, min(epoch(size), columns - done)
             while k < last:
                 q = lowest(key, size)
                 order[i, done] = alive[q]
-                codes[i, alive[q]] = np.int32(min(max(np.rint(w[q] / step) + zero, qmin), qmax))
+                codes[i, alive[q]] = np.int32(min(max(np.rint(w[q] / np.float64(step[q])) + zero[q], qmin), qmax))
                 loss += 0.5 * error[q] * error[q] / diagonal[q]
                 gone[q] = 1
                 append_column(a, factor, k, q, size, diagonal[q])
                 eliminate(factor[k], error[q] / np.sqrt(diagonal[q]), w, diagonal, low, size)
-                _round(w, diagonal, first, gone, size, scale[i], zero, qmin, qmax, error, key)
+                _round(w, diagonal, first, gone, size, step, zero, qmin, qmax, error, key)
                 k, done = k + 1, done + 1
             if done < columns:
                 stay = rebase(a, room, factor, k, gone, size)
                 a, size = room, stay.size
                 alive, w, low, diagonal, first = alive[stay], w[stay], low[stay], diagonal[stay], first[stay]
-                error, key = error[stay], key[stay]
+                error, key, step, zero = error[stay], key[stay], step[stay], zero[stay]
                 gone[:size] = 0
         losses[i] = loss
 
@@ -169,19 +169,19 @@ def _round(
     first: Bool,
     gone: np.ndarray,
     size: int,
-    scale: np.float32,
-    zero: float,
+    step: Float32,
+    zero: Int32,
     qmin: int,
     qmax: int,
     error: Float64,
     key: Float64,
 ) -> None:
     """Each weight's distance from its nearest grid value, and the key whose minimum is rounded next."""
-    step, half = np.float64(scale), 0.5 * np.float64(scale)
     for j in range(size):
-        code = min(max(np.rint(w[j] / step) + zero, qmin), qmax)
-        e = w[j] - np.float64(np.float32(code - zero) * scale)
+        scale, shift = np.float64(step[j]), np.float64(zero[j])
+        code = min(max(np.rint(w[j] / scale) + shift, qmin), qmax)
+        e = w[j] - np.float64(np.float32(code - shift) * step[j])
         error[j] = e
-        value = -abs(e) if abs(e) > half else e * e / diagonal[j]
+        value = -abs(e) if abs(e) > 0.5 * scale else e * e / diagonal[j]
         value = -np.inf if first[j] else value
         key[j] = np.inf if gone[j] else value

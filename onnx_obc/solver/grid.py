@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ def fit_grid(
     method: GridMethod = "mse",
     threads: int | None = None,
     shared: bool = False,
+    block: int | None = None,
 ) -> Grid:
     """A grid for every row, or the same for all rows of a group if they share it.
 
@@ -34,8 +36,12 @@ def fit_grid(
     Symmetric: zero point 0, range ± the largest magnitude; `minmax` can represent that magnitude with either sign.
     Asymmetric: from the smallest to the largest weight, extended to include 0, which lies on the grid exactly.
     A row of zeros gets scale 1. weights: (groups, rows, columns) float32, finite. A shared grid is that of all weights
-    of a group in one row, of which evenly spread ones and the extremes are looked at.
+    of a group in one row, of which evenly spread ones and the extremes are looked at. block: columns that share a grid,
+    of which a row has a whole number.
     """
+    if block is not None:
+        parts = np.ascontiguousarray(weights).reshape(len(weights), -1, block)  # (groups, rows · blocks, block)
+        return replace(fit_grid(parts, bits, symmetric, method, threads), block=block)
     groups, rows, columns = weights.shape
     if shared:
         together = weights.reshape(groups, rows * columns)
@@ -73,8 +79,9 @@ def fit_grid(
 
 def round_to_grid(weights: Float32, grid: Grid) -> Int32:
     """The code of the nearest grid value, halves to even. weights, result: (groups, rows, columns)."""
-    codes: Float64 = np.rint(weights.astype(np.float64) / grid.scale[:, :, None]) + grid.zero_point[:, :, None]
-    return np.clip(codes, grid.qmin, grid.qmax).astype(np.int32)
+    parts = weights.reshape(*grid.scale.shape, -1).astype(np.float64)  # blocks of a row as rows, if there are any
+    codes: Float64 = np.rint(parts / grid.scale[:, :, None]) + grid.zero_point[:, :, None]
+    return np.clip(codes, grid.qmin, grid.qmax).astype(np.int32).reshape(weights.shape)
 
 
 @compiled

@@ -72,9 +72,10 @@ def quantize_ordered(
             kept = np.take_along_axis(mask, part.columns, axis=2)  # (groups, rows, block)
             start = solve_kept(start, kept, part.damped.hessian, part.damped.inverse, threads)
             loss = layer_loss(part.weights, start, part.damped.hessian)
-        chosen, rounding = quantize(start, part.damped, grid, kept, threads, precision)
+        own = grid.take(weights.shape[1], weights.shape[2], part.columns)
+        chosen, rounding = quantize(start, part.damped, own, kept, threads, precision)
         np.put_along_axis(codes, part.columns, chosen, axis=2)
-        return grid.dequantize(chosen), loss + rounding
+        return own.dequantize(chosen), loss + rounding
 
     with one_blas_thread():
         return codes, _sweep(weights, damped, 1, solve_block, threads, precision, progress)

@@ -32,15 +32,15 @@ def quantize(
     dequantized codes. If the weights are the optimum for `mask` (`prune` returns that), H Δ_pruning vanishes on K, so
     the losses of pruning and of quantizing simply add up.
     """
-    if device != "cpu":
+    if device != "cpu" and grid.block is None:  # the engine for GPUs has one step for each row
         codes, each = greedy_torch.quantize(weights, damped, grid, device, mask, precision, None, progress)
         return codes, float(each.sum())
     groups, rows, columns = weights.shape
     total = groups * rows
     base, floor, unit = damped.scaled(precision)
     flat = np.array(weights.reshape(total, columns), order="C")  # (groups · rows, columns)
-    scale = np.array(grid.scale.reshape(total))
-    zero = np.array(grid.zero_point.reshape(total))
+    steps, zeros = grid.spread(rows, columns)
+    scale, zero = steps.reshape(total, columns), zeros.reshape(total, columns)  # of every weight
     codes, order = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.int32)  # both (groups · rows, columns)
     losses = np.empty(total)  # (groups · rows,)
     low, high = grid.qmin, grid.qmax

@@ -121,10 +121,12 @@ def quantize_sparse_rows(
         if size == 0:
             continue
         w, low = np.empty((1, size), np.float32), np.empty((1, size))
+        step, zero = np.empty((1, size), np.float32), np.empty((1, size), np.int32)
         for t in range(size):
             w[0, t], low[0, t] = weights[i, own[t]], floor[g, own[t]]
+            step[0, t], zero[0, t] = scale[i, own[t]], zero_point[i, own[t]]
         whole = np.ones((1, size), np.bool_)
-        own_grid = (scale[i : i + 1], zero_point[i : i + 1], qmin, qmax)
+        own_grid = (step, zero, qmin, qmax)
         integers, pivots = np.empty((1, size), np.int32), np.empty((1, size), np.int32)
         each = losses[i : i + 1]
         quantize_rows(w, whole, inverse, low, *own_grid, room, factor, 0, 1, integers, pivots, each)

@@ -58,22 +58,34 @@ def refine_codes(
         np.multiply(hessian[g], 1 / unit, out=padded[g, :, :columns], casting="same_kind")
     flat = np.array(weights.reshape(total, columns), order="C")  # (groups · rows, columns)
     found = np.array(codes.reshape(total, columns), order="C")
-    scale = np.array(grid.scale.reshape(total))
-    zero = np.array(grid.zero_point.reshape(total))
+    steps, zeros = grid.spread(rows, columns)
+    step_of, zero = steps.reshape(total, columns).copy(), zeros.reshape(total, columns).copy()
+    scale = np.ones(total, np.float32)  # of blocks: the factor that all of them change by
+    if grid.block is None:
+        scale = grid.scale.reshape(total).copy()
     free = np.ones((total, columns), np.bool_) if mask is None else mask.reshape(total, columns)
 
     def work(start: int, stop: int) -> None:
-        _search(flat, padded, free, zero, grid.qmin, grid.qmax, sweeps, starts, start, stop, found, scale)
+        if grid.block is None:
+            _search(flat, padded, free, zero, grid.qmin, grid.qmax, sweeps, starts, start, stop, found, scale)
+            return
+        for i in range(start, stop):  # in units of each weight's step, w/s and S H S, a row has the step 1 throughout
+            step, one = step_of[i].astype(np.float64), slice(i, i + 1)
+            own = np.zeros((1, columns, width), np.float32)
+            own[0, :, :columns] = padded[i // rows, :, :columns] * step[:, None] * (step / np.square(step).mean())
+            row = (flat[one] / step).astype(np.float32)
+            _search(row, own, free[one], zero[one], grid.qmin, grid.qmax, sweeps, starts, 0, 1, found[one], scale[one])
 
     over_rows(work, total, 2 * starts.size * (sweeps + 2) * columns**2, threads, progress)
-    shape = (groups, rows)
-    refined = replace(grid, scale=scale.reshape(shape))
+    blocks = 1 if grid.block is None else columns // grid.block
+    moved = scale if grid.block is None else grid.scale.reshape(-1) * scale.repeat(blocks)
+    refined = replace(grid, scale=moved.astype(np.float32).reshape(grid.scale.shape))
     before = row_losses(weights, grid.dequantize(codes), hessian)  # (groups, rows)
     after = row_losses(weights, refined.dequantize(found.reshape(codes.shape)), hessian)
     better = after < before
     return (
         np.where(better[:, :, None], found.reshape(codes.shape), codes),
-        replace(grid, scale=np.where(better, refined.scale, grid.scale)),
+        replace(grid, scale=np.where(better.repeat(blocks, axis=1), refined.scale, grid.scale)),
         float(np.where(better, after, before).sum()),
     )
 
@@ -105,7 +117,7 @@ def _search(
     room = np.empty((5, width), np.float32)
     trail = np.empty(ROUND * columns, np.int64)
     for i in range(start, stop):
-        h, zero = hessian[i // rows], zero_point[i]
+        h, zero = hessian[i // rows], zero_point[i]  # zero: (columns,)
         hw = _times(h, weights[i].astype(np.float64))  # (width,) float64
         for j in range(columns):
             half[j] = 0.5 * h[j, j]
@@ -114,15 +126,15 @@ def _search(
         for factor in starts:
             step = original * factor
             for j in range(columns):
-                raw = np.rint((first[j] - zero) / factor) + zero if free[i, j] else np.float64(first[j])
+                raw = np.rint((first[j] - zero[j]) / factor) + zero[j] if free[i, j] else np.float64(first[j])
                 code[j] = np.int32(min(max(raw, qmin), qmax))
             done = 0
             while True:
                 hx = _times(h, (code - zero).astype(np.float64))
                 cross, square = 0.0, 0.0  # wᵀHx, xᵀHx
                 for j in range(columns):
-                    cross += (code[j] - zero) * hw[j]
-                    square += (code[j] - zero) * hx[j]
+                    cross += (code[j] - zero[j]) * hw[j]
+                    square += (code[j] - zero[j]) * hx[j]
                 if cross > 0 and square > 0 and (done > 0 or factor == 1):
                     step = np.float64(np.float32(max(cross / square, _SMALLEST)))
                 value = step * (0.5 * step * square - cross)  # the loss, less that of x = 0

@@ -167,7 +167,7 @@ def _quantize(
 ) -> Solution:
     assert level.bits is not None
     start, mask = pruned.weights, pruned.mask
-    grid = fit_grid(start, level.bits, level.symmetric, method.grid, method.threads, method.shared_scale)
+    grid = fit_grid(start, level.bits, level.symmetric, method.grid, method.threads, method.shared_scale, level.block)
 
     def step(precision: Precision) -> Solution:
         if method.solver == "ordered":
@@ -211,6 +211,7 @@ def warm_up(levels: Sequence[Level], method: Method, progress: Callable[[str, in
     for level in kinds.values():
         columns = 2 * (level.sparsity.m if isinstance(level.sparsity, NM) else 4)
         weights, damped = np.ones((1, 1, columns), np.float32), damp(np.eye(columns)[None])
+        level = replace(level, block=None)  # the kernels are the same
         solution = solve(weights, damped, level, replace(method, device="cpu"))
         lower_bound(weights, damped, level, solution.grid)
         progress("compile", 1, len(kinds))

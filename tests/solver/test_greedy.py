@@ -78,7 +78,7 @@ def test_quantization(problem, bits, symmetric, method):
     damped = damp(hessian)
     flat, base, floor, unit = arguments(weights, damped)
     grid = fit_grid(weights, bits, symmetric, method)
-    scale, zero = grid.scale.reshape(-1), grid.zero_point.reshape(-1)
+    scale, zero = (x.reshape(flat.shape) for x in grid.spread(*weights.shape[1:]))
     codes, order = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.int32)
     losses = np.empty(len(flat))
     kept = np.ones(flat.shape, bool)
@@ -97,7 +97,7 @@ def test_outliers_are_rounded_as_soon_as_they_appear():
     damped = damp(hessian)
     flat, base, floor, _ = arguments(weights, damped)
     codes, order, losses = np.empty((1, 40), np.int32), np.empty((1, 40), np.int32), np.empty(1)
-    scale, zero = np.full(1, 0.5, np.float32), np.zeros(1, np.int32)
+    scale, zero = np.full((1, 40), 0.5, np.float32), np.zeros((1, 40), np.int32)
     kept = np.ones(flat.shape, bool)
     quantize_rows(flat, kept, base, floor, scale, zero, -4, 3, *space(flat), 0, 1, codes, order, losses)
     assert order[0, 0] == 17

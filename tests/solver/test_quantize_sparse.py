@@ -35,7 +35,7 @@ def run(weights, mask, damped, grid, precision, sparse):
     base, floor, unit = damped.scaled(precision)
     space = Workspace(flat.shape[1], base.dtype)
     codes, order, losses = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.int32), np.empty(len(flat))
-    grids = (grid.scale.reshape(-1), grid.zero_point.reshape(-1), grid.qmin, grid.qmax)
+    grids = (*(x.reshape(flat.shape) for x in grid.spread(*weights.shape[1:])), grid.qmin, grid.qmax)
     rest = (space.room, space.factor, 0, len(flat), codes, order, losses)
     kept = mask.reshape(flat.shape)
     quantize_sparse_rows(flat, kept, damped.hessian, unit, base, floor, *grids, float(sparse), *rest)

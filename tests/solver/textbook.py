@@ -44,12 +44,13 @@ def prune_blocks(w, inverse, size):
 
 def quantize(w, inverse, scale, zero, qmin, qmax):
     """OBC Algorithm 3 with the outlier rule. Returns the codes, the order and the losses."""
-    w, inverse, scale = w.astype(float), inverse.copy(), np.float32(scale)
+    w, inverse = w.astype(float), inverse.copy()
+    scale, zero = (np.broadcast_to(x, w.shape) for x in (np.float32(scale), zero))  # of the row, or of each weight
     alive, codes, order, losses = list(range(len(w))), np.zeros(len(w), int), [], []
     while alive:
-        code = np.clip(np.rint(w / float(scale)) + zero, qmin, qmax)
+        code = np.clip(np.rint(w / scale.astype(float)) + zero, qmin, qmax)
         error = w - (np.float32(code - zero) * scale).astype(float)
-        out = [j for j in alive if abs(error[j]) > float(scale) / 2]
+        out = [j for j in alive if abs(error[j]) > float(scale[j]) / 2]
         p = max(out, key=lambda j: abs(error[j])) if out else min(alive, key=lambda j: error[j] ** 2 / inverse[j, j])
         codes[p] = code[p]
         order.append(p), losses.append(0.5 * error[p] ** 2 / inverse[p, p]), alive.remove(p)

@@ -42,7 +42,7 @@ def refuse(layer: Layer, choice: Choice) -> str | None:
         return "DeepSparse runs integer weights only where the input is quantized too; leave out --activations none"
     if not level.symmetric:
         return "DeepSparse takes symmetric weights only; leave out --asymmetric"
-    layout = scale_layout(layer)
+    layout = scale_layout(layer, level.block)
     if layer.op == "ConvTranspose" or layout is None or layout.block is not None:
         return "DeepSparse has no integer kernel for this layer"
     if layer.groups > 1 and (layer.op != "Conv" or layer.rows > 1):

@@ -12,6 +12,7 @@ integers only if its surroundings have exactly the form that a selector looks fo
 - Activations are unsigned with a zero point, weights are 8 bits wide, signed or not. 4-bit weights run in float.
 - Sums of two activations and the like between layers (`CHAINED`) run in integers where all their inputs and their
   output, behind an absorbed Relu, are quantized.
+- MatMul becomes MatMulNBits, where its weight alone is an integer, unless a Relu alone reads it.
 - 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations,
   nor a Clip whose only reader is a 4-bit QuantizeLinear, nor a MaxPool in front of one, which would get 4-bit inputs.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from ...level import FLOAT, Choice
@@ -45,6 +47,8 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
         return None, "onnxruntime has no integer ConvTranspose: its input stays float"
     if any(use.index == 0 for use in layer.uses) and layer.op in ("MatMul", "Gemm"):
         return None, "onnxruntime has no integer kernel for a constant left operand: its input stays float"
+    if choice.level.block is not None:
+        return None, "onnxruntime multiplies blocks with their own scales by inputs that are not quantized in the file"
     layout = scale_layout(layer)
     if layout is None or layout.block is not None:
         return None, "onnxruntime has no integer kernel for batched or grouped weights: its input stays float"
@@ -77,6 +81,11 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
         if before is not None and _is(before, "MaxPool", model):
             _put_behind(model, before, "Max", [], "alone", "pool")  # of one value: a copy
 
+    alone = [x for x in layers if x.name in choices and choices[x.name].activation_bits is None and x.op == "MatMul"]
+    for node in [use.node for layer in alone if choices[layer.name].level.bits is not None for use in layer.uses]:
+        reader = _only_reader(node.outputs[0])
+        if reader is not None and _is(reader, "Relu", model):
+            _relu_as_max(model, reader)
     for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
         output, uses = node.outputs[0], list(node.outputs[0].uses())
         if node.op_type == "Gemm":
@@ -226,6 +235,21 @@ def _split_clip(model: ir.Model, clip: ir.Node) -> None:
     model.graph.insert_after(clip, nodes)
     model.graph.remove(clip, safe=True)
     value.name = name
+
+
+def _relu_as_max(model: ir.Model, relu: ir.Node) -> None:
+    """Write a Relu as Max with 0, which keeps its output."""
+    dtype = (
+        relu.inputs[0].dtype if relu.inputs[0] is not None and relu.inputs[0].dtype is not None else ir.DataType.FLOAT
+    )
+    tensor = ir.Tensor(
+        np.zeros((), dtype.numpy()), name=free_name(f"{relu.name or relu.outputs[0].name}_zero", set(names_of(model)))
+    )
+    zero = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    model.graph.register_initializer(zero)
+    relu.op_type = "Max"
+    relu.resize_inputs(2)
+    relu.replace_input_with(1, zero)
 
 
 def _split_gemm(model: ir.Model, gemm: ir.Node) -> None:

@@ -93,6 +93,9 @@ def _weights(promise: Promise) -> tuple[str, str, str] | None:
             "8-bit weights are multiplied in float where the input is not quantized",
             "quantize its input too, or use 4-bit weights",
         )
+    uses = list(node.outputs[0].uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Relu" and not node.outputs[0].is_graph_output():
+        return "relu", "a Relu alone reads it, and then it does not become MatMulNBits", "write the Relu as Max with 0"
     if block and (block not in NBITS_BLOCKS or axis != 0):
         return (
             "block",

@@ -36,7 +36,7 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
     """The bits that a layer's input is quantized to, and why they are not the ones asked for."""
     if choice.activation_bits is None or choice.level.bits is None:
         return None, None
-    layout = scale_layout(layer)
+    layout = scale_layout(layer, choice.level.block)
     if layer.op == "ConvTranspose" or layout is None or layout.block is not None:
         return None, "OpenVINO has no integer kernel for this layer: its input stays float"
     if choice.level.bits < 5:

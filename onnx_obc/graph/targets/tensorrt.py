@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ...level import Choice
 from ..layers import Layer
 from ..qdq import Activation, scale_layout
-from .tensorrt_check import FEW_CHANNELS
+from .tensorrt_check import FEW_CHANNELS, INT4_BLOCKS
 from .tensorrt_check import examine as examine
 
 # The axis that the per-channel scales of a weight must lie along.
@@ -31,8 +31,16 @@ def refuse(layer: Layer, choice: Choice) -> str | None:
         return None
     if not level.symmetric:
         return "TensorRT takes symmetric weights only; leave out --asymmetric"
+    if level.bits == 4 and level.block is not None:
+        if level.block not in INT4_BLOCKS:
+            return f"TensorRT takes 4-bit weights in blocks of 64 or 128, not of {level.block}"
+        if choice.activation_bits is not None:
+            return "TensorRT's 4-bit weights go with float inputs; give --activations none"
+        return None
     if level.bits < 8:
-        return f"TensorRT has no kernel for int{level.bits} weights with one scale for each channel"
+        return f"TensorRT has no kernel for int{level.bits} weights with one scale for each channel; see --block"
+    if level.block is not None:
+        return "TensorRT takes blocks that share a scale for 4-bit weights only"
     if choice.activation_bits not in (None, 8):
         return f"TensorRT takes no {choice.activation_bits}-bit integer activations"
     layout = scale_layout(layer)

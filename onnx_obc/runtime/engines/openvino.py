@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ...errors import EngineError
-from ...graph.promise import promises
+from ...graph.promise import WEIGHTED, promises
 from ..attribution import covered
 from ..engine import Feed, Kernel
 from ..session import one_line
@@ -103,9 +103,11 @@ class OpenvinoModel:
             if kind in ("Input", "Const", "Output"):
                 continue
             name = op.get_friendly_name()
-            for original in about.get("originalLayersNames", "").split(","):
+            for original in (*about.get("originalLayersNames", "").split(","), name):
                 node = _node(original, names) if kind in MULTIPLY else names.get(original)
-                if node is not None and (node not in owners or kind in MULTIPLY):
+                if node is None or (node.op_type in WEIGHTED and kind not in MULTIPLY):
+                    continue
+                if node not in owners or kind in MULTIPLY:
                     owners[node] = len(kernels)
             inputs = [value.get_node() for value in op.input_values()]
             position[name] = len(kernels)

@@ -35,7 +35,7 @@ def uncompensated(weights: Float32, level: Level, grid: GridMethod, shared_scale
         mask = magnitude_mask(weights, level.sparsity)
         solved = np.where(mask, weights, np.float32(0))
     if level.bits is not None:
-        codes, fitted = round_to_nearest(solved, level.bits, level.symmetric, grid, shared_scale)
+        codes, fitted = round_to_nearest(solved, level, grid, shared_scale)
         solved = fitted.dequantize(codes)
     return Solution(level, solved, codes, fitted, mask, 0.0)
 

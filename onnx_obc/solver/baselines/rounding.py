@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ...level import Float32, Grid, Int32
+from ...level import Float32, Grid, Int32, Level
 from ..grid import GridMethod, fit_grid, round_to_grid
 
 
 def round_to_nearest(
-    weights: Float32, bits: int, symmetric: bool, grid: GridMethod, shared_scale: bool = False
+    weights: Float32, level: Level, grid: GridMethod, shared_scale: bool = False
 ) -> tuple[Int32, Grid]:
     """The nearest codes, (groups, rows, columns), on the same grids that the solver would use for these weights."""
-    fitted = fit_grid(weights, bits, symmetric, grid, shared=shared_scale)
+    assert level.bits is not None
+    fitted = fit_grid(weights, level.bits, level.symmetric, grid, shared=shared_scale, block=level.block)
     return round_to_grid(weights, fitted), fitted
