@@ -4,7 +4,8 @@
     python benchmarks/runtimes.py --only ResNet-56 --runtime deepsparse
 
 For each engine that is installed, at a small and a large batch: dense float32, every layer at 8w8a, and levels chosen
-for a speed-up of 2, 3, 4 and 5 (`--budget latency=4x`), as far as the engine can be that fast. The levels are 8w8a, and
+for a speed-up of 2, 3, 4 and 5 (`--budget latency=4x`), as far as the engine can be that fast; for MiniLM also 4-bit
+weights alone. The levels are 8w8a, and
 for DeepSparse also blocks of four at eight sparsities with it. Databases are kept in --databases. Nothing else should
 run meanwhile.
 
@@ -25,7 +26,17 @@ from typing import Any
 from subjects import Subject, find_subjects, open_data
 from tables import machine, markdown
 
-from onnx_obc import DataOptions, ObcError, Recipe, SearchOptions, build, open_database, parse_budget, retarget
+from onnx_obc import (
+    DataOptions,
+    ObcError,
+    Recipe,
+    SearchOptions,
+    build,
+    compress,
+    open_database,
+    parse_budget,
+    retarget,
+)
 from onnx_obc.bench import bench
 from onnx_obc.check import examine
 from onnx_obc.finish import finish
@@ -44,6 +55,7 @@ BLOCKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 LEVELS = dict.fromkeys(RUNTIMES, "8w8a") | {
     "deepsparse": ",".join(["8w8a", *(f"block4-{sparsity}+8w8a" for sparsity in BLOCKS)])
 }
+BLOCKS_OF_64 = "int4 weights, blocks of 64"
 BUDGETS = (2, 3, 4, 5)
 
 
@@ -72,7 +84,8 @@ def run(subject: Subject, runtime: str, databases: Path, done: set[tuple[Any, ..
     for batch in BATCHES[subject.name]:
         feed = feed_of(subject, batch)
         with tempfile.TemporaryDirectory() as scratch:
-            for name in ("dense float32", "8w8a", *(f"latency={factor}x" for factor in BUDGETS)):
+            weights = (BLOCKS_OF_64,) if subject.name == "MiniLM" and runtime != "deepsparse" else ()
+            for name in ("dense float32", "8w8a", *weights, *(f"latency={factor}x" for factor in BUDGETS)):
                 key = (subject.name, runtime, batch, name)
                 if key in done:
                     continue
@@ -94,6 +107,10 @@ def make(database: Database, subject: Subject, name: str, batch: int, path: Path
     recipe = Recipe(target=database.manifest.recipe["target"])
     if name == "dense float32":
         path.write_bytes(subject.path.read_bytes())
+        return {}
+    if name == BLOCKS_OF_64:
+        recipe = recipe.model_copy(update={"weights": "int4", "block": 64, "activations": "none"})
+        compress(subject.path, subject.calibration, recipe, path, data=subject.options)
         return {}
     if name == "8w8a":
         profile = {

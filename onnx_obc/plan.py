@@ -105,11 +105,9 @@ def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[Left
     return [table for table in found if reasons[table.name] is None], left
 
 
-def possible(layer: Layer, choice: Choice, target: str, named: bool = False) -> str | None:
-    """Why a layer cannot become this for a target, or should not unless the user names it; None if it can."""
-    rules = TARGETS[target]
-    reason = layer.impossible(choice.level) or unwritable(layer, choice) or rules.refuse(layer, choice)
-    return reason if reason is not None or named else rules.avoid(layer, choice)
+def possible(layer: Layer, choice: Choice, target: str) -> str | None:
+    """Why a layer cannot become this for a target, or None if it can."""
+    return layer.impossible(choice.level) or unwritable(layer, choice) or TARGETS[target].refuse(layer, choice)
 
 
 def _choose(layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None) -> tuple[Choice, str | None]:
@@ -124,7 +122,10 @@ def _choose(layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None) 
         return Choice(FLOAT), "skipped, as the recipe says"
     if choice.level == FLOAT:
         return choice, "float, as the recipe says"
-    return choice, possible(layer, choice, recipe.target, recipe.names(layer.name))
+    reason = possible(layer, choice, recipe.target)
+    if reason is None and not recipe.names(layer.name):  # a budget, or a user who names the layer, knows better
+        reason = TARGETS[recipe.target].avoid(layer, choice)
+    return choice, reason
 
 
 def _nothing_to_do(left_out: list[LeftOut]) -> str:
