@@ -19,7 +19,7 @@ from .graph.fold import remove_unused
 from .graph.model import save_model
 from .graph.place import place_model
 from .graph.qdq import Activation, Writer, WrittenWeight
-from .graph.targets import TARGETS, save_for
+from .graph.targets import TARGETS
 from .judge import Judge
 from .plan import Plan
 from .recipe import Recipe
@@ -33,7 +33,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Result:
-    """A compressed model and the report on it. `path` is where it was written, None if it was kept in memory."""
+    """A compressed model, in the form that its target takes, and the report on it. `path` is where it was written, None
+    if it was kept in memory."""
 
     model: ir.Model
     report: Report
@@ -89,9 +90,11 @@ def finish(
             with watch("verify"):
                 verdict = verify(path, material.dense, solved, written, material.held_out, recipe, progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
-        first = next(iter(material.held_out.read(0, material.held_out.step))).feed
-        if TARGETS[recipe.target].lower is not None and not verdict.faults:
-            path = _lower(path, plan.model, recipe)
+        first, model = next(iter(material.held_out.read(0, material.held_out.step))).feed, plan.model
+        if (lower := TARGETS[recipe.target].lower) is not None and not verdict.faults:
+            model, path = lower(plan.model), Path(scratch) / "lowered" / path.name
+            path.parent.mkdir()
+            save_model(model, path)
             if recipe.verify:
                 verdict = replace(verdict, checks=(*verdict.checks, check_lowered(plan.model, path, first, recipe)))
         if recipe.verify and not verdict.faults:
@@ -118,15 +121,7 @@ def finish(
             raise VerificationError(f"{verdict.faults}{leave_rejected(path, target)}")
         if target is not None:
             place_model(path, target)
-    return Result(plan.model, report, target)
-
-
-def _lower(path: Path, model: ir.Model, recipe: Recipe) -> Path:
-    """Write the model in the form of its target, beside the file with Q/DQ, under the same name."""
-    folder = path.parent / "lowered"
-    folder.mkdir()
-    save_for(recipe.target, model, folder / path.name)
-    return folder / path.name
+    return Result(model, report, target)
 
 
 @dataclass(frozen=True)
