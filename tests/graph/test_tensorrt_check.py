@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -243,3 +244,19 @@ def test_files_of_onnxruntimes_quantizer(tmp_path: Path) -> None:
     extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
     signed = quantized(activation_type=int8, weight_type=int8, extra_options=extra)
     assert not [rule for severity, rule in signed if severity == "error"], signed
+
+
+def test_files_of_nvidias_modelopt(tmp_path: Path) -> None:
+    """Its own environment is named by ONNX_OBC_MODELOPT, the Python that has nvidia-modelopt[onnx]."""
+    python = os.environ.get("ONNX_OBC_MODELOPT")
+    if python is None:
+        pytest.skip("ONNX_OBC_MODELOPT names no Python with nvidia-modelopt[onnx]")
+    out = tmp_path / "q.onnx"
+    options = ("--quantize_mode=int8", "--calibration_eps=cpu", f"--output_path={out}")
+    data = (f"--onnx_path={MODEL}", f"--calibration_data_path={CALIBRATION}")
+    subprocess.run([python, "-m", "modelopt.onnx.quantization", *data, *options], check=True, capture_output=True)
+    found = examine(ir.load(out))
+    assert not [finding for finding in found if finding.severity == "error"]  # it is NVIDIA's own form
+    few = {finding.node for finding in found if finding.rule == "few-channels"}
+    shapes = {node.name: node for node in onnx.load(out).graph.node if node.op_type == "Conv"}
+    assert few and few <= shapes.keys()
