@@ -259,4 +259,4 @@ def test_files_of_nvidias_modelopt(tmp_path: Path) -> None:
     assert not [finding for finding in found if finding.severity == "error"]  # it is NVIDIA's own form
     few = {finding.node for finding in found if finding.rule == "few-channels"}
     shapes = {node.name: node for node in onnx.load(out).graph.node if node.op_type == "Conv"}
-    assert few and few <= shapes.keys()
+    assert few and few <= shapes.keys() and {finding.rule for finding in found} <= {"few-channels", "2:4"}

@@ -111,7 +111,8 @@ def _operands(node: ir.Node) -> Iterator[Finding]:
     """Both operands quantized or none; per-channel scales along the outputs."""
     data, weight = (dequantizer(value) for value in node.inputs[:2])
     constant = [constant_behind(value) is not None for value in node.inputs[:2]]
-    if weight is None and data is not None and not constant[0]:
+    directly = data is not None and node.inputs[0] is data.outputs[0]  # further away it is another node's
+    if weight is None and directly and not constant[0]:
         message = "its input is quantized and its weight is not: it runs in float, after a conversion"
         yield Finding("slow", "one-sided", _name(node), message, "quantize the weight too, or leave the input")
     if weight is not None and constant[1] and data is None and not _narrow(weight):
