@@ -47,7 +47,8 @@ class Execution:
 class Examination:
     """All about one file and one runtime.
 
-    engine: its name and version, or why it did not run; ran: whether it did, executions are empty otherwise.
+    engine: its name and version, or why it did not run; ran: whether it did, executions are empty otherwise. supported:
+    the fraction of operations that the engine does not leave to a fallback, None where it has none.
     """
 
     file: str
@@ -56,6 +57,7 @@ class Examination:
     ran: bool
     findings: tuple[Finding, ...]
     executions: tuple[Execution, ...]
+    supported: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -83,16 +85,15 @@ def examine(
 ) -> Examination:
     """Check a file: the target's rules, and, where its engine is here and there is a feed, what the engine runs.
 
-    name: what the file will be called, if it lies elsewhere for now.
-
-    The engine's outputs are compared with those of onnxruntime. Raises ModelError if the file is no ONNX model.
+    The engine's outputs are compared with those of onnxruntime. name: what the file will be called, if it lies elsewhere
+    for now. Raises ModelError if the file is no ONNX model.
     """
     model = read_model(path)
     found = list(TARGETS[target].examine(model))
     if target == "onnxruntime" and saturates():
         found += _saturating(promises(model))
     executions: tuple[Execution, ...] = ()
-    engine, ran = "no input to run it on", False
+    engine, ran, supported = "no input to run it on", False, None
     if feed is not None:
         try:
             engine = ENGINES[target].version()
@@ -115,8 +116,9 @@ def examine(
             if target != "onnxruntime":
                 found += _different(path, outputs, feed, threads, target)
         finally:
+            supported = loaded.supported
             loaded.close()
-    return Examination(name or str(path), target, engine, ran, tuple(found), executions)
+    return Examination(name or str(path), target, engine, ran, tuple(found), executions, supported)
 
 
 def executed(kernels: Sequence[Kernel], promised: Sequence[Promise]) -> tuple[Execution, ...]:

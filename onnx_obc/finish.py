@@ -20,6 +20,7 @@ from .graph.model import save_model
 from .graph.place import place_model
 from .graph.qdq import Activation, Writer, WrittenWeight
 from .graph.targets import TARGETS
+from .graph.targets.tensorrt_weights import quantize_in_graph
 from .judge import Judge
 from .plan import Plan
 from .recipe import Recipe
@@ -91,7 +92,8 @@ def finish(
                 verdict = verify(path, material.dense, solved, written, material.held_out, recipe, progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
         first, model = next(iter(material.held_out.read(0, material.held_out.step))).feed, plan.model
-        if (lower := TARGETS[recipe.target].lower) is not None and not verdict.faults:
+        lower = quantize_in_graph if recipe.weight_form == "qdq" else TARGETS[recipe.target].lower
+        if lower is not None and not verdict.faults:
             model, path = lower(plan.model), Path(scratch) / "lowered" / path.name
             path.parent.mkdir()
             save_model(model, path)

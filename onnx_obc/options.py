@@ -44,6 +44,8 @@ class TargetOptions:
 
     target: Literal["onnxruntime", "openvino", "deepsparse", "tensorrt"] | None = None
     """The runtime to write for. [default: onnxruntime]"""
+    weight_form: Literal["dq", "qdq"] | None = None
+    """For tensorrt: integer weights behind DequantizeLinear, or, for old releases, floats behind both. [default: dq]"""
 
 
 @Parameter(name="*", group=METHOD)

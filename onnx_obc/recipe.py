@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import psutil
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import RecipeError
 from .level import Choice, Level, parse_bits, parse_sparsity
@@ -66,6 +66,7 @@ class Recipe(_Strict):
     layers: tuple[Rule, ...] = ()
 
     target: Literal["onnxruntime", "openvino", "deepsparse", "tensorrt"] = "onnxruntime"
+    weight_form: Literal["dq", "qdq"] = "dq"
     solver: Literal["auto", "exact", "ordered", "baseline"] = "auto"
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds
     refine: Literal["none", "auto"] | int = "auto"
@@ -83,6 +84,12 @@ class Recipe(_Strict):
     threads: int | None = Field(default=None, ge=1, le=1024)
     memory: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # GiB
     verify: bool = True
+
+    @model_validator(mode="after")
+    def _form_fits_the_target(self) -> Recipe:
+        if self.weight_form == "qdq" and self.target != "tensorrt":
+            raise ValueError(f"weight_form: qdq is for target tensorrt; {self.target} takes integers, dq")
+        return self
 
     @field_validator("refine", mode="before")
     @classmethod

@@ -41,6 +41,8 @@ def examination_table(found: Examination, width: int) -> RenderableType:
             lines.append(Text(f"{count} × {form} in the file: {found.target} runs {kernel} in {precision}"))
         kept, promised = found.count("int8")
         lines.append(Text(f"{found.engine}: {kept} of {promised} quantized products run in integers"))
+        if found.supported is not None:
+            lines.append(Text(f"{100 * found.supported:.1f} % of its operations are not left to a fallback"))
     else:
         lines.append(Text(f"not run: {found.engine}", "yellow"))
     errors = sum(finding.severity == "error" for finding in found.findings)

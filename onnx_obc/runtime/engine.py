@@ -33,7 +33,15 @@ class Kernel:
 
 
 class Loaded(Protocol):
-    """A file in an engine, ready to run feeds of the shapes that it was loaded for."""
+    """A file in an engine, ready to run feeds of the shapes that it was loaded for.
+
+    supported: the fraction of the file's operations that the engine itself runs, where it leaves others to a fallback;
+    None where there is none.
+    """
+
+    @property
+    def supported(self) -> float | None:
+        """See above."""
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
         """The outputs by name."""

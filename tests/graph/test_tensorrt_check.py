@@ -20,6 +20,7 @@ from small_graphs import build, random
 from onnx_obc import Recipe, compress
 from onnx_obc.graph.targets import TARGETS
 from onnx_obc.graph.targets.tensorrt_check import broken_groups, channels_first
+from onnx_obc.runtime.session import open_session
 
 examine = TARGETS["tensorrt"].examine
 
@@ -217,6 +218,28 @@ def test_our_own_files_keep_the_rules(tmp_path: Path) -> None:
     rule = {"match": layer, "weights": "int8"}
     named = compress(MODEL, CALIBRATION, Recipe(target="tensorrt", solver="baseline", layers=(rule,))).report
     assert layer not in {entry.name for entry in named.left_out}
+
+
+@pytest.mark.parametrize("options", [{}, {"sparsity": "2:4"}])
+def test_weights_as_floats_behind_both(tmp_path: Path, options: dict[str, Any]) -> None:
+    out = {}
+    for form in ("dq", "qdq"):
+        recipe = Recipe(target="tensorrt", solver="baseline", weight_form=form, **options)  # type: ignore[arg-type]
+        report = compress(MODEL, CALIBRATION, recipe, tmp_path / f"{form}.onnx").report
+        assert all(check.passed for check in report.checks)
+        out[form] = ir.load(tmp_path / f"{form}.onnx")
+        assert not [finding for finding in examine(out[form]) if finding.severity != "note"]
+    assert {check.name for check in report.checks} >= {"lowered"}
+    stored = [value.const_value for value in out["qdq"].graph.initializers.values() if value.const_value is not None]
+    assert not [x for x in stored if x.dtype == ir.DataType.INT8 and len(x.shape) > 1]  # all weights are floats
+    feed = {np.load(CALIBRATION).files[0]: np.load(CALIBRATION)[np.load(CALIBRATION).files[0]][:8]}
+    one, two = (open_session(model, device="cpu", fuse=False).run(feed)["logits"] for model in out.values())
+    np.testing.assert_array_equal(one, two)
+
+
+def test_only_tensorrt_has_that_form() -> None:
+    with pytest.raises(ValueError, match="qdq is for target tensorrt"):
+        Recipe(weight_form="qdq")
 
 
 def test_files_of_onnxruntimes_quantizer(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class DeepsparseModel:
                 shutil.copyfile(file, self._worker.folder / file.name)
             place = self._worker.folder / path.name
             request = {"do": "load", "path": str(place), "threads": threads or usable_cores()}
-            self.supported = float(self._ask(request, feed)["supported"])
+            self.supported: float | None = float(self._ask(request, feed)["supported"])
         except BaseException:
             self.close()
             raise

@@ -56,6 +56,8 @@ def load(path: Path, feed: Feed, threads: int | None) -> OnnxruntimeModel:
 class OnnxruntimeModel:
     """A file in onnxruntime; see `Loaded`."""
 
+    supported: float | None = None
+
     def __init__(self, path: Path, threads: int | None) -> None:
         self._path, self._threads = path, threads
         self._session = self._open(self._options())

@@ -41,6 +41,8 @@ def load(path: Path, feed: Feed, threads: int | None) -> OpenvinoModel:
 class OpenvinoModel:
     """A file in OpenVINO; see `Loaded`."""
 
+    supported: float | None = None
+
     def __init__(self, path: Path, feed: Feed, threads: int | None) -> None:
         openvino = _openvino()
         self._path = path

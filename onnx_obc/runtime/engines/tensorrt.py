@@ -77,6 +77,8 @@ def trtexec_command(path: Path | str, feed: Mapping[str, tuple[int, ...]], progr
 class TensorrtModel:
     """A file built by trtexec; see `Loaded`."""
 
+    supported: float | None = None
+
     def __init__(self, path: Path, feed: Feed) -> None:
         self._program = find_trtexec()
         self._scratch = tempfile.TemporaryDirectory(prefix="onnx-obc-")
