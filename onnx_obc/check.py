@@ -85,8 +85,8 @@ def examine(
 ) -> Examination:
     """Check a file: the target's rules, and, where its engine is here and there is a feed, what the engine runs.
 
-    The engine's outputs are compared with those of onnxruntime. name: what the file will be called, if it lies elsewhere
-    for now. Raises ModelError if the file is no ONNX model.
+    The engine's outputs are compared with those of onnxruntime. name: what the file will be called, if it lies
+    elsewhere for now. Raises ModelError if the file is no ONNX model.
     """
     model = read_model(path)
     found = list(TARGETS[target].examine(model))

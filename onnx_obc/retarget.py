@@ -30,8 +30,9 @@ from .verify import check_graph
 
 # Fields of a recipe that a search decides: the others were decided when the database was built.
 SEARCHED = (
-    "weight_form", "ranges", "correct", "sequential", "global_adaprune", "embeddings", "device", "threads", "memory", "verify"
-)  # fmt: skip
+    *("weight_form", "ranges", "correct", "sequential", "global_adaprune", "embeddings"),
+    *("device", "threads", "memory", "verify"),
+)
 
 
 def retarget(
