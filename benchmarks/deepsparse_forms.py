@@ -30,10 +30,10 @@ from onnx_obc.graph.qdq import Writer
 from onnx_obc.graph.targets import TARGETS, save_for
 from onnx_obc.level import Block, parse_choice
 from onnx_obc.plan import make_plan, possible
-from onnx_obc.runtime.engine import Feed
+from onnx_obc.runtime.engine import Feed, batch_of
 from onnx_obc.runtime.engines import ENGINES
 from onnx_obc.solver.baselines import uncompensated
-from onnx_obc.timing import batch_of, subject_of
+from onnx_obc.timing import subject_of
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES = {"ResNet-56": (1, 64), "EfficientNet-Lite0": (1, 16), "MiniLM": (1, 8)}

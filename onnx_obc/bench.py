@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .check import agreement_db
 from .graph.model import file_bytes
-from .runtime.engine import Feed, Loaded
+from .runtime.engine import Feed, Loaded, batch_of
 from .runtime.engines import ENGINES
 from .search.timings import this_machine
 from .solver.threads import usable_cores
@@ -91,7 +91,6 @@ def bench(
                 turns[index].append(median(seconds))
                 every[index] += seconds
             progress("bench", 1, rounds)
-    batch = max((array.shape[0] for array in feed.values() if array.ndim), default=1)
     entries = []
     for index, path in enumerate(files):
         ratios = np.array(turns[0]) / np.array(turns[index])
@@ -103,7 +102,7 @@ def bench(
                 *(db, top1, file_bytes(path)),
             )
         )
-    return Benchmark(version, this_machine(), batch, threads or usable_cores(), rounds, tuple(entries))
+    return Benchmark(version, this_machine(), batch_of(feed), threads or usable_cores(), rounds, tuple(entries))
 
 
 def compare(

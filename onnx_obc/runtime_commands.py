@@ -10,15 +10,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from .bench import bench
+from .build import possible_choices
 from .calibration.data import DataOptions, InputSpec, open_samples
 from .check import examine
 from .errors import RecipeError
 from .graph.model import input_specs, read_model
 from .graph.place import check_output
-from .level import Choice
 from .levels import read_levels
 from .options import DATA, RUN, CalibrationOptions, Flag
-from .plan import possible
 from .recipe import make_recipe
 from .report.engines import bench_table, examination_table, timing_table
 from .report.table import show
@@ -152,10 +151,7 @@ def time_command(
     recipe = make_recipe({"target": runtime, "threads": threads}, "command line")
     subject = subject_of(read_model(source))
     wanted = read_levels(levels, zero_points=recipe.target != "tensorrt")
-    choices: dict[str, list[Choice]] = {
-        layer.name: [choice for choice in wanted if possible(layer, choice, recipe.target) is None]
-        for layer in subject.layers
-    }
+    choices = possible_choices(subject.layers, wanted, recipe)
     feed = read_feed(source, calib, data)
     with progress_bar(quiet) as (progress, _):
         found = time_layers(subject, choices, feed, recipe, progress)

@@ -29,8 +29,8 @@ from .graph.targets import TARGETS, save_for
 from .level import FLOAT, Block, Choice, Unstructured
 from .plan import make_plan
 from .recipe import Recipe
-from .runtime.attribution import seconds_of_layers
-from .runtime.engine import Feed
+from .runtime.attribution import node_name, seconds_of_layers
+from .runtime.engine import Feed, batch_of
 from .runtime.engines import ENGINES
 from .search.timings import Timings, this_machine
 from .solver.baselines import uncompensated
@@ -150,7 +150,7 @@ def time_file(subject: Subject, path: Path, feed: Feed, recipe: Recipe) -> tuple
         loaded.close()
     total = sum(kernel.seconds for kernel in kernels)
     scaled = [replace(kernel, seconds=kernel.seconds * (whole / total if total > 0 else 1)) for kernel in kernels]
-    nodes = {str(use.node.name): layer.name for layer in subject.layers for use in layer.uses}
+    nodes = {node_name(use.node): layer.name for layer in subject.layers for use in layer.uses}
     found, rest = seconds_of_layers(scaled, nodes, subject.shares)
     # A layer that an engine computes beforehand, or hides in another one, takes next to no time.
     return {layer.name: max(found.get(layer.name, 0.0), SHORTEST) for layer in subject.layers}, rest
@@ -173,11 +173,6 @@ def write_quickly(dense: ir.Model, profile: Mapping[str, Choice], feed: Feed, re
         writer.activation(activation, low, high)
     remove_unused(plan.model)
     save_for(recipe.target, plan.model, path)
-
-
-def batch_of(feed: Feed) -> int:
-    """How many samples a feed holds: the largest first axis."""
-    return max((array.shape[0] for array in feed.values() if array.ndim), default=1)
 
 
 def timed_choices(wanted: Sequence[Choice]) -> list[Choice]:

@@ -14,8 +14,9 @@ from onnx_obc.graph.model import read_model
 from onnx_obc.level import FLOAT, Choice, parse_choice
 from onnx_obc.levels import read_levels
 from onnx_obc.plan import possible
+from onnx_obc.runtime.engine import batch_of
 from onnx_obc.search.timings import Timings, check_timings, read_timings, this_machine, write_timings
-from onnx_obc.timing import batch_of, subject_of, time_layers, timed_choices
+from onnx_obc.timing import subject_of, time_layers, timed_choices
 
 NAME = np.load(CALIBRATION).files[0]
 FEED = {NAME: np.load(CALIBRATION)[NAME][:4]}

@@ -66,3 +66,8 @@ class Engine:
 
     version: Callable[[], str]
     load: Callable[[Path, Feed, int | None], Loaded]
+
+
+def batch_of(feed: Feed) -> int:
+    """How many samples a feed holds: the largest first axis."""
+    return max((array.shape[0] for array in feed.values() if array.ndim), default=1)
