@@ -65,46 +65,55 @@ def find_in_time(
     Predicted times add up layers that were timed in models of one level; in a mixed one, conversions between types come
     on top. So the stitched model is timed against the dense one. Where prediction and measurement differ by more than
     TOLERANCE, the layers take the times that they have in that model, and the search starts again; where the model is
-    too slow, more is asked for. Raises RecipeError if the table allows no such profile, EngineError as `time_layers`.
+    too slow, more is asked for. If nothing helps, the profile that is fastest by the table is measured too. Raises
+    RecipeError if the table allows no such profile, and that one is not fast enough either; EngineError as
+    `time_layers`.
 
     With a table from another machine nothing is measured.
     """
     assert options.timings is not None
-    timings, subject, retimed = options.timings, subject_of(database.dense), 0
-    first = find_profile(database, budget, losses, options, recipe, progress)
-    if timings.machine != this_machine():
+    table, subject = options.timings, subject_of(database.dense)
+    if table.machine != this_machine():
+        first = find_profile(database, budget, losses, options, recipe, progress)
         return Measured(first, 1 / first.costs["latency"], None, True, 1, 0)
-    feed = timing_feed(database, options.timing_batch)
-    asked, goal = budget, 1 / budget.fraction
+    feed, goal = timing_feed(database, options.timing_batch), 1 / budget.fraction
+    timings, asked, retimed = table, budget, 0
     best: Measured | None = None
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         dense, path = Path(folder) / "dense.onnx", Path(folder) / "model.onnx"
         save_model(database.graph, dense)
-        for turn in range(1, ROUNDS + 1):
-            try:
-                options = replace(options, timings=timings)
-                profile, last = find_profile(database, asked, losses, options, recipe, lambda *_: None), False
-            except RecipeError:
-                profile, last = fastest_profile(database, losses, timings), True
-            if all(choice.level == FLOAT for choice in profile.choices.values()):
-                break  # by what was measured, nothing is faster than the dense model
+
+        def measure(profile: Profile, turn: int) -> Measured:
             _write(database, profile.choices, recipe, path)
-            measured = bench((dense, path), recipe.target, feed, recipe.threads).files[1].ratio
-            predicted = 1 / profile.costs["latency"]
-            agree, enough = abs(measured / predicted - 1) <= TOLERANCE, measured >= (1 - SHORT) * goal
-            best = _better(best, Measured(profile, predicted, measured, enough, turn, retimed))
+            ratio = bench((dense, path), recipe.target, feed, recipe.threads).files[1].ratio
             progress("latency", 1, ROUNDS)
-            if last or (agree and enough):
-                break
-            if not agree:
+            return Measured(profile, 1 / profile.costs["latency"], ratio, ratio >= (1 - SHORT) * goal, turn, retimed)
+
+        for turn in range(1, ROUNDS):
+            try:
+                now = replace(options, timings=timings)
+                profile = find_profile(database, asked, losses, now, recipe, lambda *_: None)
+            except RecipeError:
+                break  # that is more than these levels can do, by what is known
+            found = measure(profile, turn)
+            best = _better(best, found)
+            assert found.measured is not None
+            if abs(found.measured / found.predicted - 1) > TOLERANCE:
                 fresh = _in_place(subject, profile.choices, timings, path, feed, recipe)
                 timings, retimed = timings.over(*fresh), retimed + sum(map(len, fresh))
-            if not enough:
-                asked = replace(budget, value=min(goal / measured, STEP) / asked.fraction)
-    if best is None:
+            elif found.reached:
+                break
+            if not found.reached:
+                asked = replace(budget, value=min(goal / found.measured, STEP) / asked.fraction)
+        feasible = best is not None
+        fastest = fastest_profile(database, losses, table)
+        if (best is None or not best.reached) and any(c.level != FLOAT for c in fastest.choices.values()):
+            best = _better(best, measure(fastest, ROUNDS))
+    if best is None or not (best.reached or feasible):
+        most = 1.0 if best is None or best.measured is None else max(1.0, best.measured)
         raise RecipeError(
-            f"--budget {budget} cannot be met: no level of {database.folder} is faster than float in {timings.runtime} "
-            "on this machine; build levels that it runs faster, or choose another --target"
+            f"--budget {budget} cannot be met: {most:.2f}x at most was measured in {table.runtime} on this machine "
+            f"with the levels of {database.folder}; ask for less, or build levels that it runs faster"
         )
     return best
 
