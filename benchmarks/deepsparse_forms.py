@@ -72,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path("work-models"), help="what tools/export_models.py wrote")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
+    parser.add_argument("--only", choices=list(BATCHES), action="append", help="only this model; may be given again")
     options = parser.parse_args()
     try:
         version = ENGINES["deepsparse"].version()
@@ -80,7 +81,7 @@ def main() -> None:
     assert TARGETS["deepsparse"].shared_scale
     parts = []
     with tempfile.TemporaryDirectory() as scratch:
-        for subject in find_subjects(options.models, options.shared, Path(scratch), tuple(BATCHES)):
+        for subject in find_subjects(options.models, options.shared, Path(scratch), tuple(options.only or BATCHES)):
             dense, cells = read_model(subject.path), []
             for batch in BATCHES[subject.name]:
                 feed = feed_of(subject, batch)

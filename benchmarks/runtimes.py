@@ -161,8 +161,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
 how many times faster the file runs than the dense float32 file in the same engine, in turn with it: the median of 15
 rounds, with quartiles. *Predicted* is what the table of layer times said. *In integers*: of the products that are
 quantized in the file, how many the engine runs so. *Score*: top-1 in %, or Spearman's correlation, computed by
-onnxruntime from the written file; corrections included. *Refused*: no level of the engine is that fast; how fast they are
-by the table. The rows of ResNet-56 in onnxruntime and OpenVINO, and of EfficientNet-Lite0 in onnxruntime, are from
+onnxruntime from the written file; corrections included. *Refused*: no level of the engine is that fast; how fast they
+are by the table. The rows of ResNet-56 in onnxruntime and OpenVINO, and of EfficientNet-Lite0 in onnxruntime, are from
 before a budget tried the fastest profile at the end: it would now reach what 8w8a does.
 
 {chr(10).join(parts)}"""
