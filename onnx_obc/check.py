@@ -20,7 +20,6 @@ from .runtime.engine import Feed, Kernel
 from .runtime.engines import ENGINES
 from .runtime.engines.tensorrt import trtexec_command
 
-INTEGERS = ("int8", "uint8", "i8", "u8")
 CLOSE_DB = 15.0  # two engines that round differently inside agree to more than this on a file's outputs
 
 
@@ -134,7 +133,7 @@ def executed(kernels: Sequence[Kernel], promised: Sequence[Promise]) -> tuple[Ex
         precision = "" if kernel is None else kernel.precision
         wanted = {"int8": "int8", "weights": f"int{promise.bits}-weights", "float32": "float32"}[promise.form]
         kept = promise.form == "float32" or (
-            precision in INTEGERS if promise.form == "int8" else precision.startswith(("int", "i", "u"))
+            precision == "int8" if promise.form == "int8" else precision.startswith("int")
         )
         found.append(
             Execution(

@@ -32,7 +32,7 @@ PRECISIONS = {
     "DynamicQuantizeMatMul": "int8",
     "MatMulInteger": "int8",
     "ConvInteger": "int8",
-    "MatMulNBits": "int4",
+    "MatMulNBits": "int4-weights",
     "Conv": "float32",
     "FusedConv": "float32",
     "ConvTranspose": "float32",

@@ -6,9 +6,10 @@ engines would be one of precisions. One stream, for the latency of a single requ
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -112,8 +113,9 @@ class OpenvinoModel:
                 if node not in owners or kind in MULTIPLY:
                     owners[node] = len(kernels)
             inputs = [value.get_node() for value in op.input_values()]
+            types = [value.get_element_type().get_type_name() for value in op.input_values()]
             position[name] = len(kernels)
-            precision = _precision(about, inputs) if kind in MULTIPLY else ""
+            precision = _precision(about, types) if kind in MULTIPLY else ""
             sources = tuple(position[x.get_friendly_name()] for x in inputs if x.get_friendly_name() in position)
             kernels.append(Kernel(name, kind, (), precision, sources, median(seconds.get(name) or [0.0])))
         nodes = covered(graph, owners)
@@ -153,16 +155,18 @@ def _node(name: str, names: Mapping[str, ir.Node]) -> ir.Node | None:
     return None
 
 
-def _precision(about: Mapping[str, str], inputs: list[Any]) -> str:
-    """What a kernel multiplies: by the type of its input, and where that is float by that of its weights."""
-    own = about.get("runtimePrecision", "")
-    if own in ("u8", "i8") or about.get("primitiveType", "").endswith("I8"):
+def _precision(about: Mapping[str, str], types: Sequence[str]) -> str:
+    """What a kernel multiplies, by its primitive, whose name ends with the type it computes in (`brgconv_avx512_I8`).
+
+    types: of its inputs. `runtimePrecision` does not tell: it is `i8` too where a float kernel unpacks integer weights.
+    """
+    computes = about.get("primitiveType", "").rpartition("_")[2]
+    if computes == "I8":
         return "int8"
-    weights = [_text(x.get_rt_info()["runtimePrecision"]) for x in inputs[1:] if "runtimePrecision" in x.get_rt_info()]
-    for width in ("4", "8", "2"):
-        if f"u{width}" in weights or f"i{width}" in weights:
-            return f"int{width}"
-    return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(own, own)
+    packed = re.fullmatch(r"[iu](\d)", types[1]) if len(types) > 1 else None
+    if packed:
+        return f"int{packed[1]}-weights"
+    return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(computes, computes)
 
 
 def _text(value: Any) -> str:

@@ -68,6 +68,16 @@ def test_what_it_has_no_kernel_for_is_said(tmp_path: Path) -> None:
     assert {finding.rule for finding in found.findings} >= {"weights-only"}
 
 
+def test_weights_with_a_zero_point_are_multiplied_in_float(tmp_path: Path) -> None:
+    path = tmp_path / "q.onnx"
+    compress(MODEL, CALIBRATION, Recipe(solver="baseline", asymmetric=True), path)
+    found = examine(path, "openvino", FEED)
+    assert found.count("int8") == (0, 20)
+    assert {entry.precision for entry in found.executions} == {"float32", "int8-weights"}  # the Gemm unpacks its own
+    named = {finding.node for finding in found.findings if finding.rule == "symmetric"}
+    assert {entry.node for entry in found.executions} == named
+
+
 def test_sparse_weights_set_the_rate(tmp_path: Path) -> None:
     assert sparse_rate(MODEL) is None and sparse_rate(quick(tmp_path / "q.onnx")) is None
     rate = sparse_rate(quick(tmp_path / "s.onnx", sparsity="0.8"))
