@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,7 +46,6 @@ class OpenvinoModel:
     supported: float | None = None
 
     def __init__(self, path: Path, feed: Feed, threads: int | None) -> None:
-        openvino = _openvino()
         self._path = path
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -58,14 +58,13 @@ class OpenvinoModel:
             rate = sparse_rate(path)
             if rate is not None:
                 options["CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"] = rate
-            self._core = openvino.Core()
-            model = self._core.read_model(path)
+            model = _core().read_model(path)
             names = [value.any_name for value in model.inputs]
             shapes = {value: feed[value.any_name].shape for value in model.inputs if value.any_name in feed}
             model.reshape(shapes)
             self._outputs = [value.any_name for value in model.outputs]
             self._model, self._options = model, options
-            self._request = self._core.compile_model(model, "CPU", options).create_infer_request()
+            self._request = _core().compile_model(model, "CPU", options).create_infer_request()
         except KeyboardInterrupt:
             raise
         except Exception as error:
@@ -87,7 +86,7 @@ class OpenvinoModel:
 
     def kernels(self, feed: Feed, repeats: int) -> list[Kernel]:
         """The runtime model's operations that are executed, with their times from OpenVINO's counters."""
-        compiled = self._core.compile_model(self._model, "CPU", {**self._options, "PERF_COUNT": True})
+        compiled = _core().compile_model(self._model, "CPU", {**self._options, "PERF_COUNT": True})
         request = compiled.create_infer_request()
         seconds: dict[str, list[float]] = defaultdict(list)
         for turn in range(repeats + 1):
@@ -171,6 +170,16 @@ def _precision(about: Mapping[str, str], types: Sequence[str]) -> str:
 
 def _text(value: Any) -> str:
     return str(value.value if hasattr(value, "value") else value)
+
+
+@cache
+def _core() -> Any:
+    """One for the process. A second that outlives the first leaves the thread with a signal stack that is freed.
+
+    Each that begins puts the stack of its own in place (for AMX), and each that ends restores the one it found, though
+    that may be gone: the next signal, Ctrl-C among them, would then end the process without a word.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:

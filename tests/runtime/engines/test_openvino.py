@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,37 @@ def test_sparse_weights_set_the_rate(tmp_path: Path) -> None:
 def test_files_against_each_other(tmp_path: Path) -> None:
     found = bench((MODEL, quick(tmp_path / "q.onnx")), "openvino", FEED, 1, rounds=2)
     assert found.runtime.startswith("openvino 20") and found.files[1].ratio > 0
+
+
+INTERRUPTED = """
+import gc, os, signal, sys, time
+import numpy as np
+from pathlib import Path
+from onnx_obc.runtime.engines import ENGINES
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+data = np.load(sys.argv[2])
+feed = {data.files[0]: data[data.files[0]][:4]}
+first, second = (ENGINES["openvino"].load(Path(sys.argv[1]), feed, 1) for _ in range(2))
+first.close()
+del first
+gc.collect()
+second.close()
+del second
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends itself a signal")
+def test_an_interrupt_after_two_files_is_an_interrupt() -> None:
+    command = [sys.executable, "-X", "faulthandler", "-c", INTERRUPTED, str(MODEL), str(CALIBRATION)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_what_cannot_be_loaded_or_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
