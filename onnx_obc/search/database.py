@@ -38,7 +38,7 @@ from ..level import Grid, Solution, parse_level
 
 Array = npt.NDArray[Any]
 
-SCHEMA = 1
+SCHEMA = 1  # rises when what is kept is written or computed otherwise: only solutions have a version of their own
 HEADER = "onnx_obc"  # the one entry of a file's metadata: several would be written in random order
 REPAIR = "run the same onnx-obc build again: it makes anew what is missing and keeps the rest"
 
