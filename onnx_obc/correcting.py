@@ -13,6 +13,7 @@ from .correction.sites import Kind, Site, find_sites
 from .correction.statistics import correct
 from .graph.layers import find_layers
 from .graph.qdq import Writer, WrittenWeight
+from .graph.targets import Target
 from .judge import Judge
 from .level import Float32, Solution
 from .plan import Plan
@@ -44,13 +45,19 @@ class CorrectionReport:
     kept: bool
 
 
-def sites_of(plan: Plan, dense: ir.Model) -> list[Site]:
+def sites_of(plan: Plan, dense: ir.Model, target: Target) -> list[Site]:
     """Where the statistics of a plan's model can be corrected. To be found before it is written into.
 
-    dense: the model as the user gave it, in which BatchNormalization is not folded yet.
+    dense: the model as the user gave it, in which BatchNormalization is not folded yet. Where the rows of integer
+    weights are to share a scale, none takes a factor of its own: means alone are corrected.
     """
     norms = {str(node.outputs[0].name) for node in dense.graph if node.op_type == "BatchNormalization"}
-    return find_sites(plan.model, find_layers(plan.model)[0], norms)
+    layers = find_layers(plan.model)[0]
+    for layer in layers:
+        choice = plan.choices.get(layer.name)
+        if target.shared_scale and layer.rows > 1 and choice is not None and choice.level.bits is not None:
+            norms -= {str(use.node.outputs[0].name) for use in layer.uses}
+    return find_sites(plan.model, layers, norms)
 
 
 def correct_statistics(

@@ -153,7 +153,8 @@ def _draft(
         with watch("correct"):
             solved, corrections = train_all(material, plan, solved, recipe, progress)
     correcting = recipe.correct and bool(plan.layers)
-    reference, sites = (plan.model.clone(), sites_of(plan, material.dense)) if correcting else (plan.model, [])
+    reference = plan.model.clone() if correcting else plan.model
+    sites = sites_of(plan, material.dense, TARGETS[recipe.target]) if correcting else []
     with watch("write"):
         written, embeddings, intervals = write(plan, solved, ranges, recipe)
     if correcting:

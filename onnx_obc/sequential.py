@@ -26,6 +26,7 @@ from .correction.statistics import affine, apply_affine
 from .finish import interval
 from .graph.layers import Layer, Use
 from .graph.qdq import Writer
+from .graph.targets import TARGETS
 from .level import Float64
 from .plan import Plan, make_plan
 from .recipe import Recipe
@@ -64,7 +65,8 @@ def solve_sequentially(
         say(line)
     own = {layer.name: layer for layer in plan.layers}
     trial = make_plan(dense, recipe, plan.choices)
-    reference, sites = trial.model.clone(), sites_of(trial, dense) if recipe.correct else []
+    sites = sites_of(trial, dense, TARGETS[recipe.target]) if recipe.correct else []
+    reference = trial.model.clone()
     found = _walk(trial, reference, sites, ranges, samples, recipe, method, schedule.ordered, progress)
     return {name: replace(entry, layer=own[name]) for name, entry in found.items()}
 

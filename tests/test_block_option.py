@@ -33,7 +33,7 @@ def products(op: str = "MatMul", **attributes: int) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("asymmetric", [True, False])
-@pytest.mark.parametrize(("bits", "block"), [(4, 16), (4, 32), (4, 64), (8, 32)])
+@pytest.mark.parametrize(("bits", "block"), [(2, 16), (2, 64), (4, 16), (4, 32), (4, 64), (8, 32)])
 def test_onnxruntime_has_a_kernel_for_them(tmp_path: Path, bits: int, block: int, asymmetric: bool) -> None:
     out = tmp_path / "o.onnx"
     recipe = Recipe(weights=f"int{bits}", block=block, activations="none", asymmetric=asymmetric)  # type: ignore[arg-type]
@@ -41,7 +41,8 @@ def test_onnxruntime_has_a_kernel_for_them(tmp_path: Path, bits: int, block: int
     assert all(check.passed for check in report.checks)
     assert {layer.level for layer in report.layers} == {f"int{bits}{'-asym' if asymmetric else ''}-b{block}"}
     found = examine(out, "onnxruntime", {"x": X["x"][:2]})
-    assert {entry.kernel for entry in found.executions} == {"MatMulNBits"}
+    assert {(entry.kernel, entry.precision) for entry in found.executions} == {("MatMulNBits", f"int{bits}-weights")}
+    assert not found.findings
     model = onnx.load(out)
     nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
     sizes = [{a.name: a.i for a in node.attribute} for node in nodes]

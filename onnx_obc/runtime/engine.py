@@ -18,8 +18,8 @@ class Kernel:
     """One operation that an engine runs for a file.
 
     name, op: as the engine calls it. nodes: the names of the file's nodes that it computes, as far as the engine says.
-    precision: the numbers it multiplies: `int8`, `float32`, …, `int4-weights` where it reads weights of 4 bits and
-    multiplies floats, or empty where it does not say.
+    precision: the numbers it multiplies: `int8`, `float32`, …, `int4-weights` where it reads weights of 4 bits from a
+    file that gives it float inputs, or empty where it does not say.
     sources: the kernels whose outputs it reads, as positions in the same list. seconds: of one run, if it was profiled.
     sparsity: the fraction of zero weights that the engine skips, None where it does not say.
     """

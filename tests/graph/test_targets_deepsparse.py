@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from digits import CALIBRATION, MODEL, text_like
-from onnx import helper
+from onnx import helper, numpy_helper
 from small_graphs import build, random
 
 from onnx_obc import ModelError, Recipe, compress
@@ -123,6 +123,32 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert report.totals["mean_loss_relative"] < report.totals["mean_baseline_relative"]
 
 
+def test_corrections_leave_a_weight_its_one_scale(tmp_path: Path) -> None:
+    """A factor for every channel behind BatchNormalization would cost a pass over the data."""
+    rng = np.random.default_rng(1)
+    weights = {"w": random(8, 4, 1, 1), "d": random(8, 1, 3, 3, seed=2)}
+    weights |= {f"{n}{i}": (1 + rng.random(8)).astype(np.float32) for n in "gbmv" for i in (0, 1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="pointwise"),
+        helper.make_node("BatchNormalization", ["h", "g0", "b0", "m0", "v0"], ["n"]),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node("Conv", ["r", "d"], ["k"], name="depthwise", group=8),
+        helper.make_node("BatchNormalization", ["k", "g1", "b1", "m1", "v1"], ["y"]),
+    ]
+    model = build(nodes, {"x": ("N", 4, 6, 6)}, {"y": ("N", 8, 4, 4)}, weights, opset=17)
+    data = {"x": random(300, 4, 6, 6, seed=5)}
+    out = tmp_path / "o.onnx"
+    kinds = {}
+    for target in ("deepsparse", "onnxruntime"):
+        recipe = Recipe(target=target, sparsity="0.5", layers=[{"match": "depthwise", "sparsity": "none"}])
+        kinds[target] = compress(model, data, recipe, out if target == "deepsparse" else None).report.corrections
+    assert kinds["deepsparse"][0].kinds == ("batchnorm", "bias") and kinds["deepsparse"][0].kept
+    assert kinds["onnxruntime"][0].kinds == ("batchnorm",)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(out).graph.initializer}
+    assert constants["pointwise_scale"].size == 1 and constants["depthwise_scale"].size == 8
+    assert not DEEPSPARSE.examine(ir.load(out))
+
+
 def test_text(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 64, (64, 6))
     out = tmp_path / "o.onnx"
@@ -168,3 +194,6 @@ def test_findings() -> None:
     product = next(node for node in weights.graph if node.op_type == "MatMul")
     product.replace_input_with(0, weights.graph.inputs[0])
     assert {finding.rule for finding in DEEPSPARSE.examine(weights)} == {"weights-only"}
+    for per_row, bias in ((True, "small"), (True, ""), (False, "small")):
+        rules = [finding.rule for finding in DEEPSPARSE.examine(lower(qdq("Conv", per_row=per_row, bias=bias)))]
+        assert rules == (["scales"] if per_row else [])

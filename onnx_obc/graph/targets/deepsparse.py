@@ -22,7 +22,7 @@ from ...errors import ModelError
 from ...level import Choice
 from ..finding import Finding
 from ..layers import Layer
-from ..promise import promises
+from ..promise import constant_behind, promises
 from ..qdq import Activation, scale_layout
 from . import onnxruntime
 from .deepsparse_lowering import lower as lower
@@ -94,4 +94,20 @@ def examine(model: ir.Model) -> list[Finding]:
         elif promise.form == "weights":
             message = "DeepSparse does not accelerate weights that alone are integers"
             found.append(Finding("slow", "weights-only", promise.name, message, "quantize its input too"))
+        elif promise.node.op_type in ("ConvInteger", "MatMulInteger") and _rescaled_by_channel(promise.node):
+            message = "its output is multiplied by a scale for every channel, a pass over the data of its own"
+            found.append(Finding("slow", "scales", promise.name, message, "give all rows of its weight one scale"))
     return found
+
+
+def _rescaled_by_channel(node: ir.Node) -> bool:
+    """Whether the Mul behind an integer product has many scales. A depthwise convolution may: see above."""
+    if node.attributes.get_int("group", 1) > 1:
+        return False
+    while node.op_type != "Mul":
+        uses = list(node.outputs[0].uses())
+        if len(uses) != 1 or uses[0].node.op_type not in ("Add", "Cast", "Mul"):
+            return False
+        node = uses[0].node
+    constants = [constant_behind(value) for value in node.inputs]
+    return any(tensor is not None and tensor.size > 1 for tensor in constants)

@@ -87,12 +87,6 @@ def _weights(promise: Promise) -> tuple[str, str, str] | None:
     if weight is None:
         return "weights-only", "its left operand is the integer one, for which there is no kernel", "store it in float"
     block, axis = weight.attributes.get_int("block_size", 0), weight.attributes.get_int("axis", 1)
-    if promise.bits == 8:
-        return (
-            "weights-only",
-            "8-bit weights are multiplied in float where the input is not quantized",
-            "quantize its input too, or use 4-bit weights",
-        )
     uses = list(node.outputs[0].uses())
     if len(uses) == 1 and uses[0].node.op_type == "Relu" and not node.outputs[0].is_graph_output():
         return "relu", "a Relu alone reads it, and then it does not become MatMulNBits", "write the Relu as Max with 0"

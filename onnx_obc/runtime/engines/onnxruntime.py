@@ -32,7 +32,6 @@ PRECISIONS = {
     "DynamicQuantizeMatMul": "int8",
     "MatMulInteger": "int8",
     "ConvInteger": "int8",
-    "MatMulNBits": "int4-weights",
     "Conv": "float32",
     "FusedConv": "float32",
     "ConvTranspose": "float32",
@@ -40,7 +39,7 @@ PRECISIONS = {
     "FusedMatMul": "float32",
     "Gemm": "float32",
     "FusedGemm": "float32",
-}  # of the operators that multiply
+}  # of the operators that multiply; MatMulNBits says it itself
 
 
 def version() -> str:
@@ -128,12 +127,19 @@ def _kernels(graph: Any, seconds: Mapping[str, float], path: Path) -> list[Kerne
             node.name,
             node.op_type,
             tuple(nodes.get(index, ())),
-            PRECISIONS.get(node.op_type, ""),
+            _precision(node),
             tuple(dict.fromkeys(position[name] for name in node.input if name in position)),
             seconds.get(node.name, 0.0),
         )
         for index, node in enumerate(graph.node)
     ]
+
+
+def _precision(node: Any) -> str:
+    """What a node of the optimized graph multiplies; empty for those that multiply nothing."""
+    if node.op_type == "MatMulNBits":
+        return f"int{next(x.i for x in node.attribute if x.name == 'bits')}-weights"
+    return PRECISIONS.get(node.op_type, "")
 
 
 def covered_by(optimized: Any, graph: ir.Graph) -> dict[int, list[str]]:
@@ -147,7 +153,7 @@ def covered_by(optimized: Any, graph: ir.Graph) -> dict[int, list[str]]:
     for index, node in enumerate(optimized.node):
         for name in (node.name, *node.output):
             found = _strip(name, by_name, by_value)
-            if found is not None and (found not in owners or node.op_type in PRECISIONS):
+            if found is not None and (found not in owners or _precision(node)):
                 owners[found] = index
     return covered(graph, owners)
 
