@@ -51,7 +51,7 @@ from onnx_obc.stopwatch import Stopwatch
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("ResNet-56", "EfficientNet-Lite0", "MiniLM")
 RUNTIMES = ("onnxruntime", "openvino", "deepsparse")
-BATCHES = {"ResNet-56": (1, 64), "EfficientNet-Lite0": (1, 64), "MiniLM": (1, 16)}
+BATCHES = (1, 64)
 BLOCKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 LEVELS = dict.fromkeys(RUNTIMES, "8w8a") | {
     "deepsparse": ",".join(["8w8a", *(f"block4-{sparsity}+8w8a" for sparsity in BLOCKS)])
@@ -73,7 +73,7 @@ def run(subject: Subject, runtime: str, databases: Path, done: set[tuple[Any, ..
     built = build(subject.path, subject.calibration, LEVELS[runtime], folder, recipe, data=subject.options)
     print(f"{subject.name} {version}: built in {time.perf_counter() - began:.0f} s, {built.solved} solved", flush=True)
     database = open_database(folder)
-    for batch in BATCHES[subject.name]:
+    for batch in BATCHES:
         feed = timing_feed(database, batch)  # what budgets of latency are about, so that figures compare
         with tempfile.TemporaryDirectory() as scratch:
             weights = (BLOCKS_OF_64,) if subject.name == "MiniLM" and runtime != "deepsparse" else ()
