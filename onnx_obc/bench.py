@@ -31,8 +31,9 @@ class Timed:
     """One file among others.
 
     seconds: the median of a run. ratio: how many times faster it is than the first file, the median over the rounds of
-    the ratio in each; low, high: its quartiles. sqnr_db: how far its first output is from the first file's, null if
-    equal; top1: on how many samples the largest entry is the same, where the output is a matrix. bytes: of the file.
+    the ratio in each; low, high: its quartiles. sqnr_db: how far its first output is from the first file's, infinite if
+    equal, −infinite if of another shape, NaN where there is nothing to compare; top1: on how many samples the largest
+    entry is the same, where the output is a matrix. bytes: of the file.
     """
 
     file: str
@@ -47,7 +48,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `bench` measured. threads: 0 where the engine was left to choose."""
+    """What `bench` measured. threads: of an engine on the CPU."""
 
     runtime: str
     machine: str
@@ -57,9 +58,10 @@ class Benchmark:
     files: tuple[Timed, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Plain values, ready for JSON. sqnr_db is null where it is not finite, and equal says whether outputs are."""
         plain = asdict(self)
         for entry in plain["files"]:
+            entry["equal"] = entry["sqnr_db"] == math.inf
             entry["sqnr_db"] = entry["sqnr_db"] if math.isfinite(entry["sqnr_db"]) else None
         return plain
 
@@ -117,7 +119,9 @@ def compare(
     )
     if name is None or wanted is None:
         return math.nan, None
-    found = other.get(name, next(iter(other.values())))
+    found = other.get(name, dict(zip(first, other.values(), strict=False)).get(name))
+    if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
+        return math.nan, None
     top1 = None
     if wanted.ndim == 2 and wanted.shape[1] > 1 and found.shape == wanted.shape:
         top1 = float((wanted.argmax(axis=1) == found.argmax(axis=1)).mean())

@@ -203,11 +203,16 @@ def _different(
 
 
 def agreement_db(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
-    """The signal-to-noise ratio of `found`, 10 log₁₀(Σ y² / Σ (y − ŷ)²), in decibels; −inf for another shape."""
+    """The signal-to-noise ratio of `found`, 10 log₁₀(Σ y² / Σ (y − ŷ)²), in decibels; −inf for another shape.
+
+    Elements that are the same infinity or not a number in both do not count.
+    """
     if wanted.shape != found.shape:
         return float("-inf")
-    y = wanted.astype(np.float64)
-    noise, signal = float(((y - found) ** 2).sum()), float((y**2).sum())
+    y, other = wanted.astype(np.float64), found.astype(np.float64)
+    counts = ~((y == other) | (np.isnan(y) & np.isnan(other))) | np.isfinite(y)
+    y, other = y[counts], other[counts]
+    noise, signal = float(((y - other) ** 2).sum()), float((y**2).sum())
     if noise == 0:
         return float("inf")
     return 10 * float(np.log10(signal / noise)) if signal > 0 and np.isfinite(noise) else float("-inf")

@@ -15,7 +15,7 @@ from .calibration.data import InputSpec
 from .calibration.feeds import fixed_batch
 from .errors import RecipeError
 from .finish import Progress, write
-from .graph.model import input_specs, save_model
+from .graph.model import input_specs
 from .graph.targets import save_for
 from .level import FLOAT, Choice, Float64
 from .opened import Database, stitch
@@ -38,8 +38,6 @@ SHORT = 0.03  # by how much a model may be slower than was asked for
 class Measured:
     """A profile with its speed-up: predicted from the table, and measured against the dense model, None if it was not.
 
-    reached: whether it is as fast as was asked for, as far as is known.
-
     rounds: how often a profile was chosen and measured. retimed: how many times of layers were replaced by those
     measured in place.
     """
@@ -47,7 +45,6 @@ class Measured:
     profile: Profile
     predicted: float
     measured: float | None
-    reached: bool
     rounds: int
     retimed: int
 
@@ -66,8 +63,7 @@ def find_in_time(
     on top. So the stitched model is timed against the dense one. Where prediction and measurement differ by more than
     TOLERANCE, the layers take the times that they have in that model, and the search starts again; where the model is
     too slow, more is asked for. If nothing helps, the profile that is fastest by the table is measured too. Raises
-    RecipeError if the table allows no such profile, and that one is not fast enough either; EngineError as
-    `time_layers`.
+    RecipeError if no profile was measured to be as fast as asked; EngineError as `time_layers`.
 
     With a table from another machine nothing is measured.
     """
@@ -75,19 +71,20 @@ def find_in_time(
     table, subject = options.timings, subject_of(database.dense)
     if table.machine != this_machine():
         first = find_profile(database, budget, losses, options, recipe, progress)
-        return Measured(first, 1 / first.costs["latency"], None, True, 1, 0)
-    feed, goal = timing_feed(database, options.timing_batch), 1 / budget.fraction
+        return Measured(first, 1 / first.costs["latency"], None, 1, 0)
+    feed, enough = timing_feed(database, options.timing_batch), (1 - SHORT) / budget.fraction
     timings, asked, retimed = table, budget, 0
-    best: Measured | None = None
+    tried: list[tuple[float, Measured]] = []
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         dense, path = Path(folder) / "dense.onnx", Path(folder) / "model.onnx"
-        save_model(database.graph, dense)
+        save_for(recipe.target, database.graph, dense)
 
-        def measure(profile: Profile, turn: int) -> Measured:
+        def measure(profile: Profile, turn: int) -> float:
             _write(database, profile.choices, recipe, path)
             ratio = bench((dense, path), recipe.target, feed, recipe.threads).files[1].ratio
+            tried.append((ratio, Measured(profile, 1 / profile.costs["latency"], ratio, turn, retimed)))
             progress("latency", 1, ROUNDS)
-            return Measured(profile, 1 / profile.costs["latency"], ratio, ratio >= (1 - SHORT) * goal, turn, retimed)
+            return ratio
 
         for turn in range(1, ROUNDS):
             try:
@@ -95,27 +92,26 @@ def find_in_time(
                 profile = find_profile(database, asked, losses, now, recipe, lambda *_: None)
             except RecipeError:
                 break  # that is more than these levels can do, by what is known
-            found = measure(profile, turn)
-            best = _better(best, found)
-            assert found.measured is not None
-            if abs(found.measured / found.predicted - 1) > TOLERANCE:
+            ratio = measure(profile, turn)
+            if abs(ratio * profile.costs["latency"] - 1) > TOLERANCE:
                 fresh = _in_place(subject, profile.choices, timings, path, feed, recipe)
                 timings, retimed = timings.over(*fresh), retimed + sum(map(len, fresh))
-            elif found.reached:
+            elif ratio >= enough:
                 break
-            if not found.reached:
-                asked = replace(budget, value=min(goal / found.measured, STEP) / asked.fraction)
-        feasible = best is not None
+            if ratio < enough:
+                asked = replace(budget, value=min(1 / budget.fraction / ratio, STEP) / asked.fraction)
         fastest = fastest_profile(database, losses, table)
-        if (best is None or not best.reached) and any(c.level != FLOAT for c in fastest.choices.values()):
-            best = _better(best, measure(fastest, ROUNDS))
-    if best is None or not (best.reached or feasible):
-        most = 1.0 if best is None or best.measured is None else max(1.0, best.measured)
+        integers = any(choice.level != FLOAT for choice in fastest.choices.values())
+        if integers and all(ratio < enough for ratio, _ in tried):
+            measure(fastest, ROUNDS)
+    fast = [found for ratio, found in tried if ratio >= enough]
+    if not fast:
+        most = max([1.0, *(ratio for ratio, _ in tried)])
         raise RecipeError(
             f"--budget {budget} cannot be met: {most:.2f}x at most was measured in {table.runtime} on this machine "
             f"with the levels of {database.folder}; ask for less, or build levels that it runs faster"
         )
-    return best
+    return min(fast, key=lambda found: found.profile.predicted)
 
 
 def in_words(found: Measured, timings: Timings) -> dict[str, Any]:
@@ -154,22 +150,15 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
 
 
 def timing_feed(database: Database, batch: int) -> Feed:
-    """The first calibration samples of a database, repeated to a feed of so many; whole where the model fixes that."""
+    """The first calibration samples of a database, repeated to a feed of so many; as they are where the model fixes how
+    many it takes, or where they are a whole feed of the user's own."""
     samples = database.samples["calibration"]
     first = next(iter(samples.read(0, samples.count)))
-    if fixed_batch([InputSpec(*spec) for spec in input_specs(database.dense)]) is not None:
+    whole = any(array.shape[0] != first.count for array in first.feed.values() if array.ndim)
+    if whole or fixed_batch([InputSpec(*spec) for spec in input_specs(database.dense)]) is not None:
         return first.feed
     copies = -(-batch // first.count)
     return {n: np.concatenate([a] * copies)[:batch] if a.ndim else a for n, a in first.feed.items()}
-
-
-def _better(best: Measured | None, found: Measured) -> Measured:
-    """Of two, the one that is fast enough, then the one that loses less; the faster one if none is."""
-
-    def rank(one: Measured) -> tuple[bool, float]:
-        return one.reached, -one.profile.predicted if one.reached else one.measured or 0.0
-
-    return found if best is None or rank(found) > rank(best) else best
 
 
 def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, path: Path) -> None:
@@ -195,8 +184,8 @@ def _in_place(
         known = own + (timings.switches.get(name, {}).get(choice.kind, 0.0) if switch else 0.0)
         if abs(seconds[name] / known - 1) <= TOLERANCE:
             continue
-        if switch and seconds[name] > own:
-            switches[name] = {choice.kind: seconds[name] - own}
-        else:
+        if switch:
+            switches[name] = {choice.kind: max(seconds[name] - own, 0.0)}
+        if not switch or seconds[name] < own:
             layers[name] = {str(choice): seconds[name]}
     return layers, switches

@@ -128,9 +128,10 @@ def find_profile(
 
 
 def fastest_profile(database: Database, losses: Mapping[str, Float64], timings: Timings) -> Profile:
-    """The profile that takes the least time by a table."""
+    """The profile that takes the least time by a table, of choices whose losses are finite."""
     costs, values = _costs(database, "latency", timings), [losses[name] for name in database.choices]
-    picked = choose_cheapest(values, costs.layers, _switches(database, timings))
+    usable = [np.where(np.isfinite(loss), cost, np.inf) for loss, cost in zip(values, costs.layers, strict=True)]
+    picked = choose_cheapest(values, usable, _switches(database, timings))
     return _profile(database, picked, losses, timings)
 
 

@@ -13,7 +13,7 @@ from .bench import bench
 from .build import possible_choices
 from .calibration.data import DataOptions, InputSpec, open_samples
 from .check import examine
-from .errors import RecipeError
+from .errors import CalibrationError, ModelError, RecipeError
 from .graph.model import input_specs, read_model
 from .graph.place import check_output
 from .levels import read_levels
@@ -62,7 +62,7 @@ def check_command(
     """
     if json_file is not None:
         check_output(json_file, source)
-    found = examine(source, target, read_feed(source, calib, data), threads)
+    found = examine(source, target, _any_feed(source, calib, data), threads)
     if json_file is not None:
         _write(found.to_dict(), json_file)
     show(lambda width: examination_table(found, width))
@@ -162,10 +162,24 @@ def time_command(
 
 def read_feed(source: Path, calib: str, data: CalibrationOptions) -> Feed:
     """One feed of --batch samples of the data; random numbers do, as only time or form is looked at."""
-    options = {**vars(data), "batch": data.batch or 1, "samples": data.samples or data.batch or 1, "allow_random": True}
     specs = [InputSpec(*spec) for spec in input_specs(read_model(source))]
+    sizes = {spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
+    batch = data.batch or (sizes.pop() if len(sizes) == 1 else 1)
+    options = {**vars(data), "batch": batch, "samples": data.samples or batch, "allow_random": True}
     samples = open_samples(calib, specs, DataOptions(**options))
     return next(iter(samples.read(0, samples.count))).feed
+
+
+def _any_feed(source: Path, calib: str, data: CalibrationOptions) -> Feed | None:
+    """The same, or None where random numbers do not fit a model: its form can still be checked."""
+    if calib != "random":
+        return read_feed(source, calib, data)
+    read_model(source)  # says what is wrong with it
+    try:
+        return read_feed(source, calib, data)
+    except (CalibrationError, ModelError) as error:
+        print(f"not run: {' '.join(str(error).split())}", file=sys.stderr)
+        return None
 
 
 def _write(plain: dict[str, Any], path: Path) -> None:

@@ -23,7 +23,6 @@ from .errors import RecipeError
 from .graph.cost import layer_costs
 from .graph.fold import fold, remove_unused
 from .graph.layers import Layer, find_layers
-from .graph.model import save_model
 from .graph.qdq import Writer
 from .graph.targets import TARGETS, save_for
 from .level import FLOAT, Block, Choice, Unstructured
@@ -134,7 +133,7 @@ def time_profile(
         if profile:
             write_quickly(subject.dense, profile, feed, recipe, path)
         else:
-            save_model(subject.graph, path)
+            save_for(recipe.target, subject.graph, path)
         return time_file(subject, path, feed, recipe)
 
 

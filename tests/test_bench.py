@@ -29,7 +29,11 @@ def test_a_file_against_itself_and_another(tmp_path: Path) -> None:
     assert all(entry.seconds > 0 and entry.low <= entry.ratio <= entry.high for entry in found.files)
     assert found.batch == 4 and found.rounds == 3 and sum(seen) == 3
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert plain["files"][1]["sqnr_db"] is None and plain["runtime"].startswith("onnxruntime ")
+    assert (
+        plain["files"][1]["sqnr_db"] is None
+        and plain["files"][1]["equal"]
+        and plain["runtime"].startswith("onnxruntime ")
+    )
 
 
 def test_outputs_are_compared_by_name_or_else_in_order() -> None:

@@ -177,3 +177,54 @@ def test_how_far_outputs_are() -> None:
     assert agreement_db(y, y * 1.1) == pytest.approx(20)
     assert agreement_db(y, y[:1]) == -np.inf
     assert agreement_db(y, np.full_like(y, np.nan)) == -np.inf
+    y[0, 0], y[0, 1] = np.inf, np.nan
+    assert agreement_db(y, y.copy()) == np.inf  # masked scores
+    assert agreement_db(y, np.ones((2, 3))) == -np.inf
+
+
+def qoperator(weight: np.ndarray, constant: bool = True) -> ir.Model:
+    """A QLinearMatMul of an activation and a weight, or of two activations."""
+    names = ["x", "s", "z", "w" if constant else "v", "ws", "wz", "s", "z"]
+    numbers = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8), "w": weight}
+    numbers |= {"ws": np.array(0.1, np.float32), "wz": np.array(0, np.int8)}
+    node = helper.make_node("QLinearMatMul", names, ["y"], name="product")
+    kinds = [("x", TensorProto.UINT8, (2, 4)), *([] if constant else [("v", TensorProto.INT8, (4, 4))])]
+    inputs = [helper.make_tensor_value_info(*kind) for kind in kinds]
+    output = helper.make_tensor_value_info("y", TensorProto.UINT8, (2, 4))
+    used = [onnx.numpy_helper.from_array(a, n) for n, a in numbers.items() if n in names]
+    return ir.from_proto(helper.make_model(helper.make_graph([node], "g", inputs, [output], used)))
+
+
+def test_operators_with_scales_among_their_inputs() -> None:
+    weight = np.diag([127, 5, -3, 2]).astype(np.int8)
+    (found,) = promises(qoperator(weight))
+    assert (found.form, found.bits, found.sparsity, found.largest) == ("int8", 8, 0.75, 127)
+    assert promises(qoperator(weight, constant=False)) == []
+
+
+@pytest.mark.parametrize("stored", ["codes", "floats"])
+def test_weights_with_a_zero_point_and_weights_kept_in_float(stored: str) -> None:
+    codes = np.array([[7, 7, 7, 1], [9, 2, 9, 9]], np.uint8).T  # zeros are 7 and 9
+    scale, zero = np.array([0.1, 0.2], np.float32), np.array([7, 9], np.uint8)
+    nodes = [helper.make_node("DequantizeLinear", ["c", "s", "z"], ["d"], axis=1)]
+    weights = {"c": codes, "s": scale, "z": zero}
+    if stored == "floats":
+        nodes.insert(0, helper.make_node("QuantizeLinear", ["f", "s", "z"], ["c"], axis=1))
+        weights |= {"f": scale * (codes.astype(np.float32) - zero)}
+        del weights["c"]
+    nodes.append(helper.make_node("MatMul", ["x", "d"], ["y"], name="product"))
+    (found,) = promises(ir.from_proto(build(nodes, {"x": ("N", 4)}, {"y": ("N", 2)}, weights)))
+    assert (found.form, found.bits, found.sparsity) == ("weights", 8, 0.75)
+
+
+def test_models_of_a_fixed_batch_and_such_that_take_no_random_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["v", "h"], ["y"])]
+    for first, other in (((8, 4), (8, 8)), ((8, 4), (3, 8))):  # one batch of 8; no batch at all
+        onnx.save(
+            build(nodes, {"x": first, "v": other}, {"y": (other[0], 2)}, {"w": random(4, 2)}), tmp_path / "m.onnx"
+        )
+        assert run_cli("check", tmp_path / "m.onnx", "--target", "onnxruntime") == 0
+        said = capsys.readouterr()
+        assert ("not run" in said.err) == (other[0] == 3)

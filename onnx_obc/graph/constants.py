@@ -42,7 +42,7 @@ def trace(value: ir.Value) -> Constant | str:
         inner = trace(node.inputs[0])
         if isinstance(inner, str):
             return inner
-        step = _apply(node, inner.array)
+        step = rearranged(node, inner.array)
         if step is not None:
             parameters, array = step
             chain = inner.chain if node.op_type == "Identity" else (*inner.chain, parameters)
@@ -54,7 +54,7 @@ def trace(value: ir.Value) -> Constant | str:
     return f"the weight comes out of {node.op_type}, which was not folded into a constant"
 
 
-def _apply(node: ir.Node, array: Array) -> tuple[tuple[object, ...], Array] | None:
+def rearranged(node: ir.Node, array: Array) -> tuple[tuple[object, ...], Array] | None:
     """What `node` does to `array`, as comparable parameters, and the result; None if it is none of the handled ones."""
     match node.op_type:
         case "Identity":

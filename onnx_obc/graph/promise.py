@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
+
+from .constants import rearranged
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
@@ -42,40 +45,61 @@ def promises(model: ir.Model) -> list[Promise]:
     for node in model.graph:
         if node.op_type not in (*WEIGHTED, *INTEGER):
             continue
-        operands = [value for value in node.inputs[: _operands(node)] if value is not None]
+        operands = [node.inputs[index] for index in _operands(node)]
         constants = [value for value in operands if constant_behind(value) is not None]
         if not constants:
             continue
-        weight = constant_behind(constants[-1])
+        weight, own = constant_behind(constants[-1]), dequantized_bits(constants[-1])
         assert weight is not None
         if node.op_type in INTEGER:
             form: Form = "int8"
         else:
             widths = [dequantized_bits(value) for value in operands]
-            own = dequantized_bits(constants[-1])
             form = "float32" if own is None else "int8" if widths == [8, 8] else "weights"
         array = weight.numpy()
-        zeros = float((array == 0).mean()) if array.size else 0.0
         integers = np.issubdtype(array.dtype, np.signedinteger) and array.size
         largest = int(np.abs(array.astype(np.int32)).max()) if integers else 0
-        found.append(Promise(node, form, int(weight.dtype.bitwidth), zeros, largest))
+        found.append(Promise(node, form, own or int(weight.dtype.bitwidth), _zeros(constants[-1]), largest))
     return found
 
 
+def _zeros(value: ir.Value | None) -> float:
+    """The fraction of a constant that is zero: of codes, that is their zero point."""
+    tensor, node = constant_behind(value), dequantizer(value)
+    assert tensor is not None
+    array, zero = tensor.numpy(), np.zeros((), np.int32)
+    point = None if node is None or len(node.inputs) < 3 else constant_behind(node.inputs[2])
+    if node is not None and point is not None and node.inputs[0] is not None and node.inputs[0].is_initializer():
+        zero = point.numpy()
+        axis = node.attributes.get_int("axis", 1)
+        if block := node.attributes.get_int("block_size", 0):
+            zero = np.repeat(zero, block, axis=axis).take(range(array.shape[axis]), axis=axis)
+        elif zero.size > 1:
+            zero = np.expand_dims(zero, tuple(set(range(array.ndim)) - {axis % array.ndim}))
+    return float((array == zero).mean()) if array.size else 0.0
+
+
 def dequantized_bits(value: ir.Value | None) -> int | None:
-    """The width of the integers that a value was dequantized from; None if it was not."""
+    """The width of the integers that a value was dequantized from; None if it was not, or from floats of few bits."""
     node = dequantizer(value)
     if node is None or node.inputs[0] is None:
         return None
-    codes = node.inputs[0]
+    dtype = codes_type(node.inputs[0])
+    return None if dtype is None or not dtype.is_integer() else int(dtype.bitwidth)
+
+
+def codes_type(codes: ir.Value) -> ir.DataType | None:
+    """The type of what a QuantizeLinear gives or a DequantizeLinear reads; None where the file does not say."""
     if codes.dtype is not None:
-        return int(codes.dtype.bitwidth)
+        return codes.dtype
     producer = codes.producer()
     if producer is not None and producer.op_type == "QuantizeLinear":
+        if wanted := producer.attributes.get_int("output_dtype", 0):
+            return ir.DataType(wanted)
         zero = producer.inputs[2] if len(producer.inputs) > 2 else None
-        return 8 if zero is None or zero.dtype is None else int(zero.dtype.bitwidth)
+        return ir.DataType.UINT8 if zero is None else zero.dtype
     tensor = constant_behind(codes)
-    return None if tensor is None else int(tensor.dtype.bitwidth)
+    return None if tensor is None else tensor.dtype
 
 
 def dequantizer(value: ir.Value | None) -> ir.Node | None:
@@ -99,6 +123,23 @@ def constant_behind(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None
 
 
-def _operands(node: ir.Node) -> int:
-    """Among how many inputs the two operands are, those of the integer operators with scales in between included."""
-    return 5 if node.op_type in ("QLinearConv", "QLinearMatMul", "QGemm") else 2
+def array_behind(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The same constant with its axes as a reader of the value sees them; None where a node's effect is not known."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return tensor.numpy()
+    node = value.producer()
+    if node is None or node.op_type not in (*THROUGH, "QuantizeLinear", "DequantizeLinear"):
+        return None
+    array = array_behind(node.inputs[0])
+    if array is None or node.op_type not in THROUGH:
+        return array
+    found = rearranged(node, array)
+    return None if found is None else found[1]
+
+
+def _operands(node: ir.Node) -> tuple[int, int]:
+    """Which inputs the two operands are: some integer operators have scale and zero point in between."""
+    return (0, 3) if node.op_type in ("QLinearConv", "QLinearMatMul", "QGemm") else (0, 1)

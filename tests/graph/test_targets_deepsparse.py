@@ -197,3 +197,10 @@ def test_findings() -> None:
     for per_row, bias in ((True, "small"), (True, ""), (False, "small")):
         rules = [finding.rule for finding in DEEPSPARSE.examine(lower(qdq("Conv", per_row=per_row, bias=bias)))]
         assert rules == (["scales"] if per_row else [])
+
+
+def test_a_bias_for_every_sample_stays() -> None:
+    model = qdq("Gemm", per_row=False, bias="small")
+    bias = model.graph.initializers["b"]
+    bias.const_value, bias.shape = ir.Tensor(random(2, 6), name="b"), ir.Shape((2, 6))
+    assert [node.op_type for node in lower(model).graph].count("Gemm") == 1

@@ -285,3 +285,70 @@ def test_files_of_nvidias_modelopt(tmp_path: Path) -> None:
     few = {finding.node for finding in found if finding.rule == "few-channels"}
     shapes = {node.name: node for node in onnx.load(out).graph.node if node.op_type == "Conv"}
     assert few and few <= shapes.keys() and {finding.rule for finding in found} <= {"few-channels", "2:4"}
+
+
+@pytest.mark.parametrize(("op", "axis"), [("Transpose", 0), ("Transpose", 1), ("Reshape", 0)])
+def test_nodes_between_a_weight_and_its_product(op: str, axis: int) -> None:
+    """What PyTorch's Linear becomes: the axis and 2:4 are those that the product sees."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(1, 127, (8, 32)).astype(np.int8)  # outputs × inputs
+    codes[:, 0::4] = codes[:, 1::4] = 0
+    weights = {"w": codes, "shape": np.array([32, 8], np.int64)}
+    weights |= {"ws": np.full(codes.shape[axis], 0.1, np.float32), "wz": np.zeros(codes.shape[axis], np.int8)}
+    weights |= {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis),
+        helper.make_node(op, ["wd", "shape"] if op == "Reshape" else ["wd"], ["t"]),
+        helper.make_node("MatMul", ["d", "t"], ["y"], name="product"),
+    ]
+    used = {name for node in nodes for name in node.input}
+    found = rules(
+        ir.from_proto(build(nodes, {"x": (2, 32)}, {"y": (2, 8)}, {k: v for k, v in weights.items() if k in used}))
+    )
+    if op == "Transpose":
+        assert found == [*([("error", "axis")] if axis == 1 else []), ("note", "2:4")]
+    else:
+        assert ("error", "axis") not in found
+
+
+def test_a_vector_reshaped_to_a_convolution() -> None:
+    nodes = [
+        helper.make_node("Reshape", ["w", "shape"], ["r"]),
+        helper.make_node("Conv", ["x", "r"], ["y"], name="conv"),
+    ]
+    weights = {"w": random(8 * 4), "shape": np.array([8, 4, 1, 1], np.int64)}
+    assert rules(ir.from_proto(build(nodes, {"x": (1, 4, 5, 5)}, {"y": (1, 8, 5, 5)}, weights))) == []
+
+
+def test_types_are_those_of_the_integers() -> None:
+    """Without a zero point, integers are what the file stores or names; small floats are none."""
+    scale = np.array(0.1, np.float32)
+    stored = build(
+        [helper.make_node("DequantizeLinear", ["w", "s"], ["y"], name="d")],
+        {"x": (1,)},
+        {"y": (4, 4)},
+        {"w": np.ones((4, 4), np.int8), "s": scale},
+    )
+    assert rules(ir.from_proto(stored)) == []
+    pair = build(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s"], ["q"], output_dtype=onnx.TensorProto.INT8),
+            helper.make_node("DequantizeLinear", ["q", "s"], ["y"]),
+        ],
+        {"x": (4,)},
+        {"y": (4,)},
+        {"s": scale},
+        opset=21,
+        ir_version=10,
+    )
+    assert rules(ir.from_proto(pair)) == []
+    codes = ir.Tensor(np.ones((4, 32), np.float32).astype(ir.DataType.FLOAT4E2M1.numpy()), name="w")
+    model = ir.from_proto(stored)
+    node = next(iter(model.graph))
+    weight = node.inputs[0]
+    assert weight is not None
+    weight.const_value, weight.type, weight.shape = codes, ir.TensorType(codes.dtype), codes.shape
+    node.attributes["block_size"] = ir.AttrInt64("block_size", 16)
+    assert rules(model) == []

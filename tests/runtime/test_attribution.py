@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import numpy as np
+import onnx
+import pytest
+from digits import CALIBRATION, MODEL
+
+from onnx_obc import Recipe, compress
+from onnx_obc.errors import EngineError
+from onnx_obc.graph.promise import INTEGER, WEIGHTED
 from onnx_obc.runtime.attribution import seconds_of_layers
 from onnx_obc.runtime.engine import Kernel
+from onnx_obc.runtime.engines import ENGINES
 
 LAYERS = {"conv1": "a", "conv2": "b", "fc": "c"}
 
@@ -40,3 +49,37 @@ def test_nothing_is_lost() -> None:
     ]
     found, rest = seconds_of_layers(kernels, LAYERS, {})
     assert sum(found.values()) + rest == pytest.approx(sum(k.seconds for k in kernels))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "deepsparse"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_nodes_without_names_are_found_by_their_outputs(runtime: str, quantized: bool, tmp_path: Path) -> None:
+    engine = ENGINES[runtime]
+    try:
+        engine.version()
+    except EngineError as error:
+        pytest.skip(str(error))
+    source = MODEL
+    if quantized or runtime == "deepsparse":  # which writes into the file
+        source = tmp_path / "q.onnx"
+        source.write_bytes(MODEL.read_bytes())
+    if quantized:
+        compress(MODEL, CALIBRATION, Recipe(solver="baseline", target=runtime), source)  # type: ignore[arg-type]
+    model = onnx.load(source)
+    outputs = {node.name: node.output[0] for node in model.graph.node}
+    products = [node.name for node in model.graph.node if node.op_type in (*WEIGHTED, *INTEGER)]
+    for node in model.graph.node:
+        node.ClearField("name")
+    onnx.save(model, tmp_path / "unnamed.onnx")
+    (name, array), *_ = np.load(CALIBRATION).items()
+    feed = {name: array[:2]}
+    seen = []
+    for path, known in ((source, products), (tmp_path / "unnamed.onnx", [outputs[n] for n in products])):
+        loaded = engine.load(path, feed, 1)
+        kernels = loaded.kernels(feed, 3)
+        loaded.close()
+        found = [[k for k in kernels if n in k.nodes and k.precision] for n in known]
+        assert [len(own) for own in found] == [1] * len(products)
+        assert runtime == "deepsparse" or all(own[0].seconds > 0 for own in found)  # it rounds to 1 µs
+        seen.append([own[0].precision for own in found])
+    assert seen[0] == seen[1]

@@ -76,8 +76,10 @@ def _fits(node: ir.Node, data: Operand, weight: Operand) -> bool:
         return False
     if data.codes.dtype not in (None, ir.DataType.UINT8, ir.DataType.INT8) or (zero is not None and zero.numpy().any()):
         return False
-    if len(node.inputs) > 2 and node.inputs[2] is not None and ir.convenience.get_const_tensor(node.inputs[2]) is None:
-        return False  # a bias that is computed
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = ir.convenience.get_const_tensor(node.inputs[2])
+        if bias is None or any(size != 1 for size in list(bias.shape)[:-1]):
+            return False  # a bias that is computed, or another one for every sample
     rows = {"Conv": 0, "MatMul": codes.numpy().ndim - 1}.get(node.op_type)
     if node.op_type == "Gemm":
         plain = [node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta")]

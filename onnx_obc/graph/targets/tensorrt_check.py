@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..finding import Finding
-from ..promise import INTEGER, THROUGH, WEIGHTED, constant_behind, dequantizer
+from ..promise import INTEGER, THROUGH, WEIGHTED, array_behind, codes_type, constant_behind, dequantizer
 
 FEW_CHANNELS = 16
 INT4_BLOCKS = (64, 128)
@@ -49,20 +49,26 @@ def examine(model: ir.Model) -> list[Finding]:
 
 
 def _numbers(node: ir.Node) -> Iterator[Finding]:
-    """Signed integers without a zero point."""
+    """Signed integers without a zero point; small floats are no integers."""
     zero = node.inputs[2] if len(node.inputs) > 2 else None
-    if zero is None:
+    dtype = _codes_type(node)
+    if dtype is not None and not dtype.is_integer():
+        return
+    maker = None if node.inputs[0] is None else node.inputs[0].producer()
+    if zero is None and node.op_type == "DequantizeLinear" and maker is not None and maker.op_type == "QuantizeLinear":
+        return  # which says it
+    if zero is None and node.op_type == "QuantizeLinear" and "output_dtype" not in node.attributes:
         message = "it has no zero point: in ONNX that means unsigned integers, which TensorRT does not have"
         yield Finding("error", "zero-point", _name(node), message, "give it an int8 zero point of 0")
         return
-    tensor = constant_behind(zero)
-    dtype = zero.dtype if tensor is None else tensor.dtype
     if dtype is not None and dtype.name.startswith("UINT"):
         message = f"its integers are {dtype.name.lower()}; TensorRT takes signed ones only"
         yield Finding("error", "unsigned", _name(node), message, "quantize to int8, symmetrically")
-    elif dtype == ir.DataType.INT32:
-        return  # a bias, which has a rule of its own
-    elif tensor is None:
+        return
+    if zero is None or dtype == ir.DataType.INT32:
+        return  # symmetric, or a bias, which has a rule of its own
+    tensor = constant_behind(zero)
+    if tensor is None:
         message = "its zero point is computed; TensorRT wants the constant 0"
         yield Finding("error", "zero-point", _name(node), message, "make it a constant")
     elif tensor.numpy().astype(np.int32).any():
@@ -83,17 +89,15 @@ def _scales(node: ir.Node) -> Iterator[Finding]:
     if not constant and values.size > 1:
         message = "an activation has several scales; TensorRT takes one for each"
         yield Finding("error", "per-tensor", _name(node), message, "use one scale")
-    codes = node.inputs[0]
-    narrow = codes is not None and codes.dtype in (ir.DataType.INT4, ir.DataType.UINT4)
-    block = node.attributes.get_int("block_size", 0)
-    if narrow and node.op_type == "DequantizeLinear":
+    block, dtype = node.attributes.get_int("block_size", 0), _codes_type(node)
+    if _narrow(node) and node.op_type == "DequantizeLinear":
         if not constant:
             message = "4-bit integers are for weights alone in TensorRT"
             yield Finding("error", "int4", _name(node), message, "leave the activation in float or int8")
         elif block not in INT4_BLOCKS:
             message = f"4-bit weights have blocks of {block or 'a whole axis'}; TensorRT takes 64 or 128"
             yield Finding("error", "int4", _name(node), message, "use blocks of 64 or 128 along the input channels")
-    elif block != 0:
+    elif block != 0 and (dtype is None or dtype.is_integer()):
         message = "8-bit integers in blocks; TensorRT takes one scale for a tensor or a channel"
         yield Finding("error", "block", _name(node), message, "use scales per output channel")
 
@@ -119,17 +123,16 @@ def _operands(node: ir.Node) -> Iterator[Finding]:
         message = "its weight is quantized and its input is not: it runs in float"
         yield Finding("slow", "one-sided", _name(node), message, "quantize its input too")
     if weight is not None and constant[1] and not _narrow(weight):
-        scale = constant_behind(weight.inputs[1])
+        scale, array = constant_behind(weight.inputs[1]), array_behind(node.inputs[1])
         axis = weight.attributes.get_int("axis", 1)
         transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
         wanted = CHANNEL_AXIS.get(node.op_type, 0 if transposed else 1)
-        tensor = constant_behind(weight.inputs[0])
-        rank = len(tensor.shape) if tensor is not None else 0
-        if node.op_type == "MatMul":
-            wanted = rank - 1
-        if scale is not None and scale.size > 1 and rank and axis % rank != wanted:
+        if node.op_type == "MatMul" and array is not None:
+            wanted = array.ndim - 1
+        seen = _axis_behind(node.inputs[1], axis)
+        if scale is not None and scale.size > 1 and seen is not None and seen != wanted:
             message = (
-                f"the scales of its weight lie along axis {axis}; TensorRT wants axis {wanted}, that of the outputs"
+                f"the scales of its weight lie along axis {seen}; TensorRT wants axis {wanted}, that of the outputs"
             )
             yield Finding("error", "axis", _name(node), message, f"use axis {wanted}")
 
@@ -154,10 +157,10 @@ def _output(node: ir.Node) -> Iterator[Finding]:
 
 
 def _channels(node: ir.Node) -> Iterator[Finding]:
-    weight = constant_behind(node.inputs[1])
+    weight = array_behind(node.inputs[1])
     if node.op_type != "Conv" or weight is None or dequantizer(node.inputs[1]) is None:
         return
-    outputs, inputs = weight.numpy().shape[:2]
+    outputs, inputs = weight.shape[:2]
     groups = node.attributes.get_int("group", 1)
     if groups == 1 and min(inputs, outputs) <= FEW_CHANNELS:
         message = f"it has {inputs} input and {outputs} output channels: int8 kernels work on 32 and are slower here"
@@ -183,10 +186,10 @@ def _skips(model: ir.Model, weighted: list[ir.Node]) -> Iterator[Finding]:
 
 def _sparsity(node: ir.Node) -> Iterator[Finding]:
     """2:4 along the input channels, through Q/DQ, of floats and of integers."""
-    weight = constant_behind(node.inputs[1])
+    weight = array_behind(node.inputs[1])
     if weight is None or node.op_type == "ConvTranspose":
         return
-    channels = channels_first(node, weight.numpy())
+    channels = channels_first(node, weight)
     if channels.shape[0] % 4:
         if channels.size and (channels == 0).mean() >= 0.45:
             message = f"half of its weight is zero, but {channels.shape[0]} input channels do not divide by 4"
@@ -225,8 +228,30 @@ def broken_groups(channels: npt.NDArray[Any]) -> tuple[int, int]:
     return int((kept > 2).sum()), int(kept.size)
 
 
+def _axis_behind(value: ir.Value | None, axis: int) -> int | None:
+    """Along which axis of a value the scales of its DequantizeLinear lie; None where nodes in between hide it."""
+    node, turns = None if value is None else value.producer(), []
+    while node is not None and node.op_type in ("Identity", "Transpose") and node.inputs[0] is not None:
+        turns.append(node)
+        node = node.inputs[0].producer()
+    array = None if node is None or node.op_type != "DequantizeLinear" else array_behind(node.inputs[0])
+    if array is None:
+        return None
+    axis %= array.ndim
+    for turn in reversed(turns):
+        if turn.op_type == "Transpose":
+            axis = list(turn.attributes.get_ints("perm", range(array.ndim)[::-1])).index(axis)
+    return axis
+
+
+def _codes_type(node: ir.Node) -> ir.DataType | None:
+    """The type of the integers that a QuantizeLinear writes or a DequantizeLinear reads."""
+    codes = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+    return None if codes is None else codes_type(codes)
+
+
 def _narrow(node: ir.Node) -> bool:
-    return node.inputs[0] is not None and node.inputs[0].dtype in (ir.DataType.INT4, ir.DataType.UINT4)
+    return _codes_type(node) in (ir.DataType.INT4, ir.DataType.UINT4)
 
 
 def _name(node: ir.Node) -> str:

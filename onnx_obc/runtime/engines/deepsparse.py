@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from ...errors import EngineError
 from ...graph.model import files_of
-from ..attribution import covered
+from ..attribution import covered, node_name
 from ..cpu import usable_cores
 from ..engine import Feed, Kernel
 from ..session import one_line
@@ -78,7 +78,9 @@ class DeepsparseModel:
         self._worker = Worker()
         try:
             for file in files_of(path):  # a copy, as DeepSparse writes the shapes of its input into the file
-                shutil.copyfile(file, self._worker.folder / file.name)
+                copy = self._worker.folder / file.relative_to(path.parent)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
             place = self._worker.folder / path.name
             request = {"do": "load", "path": str(place), "threads": threads or usable_cores()}
             self.supported: float | None = float(self._ask(request, feed)["supported"])
@@ -109,7 +111,7 @@ class DeepsparseModel:
                 if name in values:
                     owners.setdefault(values[name], index)
         nodes = covered(graph, owners)
-        integer = {str(node.name) for node in graph if node.op_type in ("ConvInteger", "MatMulInteger")}
+        integer = {node_name(node) for node in graph if node.op_type in ("ConvInteger", "MatMulInteger")}
         found = []
         for index, layer in enumerate(layers):
             own = tuple(nodes.get(index, ()))
@@ -127,6 +129,8 @@ class DeepsparseModel:
         self._worker.close()
 
     def _ask(self, request: dict[str, Any], feed: Feed) -> Any:
+        if missing := [name for name in self._inputs if name not in feed]:
+            raise EngineError(f"deepsparse failed: {self._path} has an input {missing[0]} that the data lacks")
         place = self._worker.folder / "feed.npz"
         np.savez(place, **{f"{i:04d}": np.asarray(feed[name]) for i, name in enumerate(self._inputs)})  # type: ignore[arg-type]
         return self._worker.ask({**request, "feed": str(place)})

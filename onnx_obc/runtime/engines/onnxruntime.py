@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from ...errors import EngineError
 from ..attribution import covered
+from ..cpu import usable_cores
 from ..engine import Feed, Kernel
 from ..session import one_line
 
@@ -58,7 +59,7 @@ class OnnxruntimeModel:
     supported: float | None = None
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        self._path, self._threads = path, threads
+        self._path, self._threads = path, threads or usable_cores()
         self._session = self._open(self._options())
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
@@ -82,7 +83,11 @@ class OnnxruntimeModel:
             options.profile_file_prefix = str(Path(folder) / "profile")
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
-            session = self._open(options)
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(self._path.resolve().parent)
+            )
+            named = _named(self._path)
+            session = self._open(options, named.SerializeToString())
             for _ in range(repeats + 1):
                 _run(session, feed)
             profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -93,7 +98,7 @@ class OnnxruntimeModel:
             if event.get("cat") == "Node" and name.endswith("_kernel_time"):
                 seconds[name.removesuffix("_kernel_time")].append(event["dur"] / 1e6)
         medians = {name: median(times[1:] or times) for name, times in seconds.items()}  # the first run is not counted
-        return _kernels(optimized.graph, medians, self._path)
+        return _kernels(optimized.graph, medians, ir.from_proto(named).graph)
 
     def close(self) -> None:
         """Give the session back."""
@@ -105,22 +110,32 @@ class OnnxruntimeModel:
         options.add_session_config_entry(
             "session.force_spinning_stop", "1"
         )  # or one file's threads slow the next one's
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self._threads
         return options
 
-    def _open(self, options: Any) -> Any:
+    def _open(self, options: Any, model: bytes | None = None) -> Any:
         try:
-            return _onnxruntime().InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
+            return _onnxruntime().InferenceSession(model or self._path, options, providers=["CPUExecutionProvider"])
         except KeyboardInterrupt:
             raise
         except Exception as error:
             raise EngineError(f"onnxruntime cannot load {self._path}: {one_line(error)}") from error
 
 
-def _kernels(graph: Any, seconds: Mapping[str, float], path: Path) -> list[Kernel]:
+def _named(path: Path) -> onnx.ModelProto:
+    """A file's model, whose nodes without a name have that of their first output: onnxruntime's profile goes by names.
+
+    Weights beside it are left there.
+    """
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        node.name = node.name or node.output[0]
+    return model
+
+
+def _kernels(graph: Any, seconds: Mapping[str, float], file: ir.Graph) -> list[Kernel]:
     """The optimized graph's nodes, and for each the nodes of the file that it computes."""
-    nodes = covered_by(graph, ir.load(path).graph)
+    nodes = covered_by(graph, file)
     position = {name: index for index, node in enumerate(graph.node) for name in node.output}
     return [
         Kernel(

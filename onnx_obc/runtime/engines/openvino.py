@@ -22,7 +22,8 @@ import onnx_ir as ir
 
 from ...errors import EngineError
 from ...graph.promise import WEIGHTED, promises
-from ..attribution import covered
+from ..attribution import covered, node_name
+from ..cpu import usable_cores
 from ..engine import Feed, Kernel
 from ..session import one_line
 
@@ -51,9 +52,8 @@ class OpenvinoModel:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
         try:
             rate = sparse_rate(path)
             if rate is not None:
@@ -98,7 +98,7 @@ class OpenvinoModel:
         position: dict[str, int] = {}
         owners: dict[ir.Node, int] = {}
         graph = ir.load(self._path).graph
-        names = {name: node for node in graph for name in (str(node.name), *(str(v.name) for v in node.outputs))}
+        names = {name: node for node in graph for name in (node_name(node), *(v.name for v in node.outputs)) if name}
         for op in compiled.get_runtime_model().get_ordered_ops():
             about = {key: _text(value) for key, value in op.get_rt_info().items()}
             kind = about.get("layerType", "")

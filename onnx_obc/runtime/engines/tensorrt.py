@@ -6,6 +6,7 @@ trtexec is looked for in $ONNX_OBC_TRTEXEC and on the PATH. Formats of its files
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -39,7 +40,10 @@ ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]\x1e]+)\]")
 
 def version() -> str:
     """Name and version. Raises EngineError if there is no trtexec, or no GPU that it can use."""
-    done = _call([find_trtexec(), "--help"], 60)
+    program = find_trtexec()
+    if not has_gpu():
+        raise EngineError("tensorrt builds engines on the GPU that they are for, and CUDA finds none here")
+    done = _call([program, "--help"], 60)
     found = re.search(r"TensorRT[ .]v?(\d[\d.]*)", done)
     return f"tensorrt {found[1] if found else 'of an unknown version'}"
 
@@ -47,6 +51,18 @@ def version() -> str:
 def load(path: Path, feed: Feed, threads: int | None) -> TensorrtModel:
     """A file, built into an engine for the shapes of this feed. Raises EngineError if it is refused."""
     return TensorrtModel(path, feed)
+
+
+def has_gpu() -> bool:
+    """Whether CUDA's driver is here and sees a GPU."""
+    count = ctypes.c_int()
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False
 
 
 def find_trtexec() -> str:

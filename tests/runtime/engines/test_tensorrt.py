@@ -95,6 +95,7 @@ if "exportTimes" in arguments:
     )
     script.chmod(0o755)
     monkeypatch.setenv(SETTING, str(script))
+    monkeypatch.setattr("onnx_obc.runtime.engines.tensorrt.has_gpu", lambda: True)
     return tmp_path / "calls"
 
 
@@ -128,5 +129,9 @@ def test_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (note,) = [finding for finding in found.findings if finding.rule == "trtexec"]
     assert "trtexec --onnx=" in note.message and not found.ran
     monkeypatch.setenv(SETTING, str(MODEL))  # a file, but no program
+    monkeypatch.setattr("onnx_obc.runtime.engines.tensorrt.has_gpu", lambda: False)
+    with pytest.raises(EngineError, match="CUDA finds none"):
+        ENGINES["tensorrt"].version()
+    monkeypatch.setattr("onnx_obc.runtime.engines.tensorrt.has_gpu", lambda: True)
     with pytest.raises(EngineError, match="cannot be started"):
         ENGINES["tensorrt"].version()
