@@ -23,9 +23,9 @@ from .graph.model import input_specs, read_model, save_model
 from .graph.targets import TARGETS
 from .level import FLOAT, Choice, Level, parse_choice
 from .levels import read_levels
-from .plan import make_plan, possible
+from .plan import possible, quantizable
 from .recipe import Recipe
-from .schedule import make_schedule
+from .schedule import Schedule, make_schedule
 from .search.database import (
     SCHEMA,
     LayerEntry,
@@ -44,10 +44,19 @@ from .search.database import (
 from .search.stored import samples_key, write_ranges, write_samples
 from .solver import Method, solve_levels, warm_up
 from .solver.threads import one_blas_thread
-from .solving import SOLVER, method_of, prepare_layer, report_layer, solving_device, trusted_method
+from .solving import (
+    SOLVER,
+    method_of,
+    ordered_over_exact,
+    prepare_layer,
+    report_layer,
+    solving_device,
+    trusted_method,
+)
 from .split import STORED, describe, first_samples, split
 
-PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", "hessians", "layers", "sensitivity"}
+MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
+PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", *MADE}
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ def build(
         layers=tuple(entries.values()),
     )
     target.mkdir(parents=True, exist_ok=True)
-    _clear(target, set() if same or earlier is None else {"layers", "hessians", "sensitivity"})
+    _clear(target, set() if same or earlier is None else MADE)
     if not _holds(there, key):
         save_model(dense, there)
     write_manifest(target, manifest)
@@ -132,13 +141,17 @@ def build(
     device = solving_device(recipe.device)
     method = method_of(recipe, device)
     warm_up([choice.level for choice in wanted if choice.level != FLOAT], method, progress)
+    planned: Mapping[str, int] = {}
+    fresh = solving
     if same and earlier is not None and earlier.ordered is not None:
-        ordered_layers = earlier.ordered
-    else:
-        schedule = make_schedule(solving, {layer.name: choices[layer.name][1:] for layer in solving}, recipe, device)
-        ordered_layers = schedule.ordered
-        for line in schedule.lines:
-            say(line)
+        planned, known = earlier.ordered, {entry.name for entry in earlier.layers if len(entry.choices) > 1}
+        fresh = [layer for layer in solving if layer.name not in known]
+    schedule = Schedule()
+    if fresh:
+        schedule = make_schedule(fresh, {layer.name: choices[layer.name][1:] for layer in fresh}, recipe, device)
+    ordered_layers = {**planned, **schedule.ordered}
+    for line in schedule.lines:
+        say(line)
     manifest = replace(manifest, ordered=ordered_layers)
     write_manifest(target, manifest)
     hessian_key = content_key(key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN)
@@ -161,6 +174,7 @@ def build(
                 choices[layer.name],
                 recipe,
                 ordered,
+                ordered_layers.get(layer.name, 0),
                 hessian_key,
                 lambda rows: progress("solve", rows, total),
             )
@@ -268,8 +282,7 @@ def _chunks(
         uniform = Choice(Level(bits=bits), activation_bits)
         profile = {layer.name: uniform for layer in layers if possible(layer, uniform, recipe.target) is None}
         if profile:
-            plan = make_plan(dense, recipe, profile)
-            values |= dict.fromkeys(activation.value for activation in plan.activations)
+            values |= dict.fromkeys(quantizable(dense, recipe, profile))
     taps = [use.tap.value for layer in layers for use in layer.uses]
     shapes = probe(graph, [*values, *taps], samples, recipe.device, recipe.threads)
     memory = recipe.memory * 2**30 if recipe.memory is not None else psutil.virtual_memory().total / 4
@@ -319,6 +332,7 @@ def _solve_layer(
     choices: Sequence[Choice],
     recipe: Recipe,
     method: Method,
+    compared_rows: int,
     hessian_key: str,
     progress: Callable[[int], None],
 ) -> tuple[dict[str, str], tuple[int, int]]:
@@ -347,7 +361,8 @@ def _solve_layer(
         solutions = solve_levels(prepared.weight, prepared.damped, missing, trusted_method(prepared, method), advance)
         for solution in solutions:
             choice = Choice(solution.level)
-            report = asdict(report_layer(prepared, choice, solution, recipe, method))
+            ratio = ordered_over_exact(prepared, solution, method, compared_rows)
+            report = asdict(report_layer(prepared, choice, solution, recipe, method, ratio))
             path = place / level_file(str(solution.level))
             write_solution(path, solution, keys[str(solution.level)], report)
         advance(rows * len(missing))

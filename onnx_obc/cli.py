@@ -125,7 +125,7 @@ def compress_command(
     results = [path for path in (*outputs, report) if path is not None]
     read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
     _check_not_read(results, {**read, "--timings": searching.timings})
-    with _told_what_was_written(results):
+    with _told_what_was_written(results, database):
         with progress_bar(quiet) as (progress, say):
             found = DataOptions(**vars(data), seed=chosen.seed)
             if budgets:
@@ -176,13 +176,9 @@ def build_command(
         Print nothing but errors.
     """
     chosen = _recipe(None, skip, target, method, run)
-    try:
-        with progress_bar(quiet) as (progress, say):
-            found = DataOptions(**vars(data), seed=chosen.seed)
-            built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
-    except KeyboardInterrupt:
-        part = (f"a part of {database}; the same command goes on from there",) if database.exists() else ()
-        raise KeyboardInterrupt(*part) from None
+    with _told_what_was_written((), database), progress_bar(quiet) as (progress, say):
+        found = DataOptions(**vars(data), seed=chosen.seed)
+        built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
         print(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already")
@@ -344,13 +340,16 @@ def _show_results(
 
 
 @contextmanager
-def _told_what_was_written(results: Sequence[Path]) -> Iterator[None]:
-    """On an interrupt, say which of the results had been written."""
+def _told_what_was_written(results: Sequence[Path], database: Path | None = None) -> Iterator[None]:
+    """On an interrupt, say which of the results had been written, and what there is of a database."""
     before = {path: _stamp(path) for path in results}
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(*(str(path) for path in results if _stamp(path) != before[path])) from None
+        written = [str(path) for path in results if _stamp(path) != before[path]]
+        if database is not None and database.exists():
+            written.append(f"a part of {database}; the same command goes on from there")
+        raise KeyboardInterrupt(*written) from None
 
 
 def _check_report(report: Path | None, outputs: Sequence[Path], source: Path | None) -> None:

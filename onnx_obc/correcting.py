@@ -13,7 +13,7 @@ from .correction.sites import Kind, Site, find_sites
 from .correction.statistics import correct
 from .graph.layers import find_layers
 from .graph.qdq import Writer, WrittenWeight
-from .graph.targets import Target
+from .graph.targets import TARGETS
 from .judge import Judge
 from .level import Float32, Solution
 from .plan import Plan
@@ -45,19 +45,21 @@ class CorrectionReport:
     kept: bool
 
 
-def sites_of(plan: Plan, dense: ir.Model, target: Target) -> list[Site]:
+def sites_of(plan: Plan, dense: ir.Model, recipe: Recipe) -> list[Site]:
     """Where the statistics of a plan's model can be corrected. To be found before it is written into.
 
     dense: the model as the user gave it, in which BatchNormalization is not folded yet. Where the rows of integer
-    weights are to share a scale, none takes a factor of its own: means alone are corrected.
+    weights are to share a scale, none takes a factor of its own: means alone are corrected. Layers that the recipe
+    skips stay as they are.
     """
     norms = {str(node.outputs[0].name) for node in dense.graph if node.op_type == "BatchNormalization"}
-    layers = find_layers(plan.model)[0]
+    layers, shared = find_layers(plan.model)[0], TARGETS[recipe.target].shared_scale
     for layer in layers:
         choice = plan.choices.get(layer.name)
-        if target.shared_scale and layer.rows > 1 and choice is not None and choice.level.bits is not None:
+        if shared and layer.rows > 1 and choice is not None and choice.level.bits is not None:
             norms -= {str(use.node.outputs[0].name) for use in layer.uses}
-    return find_sites(plan.model, layers, norms)
+    skipped = {layer.name for layer in layers if recipe.choose(layer.name) is None}
+    return [site for site in find_sites(plan.model, layers, norms) if site.layer not in skipped]
 
 
 def correct_statistics(

@@ -19,8 +19,7 @@ from .graph.fold import remove_unused
 from .graph.model import save_model
 from .graph.place import place_model
 from .graph.qdq import Activation, Writer, WrittenWeight
-from .graph.targets import TARGETS
-from .graph.targets.tensorrt_weights import quantize_in_graph
+from .graph.targets import lowering
 from .judge import Judge
 from .plan import Plan
 from .recipe import Recipe
@@ -92,7 +91,7 @@ def finish(
                 verdict = verify(path, material.dense, solved, written, material.held_out, recipe, progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
         first, model = next(iter(material.held_out.read(0, material.held_out.step))).feed, plan.model
-        lower = quantize_in_graph if recipe.weight_form == "qdq" else TARGETS[recipe.target].lower
+        lower = lowering(recipe.target, recipe.weight_form)
         if lower is not None and not verdict.faults:
             model, path = lower(plan.model), Path(scratch) / "lowered" / path.name
             path.parent.mkdir()
@@ -149,12 +148,12 @@ def _draft(
 ) -> _Draft:
     """Train all layers, if the recipe says so, write them, and correct the model's statistics."""
     corrections: tuple[CorrectionReport, ...] = ()
+    correcting = recipe.correct and bool(plan.layers)
+    reference = plan.model.clone() if correcting else plan.model
+    sites = sites_of(plan, material.dense, recipe) if correcting else []
     if recipe.global_adaprune and plan.layers:
         with watch("correct"):
             solved, corrections = train_all(material, plan, solved, recipe, progress)
-    correcting = recipe.correct and bool(plan.layers)
-    reference = plan.model.clone() if correcting else plan.model
-    sites = sites_of(plan, material.dense, TARGETS[recipe.target]) if correcting else []
     with watch("write"):
         written, embeddings, intervals = write(plan, solved, ranges, recipe)
     if correcting:

@@ -126,12 +126,12 @@ def rival_of(
     return stitch(database, choices, plain) if recipe.sequential else None
 
 
-def material_of(database: Database) -> Material:
-    """What a model from this database is finished with."""
+def material_of(database: Database, source: object = None) -> Material:
+    """What a model from this database is finished with. source: what the report names the model by; None: the copy."""
     about = dict(database.manifest.calibration)
     notes = list(about.pop("notes"))
     return Material(
-        str(database.folder / "model.onnx"),
+        str(database.folder / "model.onnx") if source is None else source,
         database.dense,
         database.samples["calibration"],
         database.samples["held_out"],

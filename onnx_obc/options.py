@@ -44,8 +44,6 @@ class TargetOptions:
 
     target: Literal["onnxruntime", "openvino", "deepsparse", "tensorrt"] | None = None
     """The runtime to write for. [default: onnxruntime]"""
-    weight_form: Literal["dq", "qdq"] | None = None
-    """For tensorrt: integer weights behind DequantizeLinear, or, for old releases, floats behind both. [default: dq]"""
 
 
 @Parameter(name="*", group=METHOD)
@@ -76,6 +74,8 @@ class MethodOptions:
 class FinishOptions:
     """What happens to a model once its layers have their levels."""
 
+    weight_form: Annotated[Literal["dq", "qdq"] | None, Parameter(group=LEVELS)] = None
+    """For tensorrt: integer weights behind DequantizeLinear, or, for old releases, floats behind both. [default: dq]"""
     embeddings: Annotated[Literal["float", "int8", "int4"] | None, Parameter(group=LEVELS)] = None
     """Store the tables of Gather as integers, by rounding. [default: float]"""
     ranges: Annotated[Literal["mse", "minmax", "percentile"] | None, Parameter(group=METHOD)] = None

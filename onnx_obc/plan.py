@@ -92,6 +92,16 @@ def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | 
     )
 
 
+def quantizable(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice]) -> list[str]:
+    """The values that a model with this profile, or with a part of it, quantizes.
+
+    Of a sum a target may take one branch or the other, as the layers before it are: so each layer on its own, too.
+    """
+    plan, target = make_plan(source, recipe, profile), TARGETS[recipe.target]
+    alone = [target.place(plan.model, plan.layers, {name: choice}) for name, choice in plan.choices.items()]
+    return list(dict.fromkeys(found.value for placed in (plan.activations, *alone) for found in placed))
+
+
 def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[LeftOut]]:
     """The tables to store as integers, and those that cannot be."""
     bits = parse_bits(recipe.embeddings)

@@ -176,7 +176,12 @@ def _smallest(
 
     Measured on the samples that are held out, on models finished as the recipe says.
     """
-    least = _costs(database, "size", None).least
+    least = _costs(database, "size", None).least_of(list(losses.values()))
+    if least > 1 - 1e-9:
+        raise RecipeError(
+            f"--budget {budget}: these levels make no layer smaller, as pruned weights are stored in float; "
+            "build levels with integers, such as 8w8a or 2:4+8w8a"
+        )
     judge = Judge(database.dense, (database.samples["held_out"],), recipe.device, recipe.threads)
     low, high = np.log(least), 0.0  # of the fraction that is left
     best = None

@@ -89,6 +89,8 @@ class Recipe(_Strict):
     def _form_fits_the_target(self) -> Recipe:
         if self.weight_form == "qdq" and self.target != "tensorrt":
             raise ValueError(f"weight_form: qdq is for target tensorrt; {self.target} takes integers, dq")
+        if self.solver == "baseline" and self.sequential:
+            raise ValueError("sequential: solver baseline takes no inputs into account; leave one of them out")
         return self
 
     @field_validator("refine", mode="before")

@@ -18,7 +18,8 @@ from .calibration.data import DataOptions, existing
 from .calibration.iterables import load_function
 from .errors import RecipeError
 from .finish import Progress, Result, finish
-from .graph.place import check_output
+from .graph.model import read_model
+from .graph.place import check_beside, check_output
 from .latency import find_in_time, in_words, table_of
 from .opened import Database, material_of, open_database, rival_of, stitch
 from .profiles import Profile, SearchOptions, find_profile, sensitivities
@@ -42,13 +43,15 @@ def retarget(
     options: SearchOptions = SearchOptions(),
     recipe: Mapping[str, Any] | None = None,
     *,
+    source: object = None,
     progress: Progress = lambda stage, done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
     """A model for every budget, each written to its output (None: kept in memory).
 
     recipe: fields of a Recipe that do not change solutions, such as `correct` and `verify`, over those that the
-    database was built with. progress, say: as for `compress`. Raises RecipeError if a budget cannot be met, and what
+    database was built with. source: the model that the database was built from, for the report; None: the copy in the
+    database. progress, say: as for `compress`. Raises RecipeError if a budget cannot be met, and what
     `open_database` and `compress` raise.
     """
     targets = [None if output is None else check_output(output, None) for output in outputs]
@@ -69,7 +72,7 @@ def retarget(
         with watch("solve"):
             plan, solved = stitch(database, profile.choices, chosen, progress, say)
             rival = rival_of(database, profile.choices, chosen)
-        material, checks = material_of(database), []
+        material, checks = material_of(database, source), []
         if chosen.verify:
             checks.append(check_graph(database.dense, plan.model, material.held_out, chosen))
         search = {
@@ -112,15 +115,16 @@ def compress_to_budget(
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
     """`build` and `retarget` in one. Without `database` the solutions are thrown away at the end."""
+    dense = read_model(model)
     for output in outputs:
         if output is not None:
-            check_output(output, model)
+            check_beside(dense, check_output(output, model))
     recipe = recipe or Recipe()
     over = {name: value for name, value in dict(recipe).items() if name in SEARCHED}
     with ExitStack() as stack:
         folder = database or stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-obc-"))
-        build(model, calibration, levels, folder, recipe, data=data, progress=progress, say=say)
-        return retarget(folder, budgets, outputs, options, over, progress=progress, say=say)
+        build(dense, calibration, levels, folder, recipe, data=data, progress=progress, say=say)
+        return retarget(folder, budgets, outputs, options, over, source=model, progress=progress, say=say)
 
 
 def default_levels(budget: Budget, target: str) -> str:

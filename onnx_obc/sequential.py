@@ -26,7 +26,6 @@ from .correction.statistics import affine, apply_affine
 from .finish import interval
 from .graph.layers import Layer, Use
 from .graph.qdq import Writer
-from .graph.targets import TARGETS
 from .level import Float64
 from .plan import Plan, make_plan
 from .recipe import Recipe
@@ -34,7 +33,7 @@ from .runtime.stepper import Feed, Stepper
 from .schedule import make_schedule
 from .solver import Method, solve, warm_up
 from .solver.threads import one_blas_thread
-from .solving import Solved, method_of, prepare_layer, report_layer, solving_device, trusted_method
+from .solving import Solved, method_of, ordered_over_exact, prepare_layer, report_layer, solving_device, trusted_method
 
 SHARED = "solved in order on the inputs of its first use; it has others"
 
@@ -65,7 +64,7 @@ def solve_sequentially(
         say(line)
     own = {layer.name: layer for layer in plan.layers}
     trial = make_plan(dense, recipe, plan.choices)
-    sites = sites_of(trial, dense, TARGETS[recipe.target]) if recipe.correct else []
+    sites = sites_of(trial, dense, recipe) if recipe.correct else []
     reference = trial.model.clone()
     found = _walk(trial, reference, sites, ranges, samples, recipe, method, schedule.ordered, progress)
     return {name: replace(entry, layer=own[name]) for name, entry in found.items()}
@@ -109,7 +108,7 @@ def _walk(
                 moments = {key: _moments(use, source, *pair, [(b.first, b.count) for b in batches], samples, recipe)}
                 del pair
             how = replace(method, solver="ordered") if layer.name in ordered else method
-            solved[layer.name] = _solve(layer, *moments[key], plan, recipe, how)
+            solved[layer.name] = _solve(layer, *moments[key], plan, recipe, how, ordered.get(layer.name, 0))
             writer.weight(layer, solved[layer.name].solution)
             progress("solve", layer.groups * layer.rows, rows)
         if node in corrected:
@@ -158,7 +157,14 @@ def _moments(
 
 
 def _solve(
-    layer: Layer, hessian: Float64, cross: Float64, positions: int, plan: Plan, recipe: Recipe, method: Method
+    layer: Layer,
+    hessian: Float64,
+    cross: Float64,
+    positions: int,
+    plan: Plan,
+    recipe: Recipe,
+    method: Method,
+    compared_rows: int,
 ) -> Solved:
     """A layer's W*, and from it the solution at its level."""
     choice = plan.choices[layer.name]
@@ -168,4 +174,5 @@ def _solve(
     prepared = replace(plain, weight=best.astype(np.float32))
     solution = solve(prepared.weight, prepared.damped, choice.level, trusted_method(prepared, method))
     remark = SHARED if len(layer.uses) > 1 else plan.remarks.get(layer.name)
-    return Solved(layer, solution, report_layer(prepared, choice, solution, recipe, method, remark=remark))
+    ratio = ordered_over_exact(prepared, solution, method, compared_rows)
+    return Solved(layer, solution, report_layer(prepared, choice, solution, recipe, method, ratio, remark))

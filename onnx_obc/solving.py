@@ -157,7 +157,7 @@ def solve_layer(
         solution = baseline(prepared.weight, prepared.damped, choice.level, grid=recipe.grid, shared_scale=shared)
     else:
         solution = solve(prepared.weight, prepared.damped, choice.level, trusted_method(prepared, method), advance)
-        ratio = _ordered_over_exact(prepared, solution, method, compared_rows)
+        ratio = ordered_over_exact(prepared, solution, method, compared_rows)
     advance(layer.groups * layer.rows)
     report = report_layer(prepared, choice, solution, recipe, method, ratio, remark)
     return Solved(layer, solution, replace(report, seconds=time.perf_counter() - began))
@@ -207,7 +207,8 @@ def report_layer(
     )
 
 
-def _ordered_over_exact(prepared: Prepared, solution: Solution, method: Method, rows: int) -> float | None:
+def ordered_over_exact(prepared: Prepared, solution: Solution, method: Method, rows: int) -> float | None:
+    """The loss of an ordered solution relative to the exact one's, on so many rows; None for none, or an exact one."""
     if method.solver == "exact":
         return None
     exact = replace(trusted_method(prepared, method), solver="exact", device="cpu")

@@ -133,7 +133,7 @@ def time_profile(
         if profile:
             write_quickly(subject.dense, profile, feed, recipe, path)
         else:
-            save_for(recipe.target, subject.graph, path)
+            save_for(recipe.target, recipe.weight_form, subject.graph, path)
         return time_file(subject, path, feed, recipe)
 
 
@@ -171,7 +171,7 @@ def write_quickly(dense: ir.Model, profile: Mapping[str, Choice], feed: Feed, re
         low, high = ranges[activation.value].interval("minmax", activation.bits, activation.symmetric)
         writer.activation(activation, low, high)
     remove_unused(plan.model)
-    save_for(recipe.target, plan.model, path)
+    save_for(recipe.target, recipe.weight_form, plan.model, path)
 
 
 def timed_choices(wanted: Sequence[Choice]) -> list[Choice]:

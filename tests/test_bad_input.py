@@ -266,7 +266,8 @@ def test_the_weights_of_the_model_are_not_replaced_by_those_of_the_result(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnx.save(small(rows=128), "in.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
-    assert "out.onnx.data holds the model's own weights; name another file" in refuse(capsys)
+    for budget in ((), ("--budget", "size=0.3x")):
+        assert "out.onnx.data holds the model's own weights; name another file" in refuse(capsys, *budget)
     assert run_cli("in.onnx", "other.onnx", "--calib", "x.npz") == 0
 
 

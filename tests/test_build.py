@@ -176,6 +176,31 @@ def test_a_deleted_manifest_is_made_anew(copy: Path, whole: Path) -> None:
     assert files(copy) == files(whole)
 
 
+def test_tables_of_times_belong_to_a_database(copy: Path) -> None:
+    """They do not keep a manifest from being made anew, and those for other data go."""
+    (copy / "timings").mkdir()
+    (copy / "timings" / "onnxruntime-batch1-threads2.json").write_text("{}")
+    (copy / "manifest.json").unlink()
+    build(MODEL, CALIBRATION, LEVELS, copy, data=FEW)
+    assert (copy / "timings").exists()
+    build(MODEL, CALIBRATION, "8w8a", copy, data=DataOptions(samples=32))
+    assert not (copy / "timings").exists()
+
+
+def test_the_form_of_weights_is_chosen_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    db, out = tmp_path / "db", tmp_path / "o.onnx"
+    build(MODEL, CALIBRATION, "8w8a", db, Recipe(target="tensorrt", refine="none"), data=FEW)
+    for form in ("dq", "qdq"):
+        assert run_cli("search", db, "--budget", "size=0.3x", "-o", out, "--weight-form", form) == 0
+        constants = {x.name for x in onnx.load(out).graph.initializer}
+        weights = [n for n in onnx.load(out).graph.node if n.op_type == "QuantizeLinear" and n.input[0] in constants]
+        assert bool(weights) == (form == "qdq")
+    capsys.readouterr()
+    assert "weight-form" in refused(
+        capsys, "build", MODEL, db, "--calib", CALIBRATION, "--levels", "8w8a", "--weight-form", "qdq"
+    )
+
+
 def test_a_folder_with_a_model_of_the_users_is_left_alone(tmp_path: Path) -> None:
     onnx.save(small(), tmp_path / "model.onnx")
     before = (tmp_path / "model.onnx").read_bytes()
@@ -232,6 +257,9 @@ def test_one_command_for_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_cli(*paths, "--target", "tensorrt", "--budget", "bops=12x") == 0
     assert top1(out) > 0.97
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+    assert run_cli(*paths, "--target", "tensorrt", "--budget", "bops=12x", "--report", tmp_path / "r.json") == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["model"] == str(MODEL) and report["file_bytes_before"] == MODEL.stat().st_size
     capsys.readouterr()
     assert "needs a --budget" in refused(capsys, *paths, "--levels", "gpu")
     assert "--weights fixes a level" in refused(capsys, *paths, "--budget", "bops=12x", "--weights", "int4")

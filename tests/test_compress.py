@@ -16,6 +16,7 @@ import pytest
 from digits import CALIBRATION, MODEL, listing, small, text_like, top1
 
 from onnx_obc import DataOptions, Recipe, Rule, Samples, VerificationError, compress
+from onnx_obc.graph.fold import fold
 from onnx_obc.graph.model import read_model
 from onnx_obc.recipe import make_recipe
 from onnx_obc.split import HELD_OUT, split
@@ -263,3 +264,42 @@ def test_weights_beside_the_file(tmp_path: Path) -> None:
     assert result.report.file_bytes_after == sum(len(after[name] or b"") for name in set(after) - set(before))
     onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
     read_model(tmp_path / "out.onnx")
+
+
+def test_corrections_leave_skipped_layers_as_they_are() -> None:
+    name = onnx.load(MODEL).graph.node[0].name
+    recipe = Recipe(sparsity="0.7", weights="float", refine="none", layers=(Rule(match=name, skip=True),))
+    result = compress(MODEL, CALIBRATION, recipe)
+    assert any(attempt.kept for attempt in result.report.corrections)
+    before, after = (
+        {n.name: [x.const_value for x in n.inputs[1:] if x is not None] for n in model.graph}
+        for model in (fold(ir.load(MODEL))[0], result.model)
+    )
+    for old, new in zip(before[name], after[name], strict=True):
+        assert old is not None and new is not None
+        np.testing.assert_array_equal(old.numpy(), new.numpy())
+
+
+def test_statistics_are_brought_back_to_the_dense_models_after_adaprune(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def biases(model: ir.Model) -> list[ir.Value]:
+        return [node.inputs[2] for node in model.graph if node.op_type == "Conv"]  # type: ignore[misc]
+
+    def train(material: Any, plan: Any, solved: Any, *_: Any) -> Any:
+        for value in biases(plan.model):
+            assert value.const_value is not None
+            value.const_value = ir.Tensor(value.const_value.numpy() + 1, name=value.name)
+        return solved, ()
+
+    def correct(material: Any, plan: Any, reference: Any, sites: Any, solved: Any, *_: Any) -> Any:
+        for expected, found in zip(biases(fold(ir.load(MODEL))[0]), biases(reference), strict=True):
+            assert expected.const_value is not None and found.const_value is not None
+            np.testing.assert_array_equal(found.const_value.numpy(), expected.const_value.numpy())
+        seen.append(reference)
+        return solved, ()
+
+    monkeypatch.setattr("onnx_obc.finish.train_all", train)
+    monkeypatch.setattr("onnx_obc.finish.correct_statistics", correct)
+    compress(MODEL, CALIBRATION, Recipe(solver="baseline", global_adaprune=1, verify=False))
+    assert len(seen) == 1

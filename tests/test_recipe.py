@@ -199,3 +199,8 @@ def test_every_option_is_documented_with_its_default(model: type[Recipe | Rule])
         assert name in documented, name
         if model is Recipe and name != "layers":
             assert documented[name] == yaml.safe_dump(field.default).split("\n")[0], name
+
+
+def test_the_baseline_has_no_order() -> None:
+    with pytest.raises(RecipeError, match="solver baseline takes no inputs into account"):
+        make_recipe({"solver": "baseline", "sequential": True})

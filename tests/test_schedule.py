@@ -11,7 +11,8 @@ from onnx import helper
 from small_graphs import build, random
 
 from onnx_obc import build as build_database
-from onnx_obc import compress
+from onnx_obc import compress, open_database
+from onnx_obc.level import parse_choice
 from onnx_obc.recipe import make_recipe
 from onnx_obc.schedule import Schedule, make_schedule
 from onnx_obc.solver.predict import Machine
@@ -121,3 +122,14 @@ def test_a_database_keeps_its_solvers(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("onnx_obc.schedule.calibrate", lambda threads: pytest.fail("it was decided already"))
     again = build_database(two_layers(), x, "int4", tmp_path / "db", recipe)
     assert again.solved == 0 and again.manifest.ordered == first.manifest.ordered == {"wide": 0}
+
+
+def test_so_are_layers_of_a_database_and_layers_in_order(tmp_path: Path) -> None:
+    recipe = make_recipe({"device": "cpu", "solver": "ordered", "refine": "none"})
+    data = {"x": random(800, 300)}
+    build_database(two_layers(), data, "int4", tmp_path / "db", recipe)
+    database = open_database(tmp_path / "db")
+    stored = database.solved(database.layers[0], parse_choice("int4")).report
+    report, _ = run(solver="ordered", refine="none", sequential=True)
+    for wide in (stored, report.layers[0]):
+        assert wide.solver == "ordered" and wide.ordered_over_exact is not None and 0.8 < wide.ordered_over_exact < 2

@@ -22,7 +22,7 @@ from ..graph.layers import Layer
 from ..graph.names import free_name, names_of
 from ..level import Float32
 from ..runtime.session import one_line, open_session
-from .sites import find_sites
+from .sites import Site, find_sites
 
 if TYPE_CHECKING:
     import onnx
@@ -156,14 +156,14 @@ def check_agreement(graph: TorchGraph, dense: ir.Model, feed: Mapping[str, Array
 
 def _places(dense: ir.Model, layers: Sequence[Layer]) -> tuple[list[Place], dict[str, tuple[tuple[ir.Node, int], ...]]]:
     """One place for each use, and where the biases are read, by initializer: (node, index of its input)."""
-    sites = {site.layer: site for site in find_sites(dense, layers, ()) if site.layer is not None}
+    sites = {node: site for site in find_sites(dense, layers, ()) for node in _products_of(site)}
     reads = {site.shift for site in sites.values() if site.shift is not None}
     places: list[Place] = []
     shifts: dict[str, tuple[tuple[ir.Node, int], ...]] = {}
-    for layer in layers:
-        site = sites.get(layer.name)
+    for owner, use in [(layer.name, use) for layer in layers for use in layer.uses]:
+        site = sites.get(use.node)
         if site is None or site.shift is None:
-            places += [Place(layer.name, str(use.node.outputs[0].name), None) for use in layer.uses]
+            places.append(Place(owner, str(use.node.outputs[0].name), None))
             continue
         node, index = site.shift
         bias = node.inputs[index] if index < len(node.inputs) else None
@@ -173,8 +173,16 @@ def _places(dense: ir.Model, layers: Sequence[Layer]) -> tuple[list[Place], dict
             if reads.issuperset(readers):
                 name = str(bias.name)
                 shifts[name] = readers
-        places.append(Place(layer.name, site.value, name))
+        places.append(Place(owner, site.value, name))
     return places, shifts
+
+
+def _products_of(site: Site) -> list[ir.Node]:
+    """The node of a layer whose output a site corrects: its own, or what its Add reads."""
+    if site.layer is None:
+        return []
+    producers = [value.producer() for value in site.node.inputs if value is not None]
+    return [site.node, *(node for node in producers if site.node.op_type == "Add" and node is not None)]
 
 
 def _prepared(

@@ -83,9 +83,12 @@ class Stepper:
     def update(self, name: str, change: Callable[[Array], Array]) -> None:
         """Replace a value that was computed already, on every feed, for the nodes that will read it."""
         holding = [live for live in self._live if name in live]
-        with ThreadPoolExecutor(self._threads or os.cpu_count(), "stepper") as pool:
-            for live, changed in zip(holding, pool.map(change, [live[name] for live in holding]), strict=True):
-                live[name] = changed
+        width = self._threads or os.cpu_count() or 1
+        with ThreadPoolExecutor(width, "stepper") as pool:
+            for part in (holding[start : start + width] for start in range(0, len(holding), width)):
+                for live, changed in zip(part, pool.map(change, [live[name] for live in part]), strict=True):
+                    del live[name]
+                    live[name] = self._kept(changed, ())
 
     def rest(self) -> tuple[ir.Model, list[Feed]]:
         """A model of all that has not run yet, whose inputs are what was kept, and its feeds.

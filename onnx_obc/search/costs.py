@@ -28,6 +28,11 @@ class Costs:
         """What the cheapest choices cost together, relative to the dense model."""
         return (self.fixed + sum(float(row.min()) for row in self.layers)) / self.dense
 
+    def least_of(self, losses: Sequence[Float64]) -> float:
+        """The same of choices whose losses, (choices,) for each layer, are finite: others are never taken."""
+        usable = [row[np.isfinite(loss)] for row, loss in zip(self.layers, losses, strict=True)]
+        return (self.fixed + sum(float(row.min()) for row in usable)) / self.dense
+
     def share(self, picked: Sequence[int]) -> float:
         """What these choices cost together, relative to the dense model."""
         return (self.fixed + sum(float(row[i]) for row, i in zip(self.layers, picked, strict=True))) / self.dense

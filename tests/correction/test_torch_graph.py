@@ -173,3 +173,17 @@ def test_a_bias_that_something_else_reads_is_left() -> None:
     model = ir.from_proto(build(nodes, {"x": (3, 7)}, {"y": None}, {"w": random(7, 5), "b": random(5)}))
     graph = to_torch(model, find_layers(model)[0])
     assert not graph.biases and graph.places[0].bias is None
+
+
+def test_every_use_of_a_weight_is_a_place() -> None:
+    nodes = [
+        make("MatMul", ["x", "w"], ["h"], "one"),
+        make("Add", ["h", "b"], ["a"]),
+        make("Relu", ["a"], ["r"]),
+        make("MatMul", ["r", "w"], ["g"], "two"),
+        make("Add", ["c", "g"], ["y"]),
+    ]
+    model = ir.from_proto(product(nodes, w=random(7, 7), b=random(7), c=random(7)))
+    graph = to_torch(model, find_layers(model)[0])
+    assert [(place.value, place.bias) for place in graph.places] == [("a", "b"), ("y", "c")]
+    check_agreement(graph, model, {"x": random(2, 3, 7)})

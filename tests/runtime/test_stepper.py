@@ -95,3 +95,15 @@ def test_changes_between_steps_are_seen() -> None:
 def test_an_input_is_a_value_too() -> None:
     stepper = Stepper(ir.from_proto(branched()), FEEDS, device="cpu")
     assert stepper.advance(["x"])[1]["x"] is FEEDS[1]["x"]
+
+
+@pytest.mark.parametrize("memory", [float("inf"), 0])
+def test_values_that_were_changed_are_kept_like_others(memory: float) -> None:
+    model = ir.from_proto(branched())
+    stepper = Stepper(model, FEEDS, device="cpu", memory=memory, threads=2)
+    stepper.advance(["h"])
+    stepper.update("h", lambda h: 2 * h)
+    assert all(isinstance(live["h"], np.memmap) == (memory == 0) for live in stepper._live)
+    for found, feed in zip(stepper.advance(["r"]), FEEDS, strict=True):
+        w = onnx.numpy_helper.to_array(branched().graph.initializer[0])
+        np.testing.assert_allclose(found["r"], np.maximum(2 * feed["x"] @ (0.1 * w), 0), rtol=1e-4, atol=1e-5)

@@ -17,6 +17,7 @@ from ..layers import Layer
 from ..model import save_model
 from ..qdq import Activation
 from . import deepsparse, onnxruntime, openvino, tensorrt
+from .tensorrt_weights import quantize_in_graph
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,15 @@ TARGETS["deepsparse"] = Target(
 )
 
 
-def save_for(target: str, model: ir.Model, path: Path) -> None:
+def lowering(target: str, weight_form: str) -> Callable[[ir.Model], ir.Model] | None:
+    """What makes of a finished Q/DQ model the form that a runtime takes; None where it is that form.
+
+    weight_form: as in a Recipe.
+    """
+    return quantize_in_graph if weight_form == "qdq" else TARGETS[target].lower
+
+
+def save_for(target: str, weight_form: str, model: ir.Model, path: Path) -> None:
     """Write a finished Q/DQ model in the form that a runtime takes. Raises OutputError."""
-    lower = TARGETS[target].lower
+    lower = lowering(target, weight_form)
     save_model(model if lower is None else lower(model), path)
