@@ -17,9 +17,9 @@ from .errors import RecipeError
 from .finish import Progress, write
 from .graph.model import input_specs
 from .graph.targets import save_for
-from .level import FLOAT, Choice, Float64
+from .level import Choice, Float64
 from .opened import Database, stitch
-from .profiles import Profile, SearchOptions, fastest_profile, find_profile
+from .profiles import Profile, SearchOptions, fastest_profiles, find_profile
 from .recipe import Recipe
 from .runtime.engine import Feed
 from .runtime.engines import ENGINES
@@ -28,7 +28,8 @@ from .search.timings import Timings, check_timings, read_timings, this_machine, 
 from .solver.threads import usable_cores
 from .timing import Subject, subject_of, time_file, time_layers
 
-ROUNDS = 6  # of choosing and measuring
+SEARCHES = 5  # for a profile that is fast enough
+ROUNDS = SEARCHES + 2  # with the fastest there are
 TOLERANCE = 0.15  # between predicted and measured; beyond it layers are timed again where they stand
 STEP = 1.2  # by how much more is asked for at most, after a model that was too slow
 SHORT = 0.03  # by how much a model may be slower than was asked for
@@ -62,7 +63,7 @@ def find_in_time(
     Predicted times add up layers that were timed in models of one level; in a mixed one, conversions between types come
     on top. So the stitched model is timed against the dense one. Where prediction and measurement differ by more than
     TOLERANCE, the layers take the times that they have in that model, and the search starts again; where the model is
-    too slow, more is asked for. If nothing helps, the profile that is fastest by the table is measured too. Raises
+    too slow, more is asked for. If nothing helps, the fastest there are by the table are measured too. Raises
     RecipeError if no profile was measured to be as fast as asked; EngineError as `time_layers`.
 
     With a table from another machine nothing is measured.
@@ -86,7 +87,7 @@ def find_in_time(
             progress("latency", 1, ROUNDS)
             return ratio
 
-        for turn in range(1, ROUNDS):
+        for turn in range(1, SEARCHES + 1):
             try:
                 now = replace(options, timings=timings)
                 profile = find_profile(database, asked, losses, now, recipe, lambda *_: None)
@@ -100,10 +101,9 @@ def find_in_time(
                 break
             if ratio < enough:
                 asked = replace(budget, value=min(1 / budget.fraction / ratio, STEP) / asked.fraction)
-        fastest = fastest_profile(database, losses, table)
-        integers = any(choice.level != FLOAT for choice in fastest.choices.values())
-        if integers and all(ratio < enough for ratio, _ in tried):
-            measure(fastest, ROUNDS)
+        for turn, fastest in enumerate(fastest_profiles(database, losses, table), SEARCHES + 1):
+            if all(ratio < enough for ratio, _ in tried):
+                measure(fastest, turn)
     fast = [found for ratio, found in tried if ratio >= enough]
     if not fast:
         most = max([1.0, *(ratio for ratio, _ in tried)])

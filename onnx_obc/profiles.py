@@ -127,12 +127,23 @@ def find_profile(
     return _profile(database, picked, losses, options.timings)
 
 
-def fastest_profile(database: Database, losses: Mapping[str, Float64], timings: Timings) -> Profile:
-    """The profile that takes the least time by a table, of choices whose losses are finite."""
+def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings: Timings) -> list[Profile]:
+    """The profile that takes the least time by a table, and the one that does with no layer in float that need not be.
+
+    A table knows least of single layers in float among integers, whose conversions depend on all that is around them.
+    Of choices whose losses are finite.
+    """
     costs, values = _costs(database, "latency", timings), [losses[name] for name in database.choices]
     usable = [np.where(np.isfinite(loss), cost, np.inf) for loss, cost in zip(values, costs.layers, strict=True)]
-    picked = choose_cheapest(values, usable, _switches(database, timings))
-    return _profile(database, picked, losses, timings)
+    integers = [
+        np.where([choice.kind == "float" for choice in found], np.inf, cost)
+        for found, cost in zip(database.choices.values(), usable, strict=True)
+    ]
+    uniform = [all_of if np.isinf(row).all() else row for all_of, row in zip(usable, integers, strict=True)]
+    switches = _switches(database, timings)
+    picked = dict.fromkeys(choose_cheapest(values, allowed, switches) for allowed in (usable, uniform))
+    found = [_profile(database, indices, losses, timings) for indices in picked]
+    return [one for one in found if any(choice.level != FLOAT for choice in one.choices.values())]
 
 
 def _reach(budget: Budget, least: float) -> str:

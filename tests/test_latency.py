@@ -17,7 +17,7 @@ from onnx_obc import Database, Recipe, RecipeError, build, open_database
 from onnx_obc.bench import Benchmark, Timed
 from onnx_obc.latency import find_in_time, table_of, timing_feed
 from onnx_obc.level import FLOAT, Choice
-from onnx_obc.profiles import SearchOptions, fastest_profile, sensitivities
+from onnx_obc.profiles import SearchOptions, fastest_profiles, sensitivities
 from onnx_obc.search.budget import parse_budget
 from onnx_obc.search.timings import Timings, read_timings, this_machine, write_timings
 
@@ -109,11 +109,28 @@ def test_feeds_of_any_batch(database: Database) -> None:
 
 def test_the_fastest_profile_is_all_integers_where_they_are_faster(database: Database) -> None:
     losses = sensitivities(database, SearchOptions(sensitivity="layer"), Recipe(), QUIET)
-    found = fastest_profile(database, losses, by_hand(database, ""))
+    (found,) = fastest_profiles(database, losses, by_hand(database, ""))
     assert all(choice.kind == "int8" for choice in found.choices.values())
 
 
+def test_no_layer_in_float_is_tried_too(database: Database, speed: dict[str, float]) -> None:
+    """A single layer that the table has faster in float may cost more in conversions than the table knows."""
+    table = by_hand(database, this_machine())
+    name = next(iter(table.layers))
+    slow = {**table.layers[name], "8w8a": 2e-3}
+    table = replace(table, layers={**table.layers, name: slow})
+    losses = sensitivities(database, SearchOptions(sensitivity="layer"), Recipe(), QUIET)
+    mixed, uniform = fastest_profiles(database, losses, table)
+    assert [n for n, c in mixed.choices.items() if c.kind == "float"] == [name]
+    assert all(choice.kind == "int8" for choice in uniform.choices.values())
+    with pytest.raises(RecipeError, match=r"1\.50x at most"):
+        options = SearchOptions(sensitivity="layer", timings=table)
+        find_in_time(database, parse_budget("latency=9x"), losses, options, Recipe(), QUIET)
+    assert speed["times"] == 2
+
+
 def test_where_nothing_is_faster(database: Database, speed: dict[str, float]) -> None:
+    speed["ratio"] = 0.8
     options = SearchOptions(sensitivity="layer", timings=by_hand(database, this_machine(), gain=0.5))
     losses = sensitivities(database, options, Recipe(), QUIET)
     with pytest.raises(RecipeError, match=r"1\.00x at most"):
@@ -172,5 +189,5 @@ def test_the_fastest_profile_takes_nothing_that_breaks_the_model(database: Datab
     losses = sensitivities(database, SearchOptions(sensitivity="layer"), Recipe(), QUIET)
     name, choices = next((n, c) for n, c in database.choices.items() if len(c) > 1)
     broken = {**losses, name: np.array([0.0 if c == Choice(FLOAT) else np.inf for c in choices])}
-    found = fastest_profile(database, broken, by_hand(database, ""))
+    (found,) = fastest_profiles(database, broken, by_hand(database, ""))
     assert found.choices[name] == Choice(FLOAT)
