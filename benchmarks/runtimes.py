@@ -58,6 +58,7 @@ LEVELS = dict.fromkeys(RUNTIMES, "8w8a") | {
 }
 BLOCKS_OF_64 = "int4 weights, blocks of 64"
 BUDGETS = (2, 3, 4, 5)
+NAMED = ("dense float32", "8w8a", BLOCKS_OF_64, *(f"latency={factor}x" for factor in BUDGETS))  # the rows of a batch
 
 
 def run(subject: Subject, runtime: str, databases: Path, done: set[tuple[Any, ...]], file: Path) -> None:
@@ -76,10 +77,10 @@ def run(subject: Subject, runtime: str, databases: Path, done: set[tuple[Any, ..
     for batch in BATCHES:
         feed = timing_feed(database, batch)  # what budgets of latency are about, so that figures compare
         with tempfile.TemporaryDirectory() as scratch:
-            weights = (BLOCKS_OF_64,) if subject.name == "MiniLM" and runtime != "deepsparse" else ()
-            for name in ("dense float32", "8w8a", *weights, *(f"latency={factor}x" for factor in BUDGETS)):
-                key = (subject.name, runtime, batch, name)
-                if key in done:
+            for name in NAMED:
+                if name == BLOCKS_OF_64 and (subject.name != "MiniLM" or runtime == "deepsparse"):
+                    continue
+                if (subject.name, runtime, batch, name) in done:
                     continue
                 path = Path(scratch) / "model.onnx"
                 try:
@@ -139,7 +140,10 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for model in NAMES:
         for runtime in RUNTIMES:
-            found = [row for row in rows if (row["model"], row["runtime"]) == (model, runtime)]
+            found = sorted(
+                (row for row in rows if (row["model"], row["runtime"]) == (model, runtime)),
+                key=lambda row: (row["batch"], NAMED.index(row["name"])),
+            )
             if not found:
                 parts.append(f"## {model}, {runtime}: not run\n")
                 continue
