@@ -160,8 +160,8 @@ onnxruntime from the written file; corrections included. *Refused*: the engine i
 how fast it was at most. MiniLM runs on sentences of 51 tokens.
 
 What keeps engines from more: onnxruntime and OpenVINO skip no zeros here, so all layers at 8w8a are their limit. In
-DeepSparse, EfficientNet-Lite0 spends a third of its time at 8w8a in depthwise convolutions, which have no sparse kernel,
-and its 1×1 convolutions have few channels to skip.
+DeepSparse, EfficientNet-Lite0 spends a third of its time at 8w8a in depthwise convolutions, which have no sparse
+kernel, and its 1×1 convolutions have few channels to skip.
 
 {chr(10).join(parts)}"""
 
