@@ -263,7 +263,7 @@ sequential, and in ResNet-20's by operations); kept or dropped by the output
 loss of others. *Sequential*: layers solved again in order on the inputs that the compressed prefix produces, on up to
 512 samples, with corrections on the way; dropped for the model without it where that has the lower output loss on
 held-out samples, as the column says. Pruned anywhere: every third step of OBC's ladder, masks not refined.
-*Global magnitude*: one threshold for all layers.
+*Global magnitude*: one threshold for all layers; a layer that loses all its weights stays dense.
 Models, calibration and evaluation are those of accuracy.md; the evaluation data calibrates and chooses nothing.
 
 {chr(10).join(parts)}"""
