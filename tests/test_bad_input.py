@@ -308,6 +308,7 @@ def test_errors_in_python_are_of_one_family() -> None:
 
 
 @pytest.mark.parametrize("when", ["solve_layer", "verify"])
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(when: str, folder: Path) -> None:
     rng = np.random.default_rng(0)
     weights = {"w": rng.standard_normal((512, 512)).astype(np.float32)}
@@ -357,6 +358,7 @@ def test_ctrl_c_after_the_result_was_written(
     onnx.checker.check_model(onnx.load("out.onnx"))
 
 
+@pytest.mark.slow
 def test_no_onnxruntime(folder: Path) -> None:
     code = "import sys; sys.modules['onnxruntime'] = None; from onnx_obc.cli import main; main()"
     command, before = [sys.executable, "-c", code], listing(folder)

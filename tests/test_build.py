@@ -187,6 +187,7 @@ def test_tables_of_times_belong_to_a_database(copy: Path) -> None:
     assert not (copy / "timings").exists()
 
 
+@pytest.mark.slow
 def test_the_form_of_weights_is_chosen_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     db, out = tmp_path / "db", tmp_path / "o.onnx"
     build(MODEL, CALIBRATION, "8w8a", db, Recipe(target="tensorrt", refine="none"), data=FEW)
@@ -231,6 +232,7 @@ def test_skipped_layers_stay_dense(tmp_path: Path) -> None:
     assert [x.choices for x in built.manifest.layers if len(x.choices) > 1] == [("float", "int8")]
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     db = tmp_path / "db"
     assert run_cli("build", MODEL, db, "--calib", CALIBRATION, "--samples", 64, "--levels", "8w8a,4w4a") == 0
@@ -251,6 +253,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "obc-bops=9x cannot be met" in line and "8x at most" in line
 
 
+@pytest.mark.slow
 def test_one_command_for_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.onnx"
     paths = [MODEL, out, "--calib", CALIBRATION, "--samples", 64]

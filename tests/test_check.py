@@ -152,6 +152,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(out.read_text())["ran"] is True
 
 
+@pytest.mark.slow
 def test_without_saturating_there_is_no_word_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "q.onnx"
     compress(MODEL, CALIBRATION, Recipe(solver="baseline"), out)

@@ -50,6 +50,7 @@ def numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, (int, float)) else []
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_layers_and_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, report = tmp_path / "out.onnx", tmp_path / "r.json"
     assert run_cli(MODEL, out, "--calib", CALIBRATION, "--sparsity", "2:4", "--report", report) == 0

@@ -41,6 +41,7 @@ GOLDEN: dict[str, tuple[dict[str, Any], int, float]] = {
 
 
 @pytest.mark.parametrize("level", GOLDEN)
+@pytest.mark.slow
 def test_levels(level: str, tmp_path: Path) -> None:
     options, layers, floor = GOLDEN[level]
     result = compress(MODEL, CALIBRATION, make_recipe(options), tmp_path / "out.onnx")
@@ -64,6 +65,7 @@ def test_sparse_runs_beat_magnitude_by_far() -> None:
     assert all(x.zeros >= 0.5 for x in report.layers)
 
 
+@pytest.mark.slow
 def test_the_baseline_is_what_its_reports_call_so() -> None:
     exact, baseline = (
         compress(MODEL, CALIBRATION, Recipe(weights="int3", solver=solver), data=FEW).report  # type: ignore[arg-type]
@@ -155,6 +157,7 @@ def test_asymmetric_float_is_float() -> None:
     assert [x.reason for x in report.left_out] == ["float, as the recipe says"]
 
 
+@pytest.mark.slow
 def test_every_kind_of_model_gives_the_same_and_stays_as_it_was(tmp_path: Path) -> None:
     data = MODEL.read_bytes()
     given: list[Any] = [MODEL, str(MODEL), data, onnx.load(MODEL), ir.load(MODEL)]
@@ -167,6 +170,7 @@ def test_every_kind_of_model_gives_the_same_and_stays_as_it_was(tmp_path: Path) 
     assert ir.to_proto(given[4]).SerializeToString() == ir_before
 
 
+@pytest.mark.slow
 def test_in_memory_is_what_is_written(tmp_path: Path) -> None:
     kept = compress(MODEL, CALIBRATION, Recipe(weights="int4"), data=FEW)
     compress(MODEL, CALIBRATION, Recipe(weights="int4"), tmp_path / "out.onnx", data=FEW)
@@ -174,6 +178,7 @@ def test_in_memory_is_what_is_written(tmp_path: Path) -> None:
     assert ir.to_proto(kept.model).SerializeToString() == (tmp_path / "out.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_neither_threads_nor_batch_nor_memory_change_the_file(tmp_path: Path) -> None:
     runs: list[tuple[dict[str, Any], int | None]] = [
         ({"threads": 1}, None), ({"threads": 2}, None), ({"threads": 2}, 7), ({"memory": 1e-4}, None),

@@ -89,6 +89,7 @@ def test_a_table_of_another_machine_predicts_only(database: Database, speed: dic
     assert found.measured is None and speed["times"] == 0
 
 
+@pytest.mark.slow
 def test_the_table_is_measured_once_and_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnx_obc.timing.RUN_SECONDS", 0.01)
     options = SearchOptions(timing_batch=2)

@@ -26,6 +26,7 @@ from onnx_obc.stopwatch import Stopwatch
 
 
 @pytest.mark.parametrize("how", [{}, {"sequential": True}, {"correct": False}])
+@pytest.mark.slow
 def test_the_loss_of_the_finished_model_stays_under_a_budget_of_loss(how: dict[str, object], tmp_path: Path) -> None:
     build(MODEL, CALIBRATION, "4w4a,2:4+4w4a", tmp_path / "db", data=DataOptions(samples=64))
     (result,) = retarget(tmp_path / "db", [Budget("drop", 0.01)], [None], SearchOptions("layer"), how)

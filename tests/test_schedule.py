@@ -124,6 +124,7 @@ def test_a_database_keeps_its_solvers(tmp_path: Path, monkeypatch: pytest.Monkey
     assert again.solved == 0 and again.manifest.ordered == first.manifest.ordered == {"wide": 0}
 
 
+@pytest.mark.slow
 def test_so_are_layers_of_a_database_and_layers_in_order(tmp_path: Path) -> None:
     recipe = make_recipe({"device": "cpu", "solver": "ordered", "refine": "none"})
     data = {"x": random(800, 300)}

@@ -104,6 +104,7 @@ def test_what_comes_closer_to_the_dense_model_is_kept(monkeypatch: pytest.Monkey
         {"sparsity": "0.8", "weights": "float"},
     ],
 )
+@pytest.mark.slow
 def test_it_helps_on_a_real_model(options: dict[str, str], tmp_path: Path) -> None:
     losses = {}
     for sequential in (False, True):
@@ -115,6 +116,7 @@ def test_it_helps_on_a_real_model(options: dict[str, str], tmp_path: Path) -> No
     assert top1(tmp_path / "True.onnx") > 0.9
 
 
+@pytest.mark.slow
 def test_memory_does_not_matter() -> None:
     recipe = Recipe(weights="int4", sequential=True, device="cpu")
     data = DataOptions(samples=64)

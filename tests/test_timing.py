@@ -35,6 +35,7 @@ def timings() -> Timings:
     return time_layers(subject, choices, FEED, Recipe(threads=1))
 
 
+@pytest.mark.slow
 def test_every_layer_has_a_time_at_every_choice_that_it_can_take(timings: Timings) -> None:
     subject = subject_of(read_model(MODEL))
     for layer in subject.layers:
@@ -65,6 +66,7 @@ def test_of_a_ladder_some_sparsities_are_timed_and_the_others_lie_between() -> N
     assert timed_choices(few) == list(few)
 
 
+@pytest.mark.slow
 def test_times_between_are_interpolated() -> None:
     subject = subject_of(read_model(MODEL))
     wanted = [Choice(FLOAT), *(parse_choice(f"sparse-{0.1 * i:.1f}") for i in range(1, 10))]

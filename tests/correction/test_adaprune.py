@@ -84,6 +84,7 @@ CASES = {"sparse-0.60": (2.5, 0.3, 0.9), "int3-asym": (1.4, 0.98, 0.983), "spars
 
 
 @pytest.mark.parametrize("level", CASES)
+@pytest.mark.slow
 def test_outputs_come_back(level: str, tmp_path: Path) -> None:
     factor, worst, floor = CASES[level]
     model, layers = dense()

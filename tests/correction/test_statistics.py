@@ -389,6 +389,7 @@ def test_the_outputs_of_the_small_classifier_come_closer(kinds: Sequence[Kind], 
     found.check(tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_in_the_pipeline(tmp_path: Path) -> None:
     """What is kept is verified, and said to have helped; without it the file is another one."""
     recipe = Recipe(weights="int3", activations="none", device="cpu", threads=1)

@@ -193,6 +193,7 @@ def test_two_in_four_along_the_input_channels(
 
 
 @pytest.mark.parametrize(("op", "shape", "axis", "attributes"), CASES)
+@pytest.mark.slow
 def test_polygraphy_agrees(
     tmp_path: Path, op: str, shape: tuple[int, ...], axis: int, attributes: dict[str, int]
 ) -> None:
@@ -221,6 +222,7 @@ def test_our_own_files_keep_the_rules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"sparsity": "2:4"}])
+@pytest.mark.slow
 def test_weights_as_floats_behind_both(tmp_path: Path, options: dict[str, Any]) -> None:
     out = {}
     for form in ("dq", "qdq"):

@@ -53,6 +53,7 @@ def test_nothing_is_lost() -> None:
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "deepsparse"])
 @pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.slow
 def test_nodes_without_names_are_found_by_their_outputs(runtime: str, quantized: bool, tmp_path: Path) -> None:
     engine = ENGINES[runtime]
     try:

@@ -91,6 +91,7 @@ def test_it_is_optimal_on_large_problems(seed: int) -> None:
     ("levels", "kind", "fraction"),
     [("gpu", "obc-bops", 1 / 7), ("gpu", "bops", 1 / 40), ("weight-only", "size", 0.12), ("block4", "flops", 1 / 3)],
 )
+@pytest.mark.slow
 def test_it_is_optimal_on_a_real_model(levels: str, kind: str, fraction: float) -> None:
     check(*real_problem(levels, kind, fraction), buckets=10_000)
 

@@ -52,6 +52,7 @@ def test_spdy_finds_what_a_sum_hides() -> None:
     assert (picked, loss) == spdy_search(losses, solver(costs, limit), evaluate, random=50, patience=50)
 
 
+@pytest.mark.slow
 def test_spdy_sees_what_layers_do_together() -> None:
     """Where a sum over layers misses what neighbours do to each other, against the best of all profiles.
 

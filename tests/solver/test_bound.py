@@ -83,6 +83,7 @@ def optimum(weights, hessian, level, grid):
 @pytest.mark.parametrize("text", TINY)
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.3, 0.01, 1e-4]))
+@pytest.mark.slow
 def test_never_exceeds_the_optimum(text, seed, decay, damping):
     level = parse_level(text)
     weights, hessian = layer(*TINY[text], samples=12, decay=decay, seed=seed)

@@ -201,6 +201,7 @@ def everything(weights, damped, memory, precision="float64", progress=None):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch(precision):
     weights, hessian = layer(3, 5, 70)
     damped, finished = damp(hessian), []

@@ -61,6 +61,7 @@ def test_products_of_matrices(tmp_path: Path) -> None:
     assert found.count("int8") == (2, 2)
 
 
+@pytest.mark.slow
 def test_what_it_has_no_kernel_for_is_said(tmp_path: Path) -> None:
     report = compress(
         MODEL, CALIBRATION, Recipe(solver="baseline", target="openvino", weights="int4", asymmetric=False), None
@@ -81,6 +82,7 @@ def test_weights_with_a_zero_point_are_multiplied_in_float(tmp_path: Path) -> No
     assert {entry.node for entry in found.executions} == named
 
 
+@pytest.mark.slow
 def test_sparse_weights_set_the_rate(tmp_path: Path) -> None:
     assert sparse_rate(MODEL) is None and sparse_rate(quick(tmp_path / "q.onnx")) is None
     rate = sparse_rate(quick(tmp_path / "s.onnx", sparsity="0.8"))
