@@ -134,16 +134,14 @@ def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings:
     Of choices whose losses are finite.
     """
     costs, values = _costs(database, "latency", timings), [losses[name] for name in database.choices]
-    usable = [np.where(np.isfinite(loss), cost, np.inf) for loss, cost in zip(values, costs.layers, strict=True)]
-    integers = [
-        np.where([choice.kind == "float" for choice in found], np.inf, cost)
-        for found, cost in zip(database.choices.values(), usable, strict=True)
-    ]
-    uniform = [all_of if np.isinf(row).all() else row for all_of, row in zip(usable, integers, strict=True)]
+    integers = []
+    for found, loss, cost in zip(database.choices.values(), values, costs.layers, strict=True):
+        whole = np.array([choice.kind != "float" for choice in found]) & np.isfinite(loss)  # (choices,) bool
+        integers.append(np.where(whole, cost, np.inf) if whole.any() else cost)
     switches = _switches(database, timings)
-    picked = dict.fromkeys(choose_cheapest(values, allowed, switches) for allowed in (usable, uniform))
-    found = [_profile(database, indices, losses, timings) for indices in picked]
-    return [one for one in found if any(choice.level != FLOAT for choice in one.choices.values())]
+    picked = dict.fromkeys(choose_cheapest(values, allowed, switches) for allowed in (costs.layers, integers))
+    profiles = [_profile(database, indices, losses, timings) for indices in picked]
+    return [one for one in profiles if any(choice.level != FLOAT for choice in one.choices.values())]
 
 
 def _reach(budget: Budget, least: float) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import onnx_ir as ir
 from cyclopts import Parameter
 
 from .bench import bench
@@ -62,7 +63,7 @@ def check_command(
     """
     if json_file is not None:
         check_output(json_file, source)
-    found = examine(source, target, _any_feed(source, calib, data), threads)
+    found = examine(source, target, _any_feed(read_model(source), calib, data), threads)
     if json_file is not None:
         _write(found.to_dict(), json_file)
     show(lambda width: examination_table(found, width))
@@ -106,9 +107,8 @@ def bench_command(
     if json_file is not None:
         for path in files:
             check_output(json_file, path)
-    for path in files:
-        read_model(path)  # says what is wrong with it
-    feed = read_feed(files[0], calib, data)
+    models = [read_model(path) for path in files]  # says what is wrong with one
+    feed = read_feed(models[0], calib, data)
     with progress_bar(quiet) as (progress, _):
         found = bench(files, runtime, feed, threads, rounds, progress)
     if json_file is not None:
@@ -149,10 +149,11 @@ def time_command(
     """
     check_output(output, source)
     recipe = make_recipe({"target": runtime, "threads": threads}, "command line")
-    subject = subject_of(read_model(source))
+    model = read_model(source)
+    subject = subject_of(model)
     wanted = read_levels(levels, zero_points=recipe.target != "tensorrt")
     choices = possible_choices(subject.layers, wanted, recipe)
-    feed = read_feed(source, calib, data)
+    feed = read_feed(model, calib, data)
     with progress_bar(quiet) as (progress, _):
         found = time_layers(subject, choices, feed, recipe, progress)
     write_timings(found, output)
@@ -160,9 +161,9 @@ def time_command(
         show(lambda width: timing_table(found, wanted))
 
 
-def read_feed(source: Path, calib: str, data: CalibrationOptions) -> Feed:
+def read_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed:
     """One feed of --batch samples of the data; random numbers do, as only time or form is looked at."""
-    specs = [InputSpec(*spec) for spec in input_specs(read_model(source))]
+    specs = [InputSpec(*spec) for spec in input_specs(model)]
     sizes = {spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
     batch = data.batch or (sizes.pop() if len(sizes) == 1 else 1)
     options = {**vars(data), "batch": batch, "samples": data.samples or batch, "allow_random": True}
@@ -170,14 +171,13 @@ def read_feed(source: Path, calib: str, data: CalibrationOptions) -> Feed:
     return next(iter(samples.read(0, samples.count))).feed
 
 
-def _any_feed(source: Path, calib: str, data: CalibrationOptions) -> Feed | None:
+def _any_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed | None:
     """The same, or None where random numbers do not fit a model: its form can still be checked."""
-    if calib != "random":
-        return read_feed(source, calib, data)
-    read_model(source)  # says what is wrong with it
     try:
-        return read_feed(source, calib, data)
+        return read_feed(model, calib, data)
     except (CalibrationError, ModelError) as error:
+        if calib != "random":
+            raise
         print(f"not run: {' '.join(str(error).split())}", file=sys.stderr)
         return None
 

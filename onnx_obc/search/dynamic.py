@@ -57,14 +57,14 @@ def choose(
 
     A choice whose loss is not finite is never taken. Raises RecipeError if nothing else fits.
     """
-    usable = [np.where(np.isfinite(loss), cost, np.inf) for loss, cost in zip(losses, costs, strict=True)]
+    usable = _usable(losses, costs)
     switches = switches or Switches([[""] * len(loss) for loss in losses], [{} for _ in losses])
     kinds, between = switches.kinds, switches.costs
 
     def spent(picked: Sequence[int]) -> float:
         return _total(usable, picked) + switches.total(picked)
 
-    cheapest = choose_cheapest(losses, usable, switches)
+    cheapest = choose_cheapest(losses, costs, switches)
     least = spent(cheapest)
     if not (least <= limit * (1 + ROUNDING) and np.isfinite(least)):
         raise RecipeError(
@@ -91,6 +91,11 @@ def choose(
             if rounded is _up:
                 break
     return min(candidates, key=lambda picked: (_total(losses, picked), spent(picked)))
+
+
+def _usable(losses: Sequence[Float64], costs: Sequence[Float64]) -> list[Float64]:
+    """The costs, infinite where the loss is not finite: such a choice is never taken."""
+    return [np.where(np.isfinite(loss), cost, np.inf) for loss, cost in zip(losses, costs, strict=True)]
 
 
 def _up(cost: Float64) -> Int64:
@@ -190,7 +195,11 @@ def _profile(
 
 
 def choose_cheapest(losses: Sequence[Float64], costs: Sequence[Float64], switches: Switches) -> tuple[int, ...]:
-    """The profile of least cost, switches included; of equal ones that of the least loss."""
+    """The profile of least cost, switches included; of equal ones that of the least loss.
+
+    Of choices whose losses are finite, as far as a layer has any.
+    """
+    costs = _usable(losses, costs)
     best: dict[str, tuple[float, float, tuple[int, ...]]] = {}
     for row, (loss, cost, found) in enumerate(zip(losses, costs, switches.kinds, strict=True)):
         after: dict[str, tuple[float, float, tuple[int, ...]]] = {}
