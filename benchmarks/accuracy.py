@@ -31,12 +31,13 @@ from subjects import NAMES, Subject, find_subjects, open_data, subset
 from tables import machine, markdown
 
 from onnx_obc.calibration.capture import Captured, Chunk, capture
-from onnx_obc.finish import write
-from onnx_obc.graph.model import read_model, save_model
-from onnx_obc.plan import make_plan
-from onnx_obc.recipe import Recipe
-from onnx_obc.solving import method_of, solve_layer
-from onnx_obc.verify import check_losses
+from onnx_obc.graph.model import read_model
+from onnx_obc.graph.save import save_model
+from onnx_obc.pipeline.layer import method_of, solve_layer
+from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.recipe import Recipe
+from onnx_obc.pipeline.verify import check_losses
+from onnx_obc.pipeline.write import write
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = (

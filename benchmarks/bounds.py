@@ -21,12 +21,13 @@ from subjects import Subject, find_subjects, open_data
 from tables import machine, markdown
 
 from onnx_obc.calibration.capture import Chunk, capture
+from onnx_obc.core.level import parse_level
 from onnx_obc.graph.model import read_model
-from onnx_obc.level import parse_level
-from onnx_obc.plan import make_plan
-from onnx_obc.recipe import Recipe
-from onnx_obc.solver import Damped, Method, bound, damp, layer_loss, solve
-from onnx_obc.solver.bound import lower_bound
+from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.recipe import Recipe
+from onnx_obc.solver import Damped, Method, damp, layer_loss, solve
+from onnx_obc.solver.bound import bound
+from onnx_obc.solver.bound.bound import lower_bound
 
 RESULTS = Path(__file__).parent / "results"
 LEVELS = ("int8", "int4-asym", "int2-asym", "2:4", "sparse-0.60", "block4-0.50", "2:4+int4-asym", "2:4+int2-asym")

@@ -21,13 +21,13 @@ from subjects import NAMES, Subject, find_subjects, open_data
 from tables import machine, markdown
 
 from onnx_obc.calibration.capture import Chunk, capture
-from onnx_obc.calibration.data import Samples
+from onnx_obc.calibration.samples import Samples
 from onnx_obc.calibration.unfold import unfold
 from onnx_obc.graph.model import read_model
-from onnx_obc.plan import make_plan
-from onnx_obc.recipe import Recipe
+from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.runtime.session import open_session
-from onnx_obc.solver.threads import one_blas_thread
+from onnx_obc.solver.linalg.threads import one_blas_thread
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 3

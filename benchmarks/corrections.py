@@ -23,10 +23,10 @@ from subjects import NAMES, Subject, find_subjects
 from tables import machine, markdown
 
 from onnx_obc import Recipe, build, open_database
-from onnx_obc.finish import finish
-from onnx_obc.level import parse_choice
-from onnx_obc.opened import material_of, stitch
-from onnx_obc.stopwatch import Stopwatch
+from onnx_obc.core.level import parse_choice
+from onnx_obc.core.progress import Stopwatch
+from onnx_obc.database.open import material_of, stitch
+from onnx_obc.pipeline.finish import finish
 
 RESULTS = Path(__file__).parent / "results"
 LEVELS = ("8w8a", "int4-asym", "int3-asym", "2:4", "2:4+8w8a", "sparse-0.60")

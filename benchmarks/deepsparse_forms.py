@@ -21,19 +21,20 @@ from subjects import find_subjects
 from tables import machine, markdown
 
 from onnx_obc import ObcError, Recipe
-from onnx_obc.bench import bench
 from onnx_obc.calibration.capture import Chunk, capture
-from onnx_obc.calibration.data import Batch, Samples
+from onnx_obc.calibration.samples import Batch, Samples
+from onnx_obc.core.arrays import Feed
+from onnx_obc.core.level import Block, parse_choice
 from onnx_obc.graph.fold import remove_unused
-from onnx_obc.graph.model import read_model, save_model
-from onnx_obc.graph.qdq import Writer
-from onnx_obc.graph.targets import TARGETS, save_for
-from onnx_obc.level import Block, parse_choice
-from onnx_obc.plan import make_plan, possible
-from onnx_obc.runtime.engine import Feed, batch_of
-from onnx_obc.runtime.engines import ENGINES
+from onnx_obc.graph.model import read_model
+from onnx_obc.graph.save import save_model
+from onnx_obc.graph.write import Writer
+from onnx_obc.pipeline.plan import make_plan, possible
+from onnx_obc.search.latency.layer_times import subject_of
 from onnx_obc.solver.baselines import uncompensated
-from onnx_obc.timing import subject_of
+from onnx_obc.targets.bench import bench
+from onnx_obc.targets.engine import batch_of
+from onnx_obc.targets.registry import TARGETS, save_for
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES = {"ResNet-56": (1, 64), "EfficientNet-Lite0": (1, 16), "MiniLM": (1, 8)}
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(BATCHES), action="append", help="only this model; may be given again")
     options = parser.parse_args()
     try:
-        version = ENGINES["deepsparse"].version()
+        version = TARGETS["deepsparse"].engine.version()
     except ObcError as error:
         sys.exit(str(error))
     assert TARGETS["deepsparse"].shared_scale

@@ -23,9 +23,12 @@ from pathlib import Path
 import numpy as np
 from tables import machine, markdown
 
-from onnx_obc.level import NM, Level, Solution, parse_level
-from onnx_obc.solver import Damped, baseline, damp, fit_grid, layer_loss, ordered, ordered_refit
-from onnx_obc.solver.ordered import prune_ordered, quantize_ordered
+from onnx_obc.core.level import NM, Level, parse_level
+from onnx_obc.core.solution import Solution
+from onnx_obc.solver import Damped, baseline, damp, fit_grid, layer_loss
+from onnx_obc.solver.ordered import ordered
+from onnx_obc.solver.ordered import refit as ordered_refit
+from onnx_obc.solver.ordered.ordered import prune_ordered, quantize_ordered
 from onnx_obc.solver.solve import Method, solve
 
 RESULTS = Path(__file__).parent / "results"

@@ -28,14 +28,15 @@ from subjects import NAMES, Subject, find_subjects
 from tables import machine, markdown
 
 from onnx_obc import Recipe, SearchOptions, build, open_database, parse_budget
-from onnx_obc.finish import finish
+from onnx_obc.core.level import FLOAT, Choice, Level, Unstructured, parse_choice
+from onnx_obc.core.progress import Stopwatch
+from onnx_obc.core.solution import Solution
+from onnx_obc.database.open import Database, material_of, rival_of, stitch
 from onnx_obc.graph.cost import layer_costs, level_flops, obc_bops
-from onnx_obc.level import FLOAT, Choice, Level, Solution, Unstructured, parse_choice
-from onnx_obc.opened import Database, material_of, rival_of, stitch
-from onnx_obc.plan import make_plan
-from onnx_obc.profiles import find_profile, sensitivities
-from onnx_obc.solving import LayerReport, Solved
-from onnx_obc.stopwatch import Stopwatch
+from onnx_obc.pipeline.finish import finish
+from onnx_obc.pipeline.layer import LayerReport, Solved
+from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.search.profile import find_profile, sensitivities
 
 RESULTS = Path(__file__).parent / "results"
 BOPS = ("6x", "8x", "10x", "12x", "14x")

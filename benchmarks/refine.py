@@ -25,14 +25,15 @@ from subjects import Subject, find_subjects, open_data
 from tables import machine, markdown
 
 from onnx_obc.calibration.capture import Captured, Chunk, capture
-from onnx_obc.finish import write
+from onnx_obc.core.level import parse_level
 from onnx_obc.graph.layers import Layer
-from onnx_obc.graph.model import read_model, save_model
-from onnx_obc.level import parse_level
-from onnx_obc.plan import make_plan
-from onnx_obc.recipe import Recipe
+from onnx_obc.graph.model import read_model
+from onnx_obc.graph.save import save_model
+from onnx_obc.pipeline.layer import solve_layer
+from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.recipe import Recipe
+from onnx_obc.pipeline.write import write
 from onnx_obc.solver import Method, damp, layer_loss, solve, warm_up
-from onnx_obc.solving import solve_layer
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("ResNet-20", "EfficientNet-Lite0", "MiniLM")

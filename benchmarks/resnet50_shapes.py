@@ -22,11 +22,12 @@ from rich.console import Console
 from solver import Problem, make_problem
 from tables import machine, markdown
 
-from onnx_obc.level import NM, Block, Float32, Unstructured
+from onnx_obc.core.arrays import Float32
+from onnx_obc.core.level import NM, Block, Unstructured
+from onnx_obc.core.machine import usable_cores
 from onnx_obc.solver import Damped, damp, fit_grid
-from onnx_obc.solver.prune import greedy_order, mask_of, prune, solve_kept
-from onnx_obc.solver.quantize import quantize
-from onnx_obc.solver.threads import usable_cores
+from onnx_obc.solver.exact.prune import greedy_order, mask_of, prune, solve_kept
+from onnx_obc.solver.exact.quantize import quantize
 
 RESULTS = Path(__file__).parent / "results"
 LADDER = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -27,26 +27,17 @@ from typing import Any
 from subjects import Subject, find_subjects
 from tables import machine, markdown
 
-from onnx_obc import (
-    ObcError,
-    Recipe,
-    SearchOptions,
-    build,
-    compress,
-    open_database,
-    parse_budget,
-    retarget,
-)
-from onnx_obc.bench import bench
-from onnx_obc.check import examine
-from onnx_obc.finish import finish
-from onnx_obc.graph.model import file_bytes
-from onnx_obc.latency import timing_feed
-from onnx_obc.level import FLOAT, Choice, parse_choice
-from onnx_obc.opened import Database, material_of, stitch
-from onnx_obc.runtime.engine import Feed
-from onnx_obc.runtime.engines import ENGINES
-from onnx_obc.stopwatch import Stopwatch
+from onnx_obc import ObcError, Recipe, SearchOptions, build, compress, open_database, parse_budget, retarget
+from onnx_obc.core.arrays import Feed
+from onnx_obc.core.level import FLOAT, Choice, parse_choice
+from onnx_obc.core.progress import Stopwatch
+from onnx_obc.database.open import Database, material_of, stitch
+from onnx_obc.graph.save import file_bytes
+from onnx_obc.pipeline.finish import finish
+from onnx_obc.search.latency.find import timing_feed
+from onnx_obc.targets.bench import bench
+from onnx_obc.targets.check import check_file
+from onnx_obc.targets.registry import TARGETS
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("ResNet-56", "EfficientNet-Lite0", "MiniLM")
@@ -63,7 +54,7 @@ NAMED = ("dense float32", "8w8a", BLOCKS_OF_64, *(f"latency={factor}x" for facto
 
 def run(subject: Subject, runtime: str, databases: Path, done: set[tuple[Any, ...]], file: Path) -> None:
     try:
-        version = ENGINES[runtime].version()
+        version = TARGETS[runtime].engine.version()
     except ObcError as error:
         print(f"{runtime} is skipped: {error}")
         return
@@ -122,7 +113,7 @@ def make(database: Database, subject: Subject, name: str, batch: int, path: Path
 def measure(subject: Subject, runtime: str, path: Path, feed: Feed) -> dict[str, Any]:
     found = bench((subject.path, path), runtime, feed)
     dense, timed = found.files
-    kept, promised = examine(path, runtime, feed).count("int8")
+    kept, promised = check_file(path, runtime, feed).count("int8")
     score = subject.score(path, None)
     return {
         "score": score.value,

@@ -23,11 +23,11 @@ from subjects import NAMES, Subject, find_subjects, open_data
 from tables import machine, markdown
 
 from onnx_obc.calibration.capture import Captured, Chunk, capture
+from onnx_obc.core.level import NM, Level
 from onnx_obc.graph.layers import Layer
 from onnx_obc.graph.model import read_model
-from onnx_obc.level import NM, Level
-from onnx_obc.plan import make_plan
-from onnx_obc.recipe import Recipe
+from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.solver import damp, layer_loss, output_energy, solve
 
 RESULTS = Path(__file__).parent / "results"

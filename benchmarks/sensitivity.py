@@ -22,14 +22,15 @@ import onnx_ir as ir
 from subjects import Subject, find_subjects, open_data
 from tables import machine, markdown
 
-from onnx_obc.calibration.data import Batch
+from onnx_obc.calibration.samples import Batch
+from onnx_obc.core.arrays import Float32
+from onnx_obc.core.level import Choice, Level
 from onnx_obc.graph.cost import layer_costs
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.model import read_model
-from onnx_obc.level import Choice, Float32, Level
-from onnx_obc.output_loss import OutputLoss, class_scores
 from onnx_obc.runtime import stepper
+from onnx_obc.runtime.output_loss import OutputLoss, class_scores
 from onnx_obc.runtime.session import Session, open_session
 from onnx_obc.search import sensitivity
 

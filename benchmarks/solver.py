@@ -28,12 +28,15 @@ import torch
 from rich.console import Console
 from tables import machine, markdown
 
-from onnx_obc.level import NM, Block, Float32, Grid, Int32, Sparsity, Unstructured
+from onnx_obc.core.arrays import Float32, Int32
+from onnx_obc.core.level import NM, Block, Sparsity, Unstructured
+from onnx_obc.core.machine import usable_cores
+from onnx_obc.core.solution import Grid
 from onnx_obc.solver import Damped, damp, fit_grid
-from onnx_obc.solver.inverse import Precision
-from onnx_obc.solver.prune import greedy_order
-from onnx_obc.solver.quantize import quantize
-from onnx_obc.solver.threads import one_blas_thread, usable_cores
+from onnx_obc.solver.exact.prune import greedy_order
+from onnx_obc.solver.exact.quantize import quantize
+from onnx_obc.solver.linalg.inverse import Precision
+from onnx_obc.solver.linalg.threads import one_blas_thread
 
 RESULTS = Path(__file__).parent / "results"
 PATTERNS: dict[str, Sparsity | None] = {

@@ -27,12 +27,13 @@ from rich.console import Console
 from solver import PATTERNS, Problem, engine, grid_of, make_problem
 from tables import markdown
 
-from onnx_obc.level import NM, Block, Float32, Int32, Unstructured
+from onnx_obc.core.arrays import Float32, Int32
+from onnx_obc.core.level import NM, Block, Unstructured
 from onnx_obc.solver import Damped
-from onnx_obc.solver.greedy_torch import invert, prune_order, quantize, solve_kept
-from onnx_obc.solver.greedy_torch_device import devices
-from onnx_obc.solver.inverse import Precision
-from onnx_obc.solver.prune import mask_of
+from onnx_obc.solver.exact.prune import mask_of
+from onnx_obc.solver.gpu.batches import invert, prune_order, quantize, solve_kept
+from onnx_obc.solver.gpu.device import devices
+from onnx_obc.solver.linalg.inverse import Precision
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = {576: 8192, 1152: 4096, 2304: 1024, 4608: 256}  # of the layer that is solved; what fits goes in one batch

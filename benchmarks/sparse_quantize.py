@@ -16,8 +16,8 @@ import numpy as np
 from tables import machine, markdown
 
 from onnx_obc.solver import damp, fit_grid
-from onnx_obc.solver import quantize as module
-from onnx_obc.solver.inverse import Precision
+from onnx_obc.solver.exact import quantize as module
+from onnx_obc.solver.linalg.inverse import Precision
 
 DENSITIES = (0.9, 0.7, 0.6, 0.55, 0.5, 0.4, 0.25, 0.1)
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64")

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from evaluation import IMAGENET_EVALUATION, Score, cifar_top1, imagenet_top1, sts_spearman
 
-from onnx_obc.calibration.data import DataOptions, InputSpec, Samples, open_samples
+from onnx_obc.calibration.data import open_samples
+from onnx_obc.calibration.samples import DataOptions, Samples
 from onnx_obc.graph.model import input_specs
 
 NAMES = ("ResNet-20", "ResNet-56", "EfficientNet-Lite0", "MiniLM")
@@ -62,7 +63,7 @@ def find_subjects(models: Path, shared: Path, scratch: Path, names: tuple[str, .
 
 def open_data(model: ir.Model, data: Path, options: DataOptions) -> Samples:
     """The samples of a file for a model."""
-    return open_samples(data, [InputSpec(*spec) for spec in input_specs(model)], options)
+    return open_samples(data, input_specs(model), options)
 
 
 def subset(archive: Path, target: Path, keep: Callable[[int], bool]) -> Path:

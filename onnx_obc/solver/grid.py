@@ -7,9 +7,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..level import Float32, Float64, Grid, Int32
-from .compiled import compiled
-from .threads import over_rows
+from ..core.arrays import Float32, Float64, Int32
+from ..core.solution import Grid
+from .linalg.compiled import compiled
+from .linalg.threads import over_rows
 
 GridMethod: TypeAlias = Literal["minmax", "mse"]
 

@@ -8,20 +8,22 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..errors import ModelError
-from ..level import NM, Float32, Level, Solution, Sparsity
-from .bound import lower_bound
+from ..core.arrays import Float32
+from ..core.errors import ModelError
+from ..core.level import NM, Level, Sparsity
+from ..core.solution import Solution
+from .bound.bound import lower_bound
+from .exact.prune import cut_trace, prune_trace
+from .exact.quantize import quantize
 from .grid import GridMethod, fit_grid
-from .inverse import Damped, Precision, damp
-from .levels import Passes, Shared, pattern_of
-from .loss import layer_loss
-from .ordered import prune_ordered, quantize_ordered
-from .ordered_refit import inner_product
-from .prune import cut_trace, prune_trace
-from .quantize import quantize
-from .refine_codes import refine_codes
-from .refine_mask import refine_mask
-from .threads import Progress
+from .linalg.inverse import Damped, Precision, damp
+from .linalg.loss import layer_loss
+from .linalg.threads import Progress
+from .ordered.ordered import prune_ordered, quantize_ordered
+from .ordered.refit import inner_product
+from .refine.codes import refine_codes
+from .refine.mask import refine_mask
+from .traces import Passes, Shared, pattern_of
 
 Refine: TypeAlias = Literal["none", "auto"] | int
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from problems import layer
 
-from onnx_obc.errors import ModelError
-from onnx_obc.level import FLOAT, parse_level
+from onnx_obc.core.errors import ModelError
+from onnx_obc.core.level import FLOAT, parse_level
 from onnx_obc.solver import Method, baseline, damp, layer_loss, output_energy, solve
 
 LEVELS = [
