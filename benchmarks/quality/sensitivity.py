@@ -1,7 +1,7 @@
 """What it costs to find each layer's sensitivity to each level: time and operations against running whole models.
 
-python benchmarks/sensitivity.py
-python benchmarks/sensitivity.py --only ResNet-20   # half a minute; writes nothing
+python -m benchmarks.quality.sensitivity
+python -m benchmarks.quality.sensitivity --only ResNet-20   # half a minute; writes nothing
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from unittest import mock
 
 import numpy as np
 import onnx_ir as ir
-from subjects import Subject, find_subjects, open_data
-from tables import machine, markdown
 
+from benchmarks.common.subjects import Subject, find_subjects, open_data
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.samples import Batch
 from onnx_obc.core.arrays import Float32
 from onnx_obc.core.level import Choice, Level
@@ -34,7 +34,7 @@ from onnx_obc.runtime.output_loss import OutputLoss, class_scores
 from onnx_obc.runtime.session import Session, open_session
 from onnx_obc.search import sensitivity
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 NAMES = ("ResNet-20", "EfficientNet-Lite0")
 REPEATS = 3
 EVERY = {"ResNet-20": 1, "EfficientNet-Lite0": 5}  # each so-manieth layer, from the middle of the first so many
@@ -217,7 +217,7 @@ def page(rows: Sequence[Row]) -> str:
     apart = "; ".join(f"{row.name} {row.apart:.0e}" for row in rows)
     return f"""# Sensitivity
 
-`python benchmarks/sensitivity.py`, on {machine()}.
+`python -m benchmarks.quality.sensitivity`, on {machine()}.
 
 Seconds to find the output loss of the model with each layer alone at each of {len(BITS)} levels: weights rounded to
 {", ".join(map(str, BITS[:-1]))} and {BITS[-1]} bits, on {SAMPLES} samples in batches of {BATCH}. Of

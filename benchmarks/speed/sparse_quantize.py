@@ -1,6 +1,6 @@
 """How long quantizing rows that hold zeros takes: on all columns, on the kept ones, and as `quantize` chooses.
 
-    python benchmarks/sparse_quantize.py [--columns 128,576,1152] [--save]
+    python -m benchmarks.speed.sparse_quantize [--columns 128,576,1152] [--save]
 
 Random weights, each row with zeros of its own, int4. `all columns` eliminates the zeros from the shared inverse first;
 `kept columns` factorises every row's own Hessian. Processor time of one thread, of several runs the shortest.
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tables import machine, markdown
 
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.solver import damp, fit_grid
 from onnx_obc.solver.exact import quantize as module
 from onnx_obc.solver.linalg.inverse import Precision
@@ -42,11 +42,11 @@ def main() -> None:
                 rows.append([str(columns), precision, f"{density:.2f}", *figures])
                 print(*rows[-1], flush=True)
     header = ["columns", "precision", "density", "all columns, ms", "kept columns, ms", "`quantize` is faster, times"]
-    note = f"`python benchmarks/sparse_quantize.py --save`, on {machine()}.\n\n{NOTE}"
+    note = f"`python -m benchmarks.speed.sparse_quantize --save`, on {machine()}.\n\n{NOTE}"
     text = f"# Quantizing sparse rows\n\n{note}\n{markdown(header, rows, left=2)}\n"
     print(text)
     if options.save:
-        (Path(__file__).parent / "results" / "sparse_quantize.md").write_text(text, encoding="utf-8")
+        (Path(__file__).parents[1] / "results" / "sparse_quantize.md").write_text(text, encoding="utf-8")
 
 
 def seconds(columns: int, density: float, precision: Precision, ways: tuple[float, ...]) -> list[float]:

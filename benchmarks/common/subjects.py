@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from evaluation import IMAGENET_EVALUATION, Score, cifar_top1, imagenet_top1, sts_spearman
 
+from benchmarks.common.evaluation import IMAGENET_EVALUATION, Score, cifar_top1, imagenet_top1, sts_spearman
 from onnx_obc.calibration.data import open_samples
 from onnx_obc.calibration.samples import DataOptions, Samples
 from onnx_obc.graph.model import input_specs

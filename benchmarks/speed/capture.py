@@ -1,7 +1,7 @@
 """What it costs to capture Hessians: time over plain inference of the same samples, and memory over their number.
 
-python benchmarks/capture.py
-python benchmarks/capture.py --only ResNet-20   # some two minutes; writes nothing
+python -m benchmarks.speed.capture
+python -m benchmarks.speed.capture --only ResNet-20   # some two minutes; writes nothing
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from subjects import NAMES, Subject, find_subjects, open_data
-from tables import machine, markdown
 
+from benchmarks.common.subjects import NAMES, Subject, find_subjects, open_data
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.capture import Chunk, capture
 from onnx_obc.calibration.samples import Samples
 from onnx_obc.calibration.unfold import unfold
@@ -29,7 +29,7 @@ from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.runtime.session import open_session
 from onnx_obc.solver.linalg.threads import one_blas_thread
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 REPEATS = 3
 COUNTS = (64, 256, 1024)  # samples, for the peak memory
 NAIVE = {"ResNet-20": 128}  # samples for the comparison with unfolding everything: it has convolutions of stride 1 only
@@ -166,7 +166,7 @@ def page(rows: list[Timing], peaks: dict[str, list[int]], naive: dict[str, tuple
     )
     return f"""# Capture
 
-`python benchmarks/capture.py`, on {machine()}.
+`python -m benchmarks.speed.capture`, on {machine()}.
 
 Seconds to load the model and run it on all samples (*plain*), and to capture the Hessians of all its layers from them:
 at the default sampling, and from all positions. The samples are in memory; onnxruntime has the same settings and

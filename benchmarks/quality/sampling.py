@@ -1,7 +1,7 @@
 """What it costs to build a Hessian from a sample of the positions: layer loss on other data, and capture time.
 
-    python benchmarks/sampling.py
-    python benchmarks/sampling.py --quick   # ResNet-20 with 256 samples, under a minute
+    python -m benchmarks.quality.sampling
+    python -m benchmarks.quality.sampling --quick   # ResNet-20 with 256 samples, under a minute
 
 Each layer is solved with the Hessian of a setting, and its layer loss is measured with the Hessian of all positions of
 held-out samples. A row of the table is the mean, over layers, of that loss over the loss of the largest setting.
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from subjects import NAMES, Subject, find_subjects, open_data
-from tables import machine, markdown
 
+from benchmarks.common.subjects import NAMES, Subject, find_subjects, open_data
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.capture import Captured, Chunk, capture
 from onnx_obc.core.level import NM, Level
 from onnx_obc.graph.layers import Layer
@@ -30,7 +30,7 @@ from onnx_obc.pipeline.plan import make_plan
 from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.solver import damp, layer_loss, output_energy, solve
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 LEVELS = (Level(bits=4), Level(sparsity=NM(2, 4)))
 HEADER = (
     "model", "layers", "level", "positions per column", "positions of a layer", "mean loss", "loss / largest",
@@ -158,7 +158,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     )
     return f"""# Sampling of positions
 
-`python benchmarks/sampling.py`, on {machine()}.
+`python -m benchmarks.quality.sampling`, on {machine()}.
 
 {models}
 

@@ -1,8 +1,8 @@
 """How fast the exact solver is on a GPU, against the CPU engine on one core in the same run, and all of ResNet-50.
 
-    python benchmarks/solver_gpu.py
-    python benchmarks/solver_gpu.py --columns 576 1152 --no-network
-    python benchmarks/solver_gpu.py --device cpu --columns 128 --no-network   # tries the script out, measures nothing
+    python -m benchmarks.speed.solver_gpu
+    python -m benchmarks.speed.solver_gpu --columns 576 1152 --no-network
+    python -m benchmarks.speed.solver_gpu --device cpu --columns 128 --no-network   # tries the script out, measures nothing
 
 Random weights, inputs whose spectrum decays as 1/k, 1 % damping, float32. First, in float64 on a small problem, both
 must eliminate the same columns in the same order; if not, the script says so and exits with 1. Without a GPU it says so
@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from resnet50_shapes import LADDER, MODELS
 from rich.console import Console
-from solver import PATTERNS, Problem, engine, grid_of, make_problem
-from tables import markdown
 
+from benchmarks.common.tables import markdown
+from benchmarks.speed.solver import PATTERNS, Problem, engine, grid_of, make_problem
 from onnx_obc.core.arrays import Float32, Int32
 from onnx_obc.core.level import NM, Block, Unstructured
 from onnx_obc.solver import Damped
@@ -35,7 +35,7 @@ from onnx_obc.solver.gpu.batches import invert, prune_order, quantize, solve_kep
 from onnx_obc.solver.gpu.device import devices
 from onnx_obc.solver.linalg.inverse import Precision
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 ROWS = {576: 8192, 1152: 4096, 2304: 1024, 4608: 256}  # of the layer that is solved; what fits goes in one batch
 TURNS = 3
 CPU_SECONDS = 2.0  # how long the CPU engine works in each turn, about
@@ -195,7 +195,7 @@ def page(name: str, measured: Sequence[Figures], layers: Sequence[Layer]) -> str
     """The whole markdown page."""
     return f"""# The exact solver on a GPU
 
-`python benchmarks/solver_gpu.py`, on one {name}, torch {torch.__version__}. Random weights, inputs whose spectrum
+`python -m benchmarks.speed.solver_gpu`, on one {name}, torch {torch.__version__}. Random weights, inputs whose spectrum
 decays as 1/k, 1 % damping, float32. In float64, GPU and CPU eliminated the same columns in the same order.
 
 {table(measured)}

@@ -1,7 +1,7 @@
 """How far the exact greedy can be from the optimum at most: its layer loss over the proven lower bound.
 
-    python benchmarks/bounds.py
-    python benchmarks/bounds.py --quick   # every fourth layer
+    python -m benchmarks.quality.bounds
+    python -m benchmarks.quality.bounds --quick   # every fourth layer
 
 Every layer of ResNet-20 is solved at every level. A row of the table is a level: the geometric mean over the layers of
 the achieved loss divided by the lower bound, the least and the largest, and what the bound takes.
@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from subjects import Subject, find_subjects, open_data
-from tables import machine, markdown
 
+from benchmarks.common.subjects import Subject, find_subjects, open_data
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.capture import Chunk, capture
 from onnx_obc.core.level import parse_level
 from onnx_obc.graph.model import read_model
@@ -29,7 +29,7 @@ from onnx_obc.solver import Damped, Method, damp, layer_loss, solve
 from onnx_obc.solver.bound import bound
 from onnx_obc.solver.bound.bound import lower_bound
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 LEVELS = ("int8", "int4-asym", "int2-asym", "2:4", "sparse-0.60", "block4-0.50", "2:4+int4-asym", "2:4+int2-asym")
 HEADER = (
     "level", "layers", "loss / bound", "least", "largest", "refined", "separable", "bound s / solve s",
@@ -121,7 +121,7 @@ def table(rows: Sequence[Measured]) -> str:
 def page(rows: Sequence[Measured]) -> str:
     return f"""# Lower bounds
 
-`python benchmarks/bounds.py`, on {machine()}: ResNet-20, Hessians of {SAMPLES:,} training images, 1 % damping.
+`python -m benchmarks.quality.bounds`, on {machine()}: ResNet-20, Hessians of {SAMPLES:,} training images, 1 % damping.
 
 *Loss / bound*: the layer loss of the exact greedy, on the damped Hessian, divided by the proven lower bound on that of
 every solution at the level (for quantization: on the same grids); geometric mean over the layers, then the *least* and

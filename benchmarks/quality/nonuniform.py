@@ -1,7 +1,7 @@
 """Accuracy against a budget: levels chosen for each layer, against uniform ones, and what corrections add.
 
-    python benchmarks/nonuniform.py                          # everything: hours on two cores
-    python benchmarks/nonuniform.py --only ResNet-20 --part bops
+    python -m benchmarks.quality.nonuniform                          # everything: hours on two cores
+    python -m benchmarks.quality.nonuniform --only ResNet-20 --part bops
 
 Two parts. `bops`: the `gpu` level set (8w8a, 4w4a, each also at 2:4) against bit operations in OBC's accounting, for
 onnxruntime with activations quantized as the level says. `flops`: weights pruned anywhere, against operations, with
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from subjects import NAMES, Subject, find_subjects
-from tables import machine, markdown
 
+from benchmarks.common.subjects import NAMES, Subject, find_subjects
+from benchmarks.common.tables import machine, markdown
 from onnx_obc import Recipe, SearchOptions, build, open_database, parse_budget
 from onnx_obc.core.level import FLOAT, Choice, Level, Unstructured, parse_choice
 from onnx_obc.core.progress import Stopwatch
@@ -38,7 +38,7 @@ from onnx_obc.pipeline.layer import LayerReport, Solved
 from onnx_obc.pipeline.plan import make_plan
 from onnx_obc.search.profile import find_profile, sensitivities
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 BOPS = ("6x", "8x", "10x", "12x", "14x")
 FLOPS = ("2x", "3x", "4x")
 SEQUENTIAL = {"6x": False, "8x": True, "10x": False, "12x": True, "14x": True, "2x": False, "3x": True, "4x": True}
@@ -252,7 +252,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             parts.append(f"### {name}, dense {dense}\n\n{markdown(header, cells, left=2)}\n\n![{name}]({picture})\n")
     return f"""# Levels for every layer by a budget
 
-`python benchmarks/nonuniform.py`, on {machine()}. Seconds are those of one model from a finished
+`python -m benchmarks.quality.nonuniform`, on {machine()}. Seconds are those of one model from a finished
 database: choice, stitching, corrections, and solving again for *sequential*; not of its evaluation.
 
 *Times fewer* is what was really reached. Bit operations are counted as in OBC's code: FLOPs × the wider of weight and

@@ -1,9 +1,9 @@
 """What refinement gains over the greedy: layer loss, on the calibration data and on other samples, time, and accuracy.
 
-    python benchmarks/refine.py                      # layer losses and times: about 15 minutes on two cores
-    python benchmarks/refine.py --accuracy           # the accuracy of whole models instead: about an hour
-    python benchmarks/refine.py --few                # how many positions it takes
-    python benchmarks/refine.py --only ResNet-20 --rows 8
+    python -m benchmarks.quality.refine                      # layer losses and times: about 15 minutes on two cores
+    python -m benchmarks.quality.refine --accuracy           # the accuracy of whole models instead: about an hour
+    python -m benchmarks.quality.refine --few                # how many positions it takes
+    python -m benchmarks.quality.refine --only ResNet-20 --rows 8
 
 Every layer is solved at every level that it can take, without refinement and with it, on one thread, on evenly spaced
 rows.
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from subjects import Subject, find_subjects, open_data
-from tables import machine, markdown
 
+from benchmarks.common.subjects import Subject, find_subjects, open_data
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.capture import Captured, Chunk, capture
 from onnx_obc.core.level import parse_level
 from onnx_obc.graph.layers import Layer
@@ -35,7 +35,7 @@ from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.pipeline.write import write
 from onnx_obc.solver import Method, damp, layer_loss, solve, warm_up
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 NAMES = ("ResNet-20", "EfficientNet-Lite0", "MiniLM")
 LEVELS = (
     "int4-asym", "int4", "int3-asym", "int2-asym", "2:4", "block4-0.50", "sparse-0.60", "2:4+int4-asym",
@@ -227,7 +227,7 @@ def page(parts: dict[str, Sequence[dict[str, Any]]]) -> str:
     """The whole markdown page."""
     text = f"""# Refinement
 
-`python benchmarks/refine.py`, `--accuracy` and `--few`, on {machine()}.
+`python -m benchmarks.quality.refine`, `--accuracy` and `--few`, on {machine()}.
 
 ## Layer loss and time
 

@@ -1,7 +1,7 @@
 """What engines make of it: accuracy and measured speed of dense, uniform and budgeted models, each in its own runtime.
 
-    python benchmarks/runtimes.py                                   # everything: hours on two cores
-    python benchmarks/runtimes.py --only ResNet-56 --runtime deepsparse
+    python -m benchmarks.speed.runtimes                                   # everything: hours on two cores
+    python -m benchmarks.speed.runtimes --only ResNet-56 --runtime deepsparse
 
 For each engine that is installed, at a small and a large batch: dense float32, every layer at 8w8a, and levels chosen
 for a speed-up of 2, 3, 4 and 5 (`--budget latency=4x`), as far as the engine can be that fast; for MiniLM also 4-bit
@@ -24,9 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subjects import Subject, find_subjects
-from tables import machine, markdown
-
+from benchmarks.common.subjects import Subject, find_subjects
+from benchmarks.common.tables import machine, markdown
 from onnx_obc import ObcError, Recipe, SearchOptions, build, compress, open_database, parse_budget, retarget
 from onnx_obc.core.arrays import Feed
 from onnx_obc.core.level import FLOAT, Choice, parse_choice
@@ -39,7 +38,7 @@ from onnx_obc.targets.bench import bench
 from onnx_obc.targets.check import check_file
 from onnx_obc.targets.registry import TARGETS
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 NAMES = ("ResNet-56", "EfficientNet-Lite0", "MiniLM")
 RUNTIMES = ("onnxruntime", "openvino", "deepsparse")
 BATCHES = (1, 64)
@@ -143,7 +142,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             parts.append(f"## {model}, {found[0]['version']}\n\n{markdown(header, cells, left=2)}\n")
     return f"""# What engines make of it
 
-`python benchmarks/runtimes.py`, on {machine()}. Every figure is of the engine that the section names, and *measured* is
+`python -m benchmarks.speed.runtimes`, on {machine()}. Every figure is of the engine that the section names, and *measured* is
 how many times faster the file runs than the dense float32 file in the same engine, in turn with it: the median of 15
 rounds, with quartiles. *Predicted* is what the table of layer times said. *In integers*: of the products that are
 quantized in the file, how many the engine runs so. *Score*: top-1 in %, or Spearman's correlation, computed by

@@ -1,8 +1,8 @@
 """How fast the exact solver is on the CPU, against the paper's scheme in torch (textbook_torch.py) in the same run.
 
-    python benchmarks/solver.py
-    python benchmarks/solver.py --quick                  # 576 and 1152 columns, under 4 minutes
-    python benchmarks/solver.py --columns 1152 --patterns 2:4 unstructured --json figures.jsonl
+    python -m benchmarks.speed.solver
+    python -m benchmarks.speed.solver --quick                  # 576 and 1152 columns, under 4 minutes
+    python -m benchmarks.speed.solver --columns 1152 --patterns 2:4 unstructured --json figures.jsonl
 
 Random weights, inputs whose spectrum decays as 1/k, 1 % damping, float32. First, in float64 on a small problem, both
 must eliminate the same columns in the same order; if not, the script says so and exits with 1.
@@ -26,8 +26,8 @@ import numpy as np
 import textbook_torch as textbook
 import torch
 from rich.console import Console
-from tables import machine, markdown
 
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.core.arrays import Float32, Int32
 from onnx_obc.core.level import NM, Block, Sparsity, Unstructured
 from onnx_obc.core.machine import usable_cores
@@ -38,7 +38,7 @@ from onnx_obc.solver.exact.quantize import quantize
 from onnx_obc.solver.linalg.inverse import Precision
 from onnx_obc.solver.linalg.threads import one_blas_thread
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 PATTERNS: dict[str, Sparsity | None] = {
     "2:4": NM(2, 4),
     "unstructured": Unstructured(0.5),  # how much is pruned does not matter: every row is pruned to the end
@@ -357,7 +357,7 @@ def page(measured: Sequence[Figures], whole: dict[str, float]) -> str:
     checked = ", ".join(f"{pattern} {value:.2f}" for pattern, value in whole.items())
     return f"""# The exact solver on the CPU
 
-`python benchmarks/solver.py`, on {machine()}, one thread except where it says two.
+`python -m benchmarks.speed.solver`, on {machine()}, one thread except where it says two.
 Random weights, inputs whose spectrum decays as 1/k, 1 % damping, float32.
 In float64, engine and reference eliminated the same columns in the same order.
 

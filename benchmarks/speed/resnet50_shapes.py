@@ -1,7 +1,7 @@
 """How long the solver takes for whole networks: all layer shapes of ResNet-50, BERT-base and ViT-B.
 
-    python benchmarks/resnet50_shapes.py
-    python benchmarks/resnet50_shapes.py --models resnet50 --quick
+    python -m benchmarks.speed.resnet50_shapes
+    python -m benchmarks.speed.resnet50_shapes --models resnet50 --quick
 
 Random weights, inputs whose spectrum decays as 1/k, 1 % damping; no network is run and no Hessian is accumulated. The
 time of a row depends on the columns alone, so for each number of columns a sample of rows is solved on all cores and
@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
-from solver import Problem, make_problem
-from tables import machine, markdown
 
+from benchmarks.common.tables import machine, markdown
+from benchmarks.speed.solver import Problem, make_problem
 from onnx_obc.core.arrays import Float32
 from onnx_obc.core.level import NM, Block, Unstructured
 from onnx_obc.core.machine import usable_cores
@@ -29,7 +29,7 @@ from onnx_obc.solver import Damped, damp, fit_grid
 from onnx_obc.solver.exact.prune import greedy_order, mask_of, prune, solve_kept
 from onnx_obc.solver.exact.quantize import quantize
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 LADDER = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 TARGET = 30 * 60  # seconds, for the unstructured ladder of ResNet-50
 # (rows, columns, how many layers). None of these networks has a grouped convolution.
@@ -163,7 +163,7 @@ def page(
     tables = "\n\n".join(f"## {model}\n\n{table(model, measured)}" for model in models)
     return f"""# Whole networks: the solver alone
 
-`python benchmarks/resnet50_shapes.py`, on {machine()}. Random weights, inputs whose spectrum decays as 1/k, 1 %
+`python -m benchmarks.speed.resnet50_shapes`, on {machine()}. Random weights, inputs whose spectrum decays as 1/k, 1 %
 damping. Wall seconds, all cores.
 
 {target(measured)}

@@ -1,8 +1,8 @@
 """Task accuracy at every level: exact greedy against rounding and magnitude pruning, on four models.
 
-    python benchmarks/accuracy.py                  # everything: hours on two cores
-    python benchmarks/accuracy.py --only ResNet-20
-    python benchmarks/accuracy.py --quick          # under a minute
+    python -m benchmarks.quality.accuracy                  # everything: hours on two cores
+    python -m benchmarks.quality.accuracy --only ResNet-20
+    python -m benchmarks.quality.accuracy --quick          # under a minute
 
 Every level compresses the whole model, each layer that can take the level, with no fine-tuning and no correction of
 statistics afterwards. The Hessians and activation ranges are captured once for each model and serve every level.
@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from evaluation import cifar_top1
-from subjects import NAMES, Subject, find_subjects, open_data, subset
-from tables import machine, markdown
 
+from benchmarks.common.evaluation import cifar_top1
+from benchmarks.common.subjects import NAMES, Subject, find_subjects, open_data, subset
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.capture import Captured, Chunk, capture
 from onnx_obc.graph.model import read_model
 from onnx_obc.graph.save import save_model
@@ -39,7 +39,7 @@ from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.pipeline.verify import check_losses
 from onnx_obc.pipeline.write import write
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 HEADER = (
     "model", "level", "layers", "dense", "baseline", "onnx-obc", "agreement baseline", "agreement onnx-obc",
     "layer loss baseline", "layer loss onnx-obc", "seconds", "MB",
@@ -208,7 +208,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     absent = "; ".join(f"{name}: {', '.join(levels)}" for name, levels in missing.items() if levels)
     return f"""# Accuracy
 
-`python benchmarks/accuracy.py`, on {machine()}. Seconds are those of solving alone,
+`python -m benchmarks.quality.accuracy`, on {machine()}. Seconds are those of solving alone,
 with the comparison with the baseline and any compilation of kernels; they depend on what else the machine runs.
 
 {models}

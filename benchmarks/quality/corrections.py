@@ -1,7 +1,7 @@
 """What corrections, the sequential mode and global AdaPrune gain, at uniform levels.
 
-    python benchmarks/corrections.py                         # everything: hours on two cores
-    python benchmarks/corrections.py --only ResNet-20
+    python -m benchmarks.quality.corrections                         # everything: hours on two cores
+    python -m benchmarks.quality.corrections --only ResNet-20
 
 Every level is solved once into a database in --databases; each variant starts from there. A finished row is added to
 benchmarks/results/corrections.jsonl at once, and rows that are there are not run again.
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from nonuniform import uniform
-from subjects import NAMES, Subject, find_subjects
-from tables import machine, markdown
 
+from benchmarks.common.subjects import NAMES, Subject, find_subjects
+from benchmarks.common.tables import machine, markdown
 from onnx_obc import Recipe, build, open_database
 from onnx_obc.core.level import parse_choice
 from onnx_obc.core.progress import Stopwatch
 from onnx_obc.database.open import material_of, stitch
 from onnx_obc.pipeline.finish import finish
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 LEVELS = ("8w8a", "int4-asym", "int3-asym", "2:4", "2:4+8w8a", "sparse-0.60")
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"correct": False},
@@ -97,7 +97,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     header = ("model", "level", "dense", *VARIANTS, "with something dropped")
     return f"""# What corrections gain
 
-`python benchmarks/corrections.py`, on {machine()}. Top-1 in %, for MiniLM Spearman's correlation on STS-B.
+`python -m benchmarks.quality.corrections`, on {machine()}. Top-1 in %, for MiniLM Spearman's correlation on STS-B.
 
 Every layer is at the level, or without its pattern where that is impossible. *None*: solved on dense inputs, nothing
 corrected. *Corrections*: batch-norm, norm and bias statistics on 96 calibration samples (128 or 256 when these were

@@ -1,6 +1,6 @@
 """Which written form DeepSparse runs fast: Q/DQ, integer operators with a scale for every channel, or with one scale.
 
-    python benchmarks/deepsparse_forms.py
+    python -m benchmarks.speed.deepsparse_forms
 
 Weights are rounded, and the smallest blocks of four along the input channels are zero: time does not ask how good they
 are. Each file is timed against the dense float32 file in the same engine, in turn. Writes
@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from runtimes import feed_of
-from subjects import find_subjects
-from tables import machine, markdown
 
+from benchmarks.common.subjects import find_subjects
+from benchmarks.common.tables import machine, markdown
 from onnx_obc import ObcError, Recipe
 from onnx_obc.calibration.capture import Chunk, capture
 from onnx_obc.calibration.samples import Batch, Samples
@@ -36,7 +36,7 @@ from onnx_obc.targets.bench import bench
 from onnx_obc.targets.engine import batch_of
 from onnx_obc.targets.registry import TARGETS, save_for
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 BATCHES = {"ResNet-56": (1, 64), "EfficientNet-Lite0": (1, 16), "MiniLM": (1, 8)}
 SPARSITIES = (0.0, 0.5, 0.75, 0.9)
 
@@ -100,7 +100,7 @@ def main() -> None:
     (RESULTS / "deepsparse_forms.md").write_text(
         f"""# Written forms in DeepSparse
 
-`python benchmarks/deepsparse_forms.py`, {version}, on {machine()}: times faster than dense float32 in the same engine,
+`python -m benchmarks.speed.deepsparse_forms`, {version}, on {machine()}: times faster than dense float32 in the same engine,
 all layers at 8w8a. *Q/DQ*: with a scale for every channel. The others are integer operators, ConvInteger and
 MatMulInteger.
 

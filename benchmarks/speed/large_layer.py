@@ -1,7 +1,7 @@
 """The ordered solver: one very large layer within little memory, and how far its loss is from the exact solver's.
 
-    python benchmarks/large_layer.py
-    python benchmarks/large_layer.py --quick   # the losses of layers with 1152 columns only, under two minutes
+    python -m benchmarks.speed.large_layer
+    python -m benchmarks.speed.large_layer --quick   # the losses of layers with 1152 columns only, under two minutes
 
 The large layer has 4096 rows and 14336 columns (a feed-forward layer of an 8-billion-parameter language model), random
 weights, and correlated inputs with a few strong channels. Its Hessian is accumulated in a memory-mapped file.
@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tables import machine, markdown
 
+from benchmarks.common.tables import machine, markdown
 from onnx_obc.core.level import NM, Level, parse_level
 from onnx_obc.core.solution import Solution
 from onnx_obc.solver import Damped, baseline, damp, fit_grid, layer_loss
@@ -31,7 +31,7 @@ from onnx_obc.solver.ordered import refit as ordered_refit
 from onnx_obc.solver.ordered.ordered import prune_ordered, quantize_ordered
 from onnx_obc.solver.solve import Method, solve
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 LIMIT = 12  # GB that the process may take
 BATCH = 4096  # input vectors at a time
 PANEL = 1024  # rows of the Hessian updated at a time
@@ -215,7 +215,7 @@ def page(large_tables: str, shape: tuple[int, int], losses: str) -> str:
     """The whole markdown page."""
     return f"""# Large layers
 
-`python benchmarks/large_layer.py`, on {machine()}.
+`python -m benchmarks.speed.large_layer`, on {machine()}.
 
 ## One layer of {shape[0]} × {shape[1]}
 
