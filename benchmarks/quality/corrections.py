@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nonuniform import uniform
-
 from benchmarks.common.subjects import NAMES, Subject, find_subjects
 from benchmarks.common.tables import machine, markdown
+from benchmarks.quality.nonuniform import uniform
 from onnx_obc import Recipe, build, open_database
 from onnx_obc.core.level import parse_choice
 from onnx_obc.core.progress import Stopwatch

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from runtimes import feed_of
 
 from benchmarks.common.subjects import find_subjects
 from benchmarks.common.tables import machine, markdown
+from benchmarks.speed.runtimes import feed_of
 from onnx_obc import ObcError, Recipe
 from onnx_obc.calibration.capture import Chunk, capture
 from onnx_obc.calibration.samples import Batch, Samples
@@ -100,8 +100,8 @@ def main() -> None:
     (RESULTS / "deepsparse_forms.md").write_text(
         f"""# Written forms in DeepSparse
 
-`python -m benchmarks.speed.deepsparse_forms`, {version}, on {machine()}: times faster than dense float32 in the same engine,
-all layers at 8w8a. *Q/DQ*: with a scale for every channel. The others are integer operators, ConvInteger and
+`python -m benchmarks.speed.deepsparse_forms`, {version}, on {machine()}: times faster than dense float32 in the same
+engine, all layers at 8w8a. *Q/DQ*: with a scale for every channel. The others are integer operators, ConvInteger and
 MatMulInteger.
 
 {chr(10).join(parts)}"""

@@ -142,8 +142,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             parts.append(f"## {model}, {found[0]['version']}\n\n{markdown(header, cells, left=2)}\n")
     return f"""# What engines make of it
 
-`python -m benchmarks.speed.runtimes`, on {machine()}. Every figure is of the engine that the section names, and *measured* is
-how many times faster the file runs than the dense float32 file in the same engine, in turn with it: the median of 15
+`python -m benchmarks.speed.runtimes`, on {machine()}. Every figure is of the engine that the section names, and *measured*
+is how many times faster the file runs than the dense float32 file in the same engine, in turn with it: the median of 15
 rounds, with quartiles. *Predicted* is what the table of layer times said. *In integers*: of the products that are
 quantized in the file, how many the engine runs so. *Score*: top-1 in %, or Spearman's correlation, computed by
 onnxruntime from the written file; corrections included. *Refused*: the engine is not that fast with these levels;

@@ -23,11 +23,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import textbook_torch as textbook
 import torch
 from rich.console import Console
 
 from benchmarks.common.tables import machine, markdown
+from benchmarks.speed import textbook_torch as textbook
 from onnx_obc.core.arrays import Float32, Int32
 from onnx_obc.core.level import NM, Block, Sparsity, Unstructured
 from onnx_obc.core.machine import usable_cores

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.solver_gpu
     python -m benchmarks.speed.solver_gpu --columns 576 1152 --no-network
-    python -m benchmarks.speed.solver_gpu --device cpu --columns 128 --no-network   # tries the script out, measures nothing
+    python -m benchmarks.speed.solver_gpu --device cpu --columns 128 --no-network   # a trial, measures nothing
 
 Random weights, inputs whose spectrum decays as 1/k, 1 % damping, float32. First, in float64 on a small problem, both
 must eliminate the same columns in the same order; if not, the script says so and exits with 1. Without a GPU it says so
@@ -22,10 +22,10 @@ from statistics import median
 
 import numpy as np
 import torch
-from resnet50_shapes import LADDER, MODELS
 from rich.console import Console
 
 from benchmarks.common.tables import markdown
+from benchmarks.speed.resnet50_shapes import LADDER, MODELS
 from benchmarks.speed.solver import PATTERNS, Problem, engine, grid_of, make_problem
 from onnx_obc.core.arrays import Float32, Int32
 from onnx_obc.core.level import NM, Block, Unstructured
