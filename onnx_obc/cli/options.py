@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from cyclopts import Group, Parameter
 
-from ..pipeline.recipe import Activations, Weights
+from ..pipeline.options import Activations, Weights
 from ..targets.names import TargetName
 
 LEVELS = Group("What the layers become", sort_key=1)
@@ -19,6 +19,11 @@ RUN = Group("Run", sort_key=5)
 
 Flag = Parameter(negative="")
 Several = Parameter(consume_multiple=True)
+
+# The same words in every command.
+Output: TypeAlias = Annotated[Path, Parameter(name=("--output", "-o"), group="Arguments")]
+Report: TypeAlias = Annotated[Path | None, Parameter(name=("--report", "--json"), group=RUN)]
+Target: TypeAlias = Annotated[TargetName, Parameter(group=RUN)]
 
 
 @Parameter(name="*", group=LEVELS)

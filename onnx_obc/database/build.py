@@ -14,7 +14,8 @@ import psutil
 
 from ..calibration.capture import POSITIONS_PER_COLUMN, Captured, Chunk, capture, plan_chunks, probe
 from ..calibration.data import open_samples
-from ..calibration.samples import DataOptions, Samples
+from ..calibration.options import DataOptions
+from ..calibration.samples import Samples
 from ..calibration.split import STORED, describe, first_samples, split
 from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
 from ..core.level import FLOAT, Choice, Level, parse_choice

@@ -17,9 +17,8 @@ from ..core.errors import RecipeError
 from ..core.level import Choice, Level, parse_bits, parse_sparsity
 from ..targets.names import TargetName, WeightForm
 from ..targets.registry import TARGETS
+from .options import Activations, Weights
 
-Activations = Literal["none", "int8", "int4"]
-Weights = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
 ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from ..calibration.options import DataOptions
 from ..calibration.readers.iterables import load_function
-from ..calibration.samples import DataOptions, existing
+from ..calibration.samples import existing
 from ..core.errors import RecipeError
 from ..core.progress import Progress, Stopwatch
 from ..database.build import build

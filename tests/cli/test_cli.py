@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from digits import CALIBRATION, MODEL, listing, run_cli, small, text_like, top1
 
 import onnx_obc
 from onnx_obc import DataOptions, Recipe
+from onnx_obc.cli.help import USAGES
 from onnx_obc.cli.options import (
     CalibrationOptions,
     FinishOptions,
@@ -37,7 +39,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, 
     def note(source: Path, calib: str, recipe: Recipe, output: Path, **more: Any) -> None:
         found.update(source=source, calib=calib, recipe=recipe, output=output, **more)
 
-    monkeypatch.setattr("onnx_obc.cli.main.compress", note)
+    monkeypatch.setattr("onnx_obc.pipeline.compress.compress", note)
     monkeypatch.chdir(tmp_path)
     yield found
 
@@ -138,10 +140,11 @@ def test_the_options_are_those_of_the_recipe_and_of_the_data() -> None:
 
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert run_cli("--help") == 0
+    assert run_cli("--help-all") == 0
     shown = capsys.readouterr().out
-    assert run_cli() == 0
-    assert capsys.readouterr().out == shown
+    assert run_cli("compress", "--help-all") == 0
+    options = [re.findall(r"^│ \*? *((?:--\S+ )+)", text, re.MULTILINE) for text in (shown, capsys.readouterr().out)]
+    assert set(options[0]) - set(options[1]) == {"--help ", "--version "} and set(options[1]) <= set(options[0])
     assert "Usage: onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]" in shown
     titles = re.findall(r"^╭─ ([^─]+) ─", shown, re.MULTILINE)
     assert titles[-5:] == [
@@ -160,6 +163,88 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
             assert f"[default: {field.default}]" in words, name
     assert run_cli("inspect", "--help") == 0
     assert "which levels are impossible" in capsys.readouterr().out
+
+
+def test_help_shows_what_most_people_need(
+    seen: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_cli("--help") == 0
+    shown = capsys.readouterr().out
+    assert run_cli() == 0
+    assert capsys.readouterr().out == shown
+    assert 10 <= len(re.findall(r"^│ [* ]* ?--(?!help|version)", shown, re.MULTILINE)) <= 16
+    for name in ("calib", "target", "weights", "sparsity", "budget", "skip", "recipe", "report", "quiet", "tokenizer"):
+        assert f" --{name} " in shown, name
+    assert "--damp" not in shown and shown.endswith("All options: onnx-obc --help-all\n")
+    examples = re.findall(r"^  onnx-obc (.*)$", shown, re.MULTILINE)
+    assert len(examples) == 4
+    monkeypatch.setattr("onnx_obc.search.retarget.compress_to_budget", lambda *args, **more: [])
+    for example in examples:  # each whole, on one line
+        assert run_cli(*shlex.split(example), "--quiet") == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["build", "search", "check", "bench", "time"])
+def test_the_help_of_every_command_names_all_of_its_options_on_request(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(command, "--help") == 0
+    brief = capsys.readouterr().out
+    assert run_cli(command, "--help-all") == 0
+    everything = capsys.readouterr().out
+    names = [set(re.findall(r"--[\w-]+", text)) - {"--help-all"} for text in (brief, everything)]
+    assert names[0] < names[1]
+    assert brief.splitlines()[0] == everything.splitlines()[0] == f"Usage: {USAGES[command]}"
+    assert brief.endswith(f"All options: onnx-obc {command} --help-all\n") and "--help-all" not in everything
+
+
+def test_compress_is_a_command_too(seen: dict[str, Any]) -> None:
+    plain = ["in.onnx", "out.onnx", "--calib", "x.npz", "--quiet", "--weights", "int4"]
+    assert run_cli(*plain) == 0
+    first = dict(seen)
+    assert run_cli("compress", *plain) == 0
+    for name in ("-o", "--output"):
+        assert run_cli("compress", "in.onnx", "--calib", "x.npz", "--quiet", "--weights", "int4", name, "out.onnx") == 0
+        assert {**seen, "progress": None, "say": None} == {**first, "progress": None, "say": None}
+
+
+def test_the_same_words_in_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(small(), tmp_path / "in.onnx")
+    np.save(tmp_path / "x.npy", np.eye(4, dtype=np.float32))
+    monkeypatch.chdir(tmp_path)
+    for target in ("--target", "--runtime"):
+        for report in ("--report", "--json"):
+            command = ["bench", "in.onnx", "in.onnx", target, "onnxruntime", "--rounds", 1, "--quiet"]
+            assert run_cli(*command, report, f"{target[2:]}{report}.json") == 0
+            assert json.loads(Path(f"{target[2:]}{report}.json").read_text(encoding="utf-8"))
+    assert run_cli("check", "in.onnx", "--target", "onnxruntime", "--report", "check.json") == 0
+    assert json.loads(Path("check.json").read_text(encoding="utf-8"))
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npy", "--quiet", "--json", "r.json") == 0
+    assert json.loads(Path("r.json").read_text(encoding="utf-8"))["output"] == "out.onnx"
+
+
+def loaded_by(arguments: list[str], modules: tuple[str, ...]) -> list[str]:
+    """Which of these modules a command has loaded when it is done."""
+    code = f"""import sys
+from onnx_obc.cli.main import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print(*(name for name in {modules!r} if name in sys.modules))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--nix"], ["in.onnx", "out.onnx", "--nix", "3"], ["build", "x"]])
+def test_answers_that_need_no_model_load_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ("numpy", "onnx", "onnx_ir", "numba", "pydantic", "torch", "onnxruntime", "scipy", "yaml", "psutil")
+    assert loaded_by(arguments, (*heavy, "cyclopts")) == ["cyclopts"]
+
+
+def test_inspect_loads_no_solver_and_no_runtime() -> None:
+    heavy = ("numba", "pydantic", "torch", "scipy", "matplotlib")
+    assert loaded_by(["inspect", str(MODEL)], (*heavy, "onnx_ir")) == ["onnx_ir"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
