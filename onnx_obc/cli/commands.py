@@ -71,7 +71,7 @@ def compress_command(
     recipe
         A YAML file with options, and rules for layers by name; options given here come before those in the file.
     skip
-        Leave layers alone whose name matches this shell pattern; may be given several times.
+        Leave layers alone of this name, or that match it as a shell pattern; may be given several times.
     budget
         Choose a level for every layer instead: bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x or drop=1%;
         several give several files.
@@ -148,7 +148,7 @@ def build_command(
     levels
         unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
     skip
-        Leave layers alone whose name matches this shell pattern; may be given several times.
+        Leave layers alone of this name, or that match it as a shell pattern; may be given several times.
     quiet
         Print nothing but errors.
     """

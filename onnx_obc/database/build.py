@@ -104,7 +104,8 @@ def build(
     if earlier.model != key if earlier is not None else there.exists() and not _holds(there, key):
         raise DatabaseError(f"{target} holds a database of another model; name another folder, or delete that one")
     graph, _ = fold(dense)
-    layers, _ = find_layers(graph)
+    layers, left_out = find_layers(graph)
+    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
     samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
     calibrating, held_out = split(samples)
     about, notes = describe(samples, calibrating, held_out)

@@ -50,8 +50,7 @@ def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | 
     layers, left_out = find_layers(model)
     embeddings, floats = _tables(model, recipe)
     left_out += floats
-    unmatched = recipe.unmatched([layer.name for layer in layers])
-    notes += [f"the recipe's pattern {pattern!r} matches no layer" for pattern in unmatched]
+    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,7 +44,7 @@ class _Strict(BaseModel):
 
 
 class Rule(_Strict):
-    """Overrides for the layers whose name matches the shell pattern `match`; None keeps the recipe's own value."""
+    """Overrides for the layers of the name `match`, or that match it as a shell pattern; None: as in the recipe."""
 
     match: str
     skip: bool = False
@@ -53,6 +53,10 @@ class Rule(_Strict):
     activations: Activations | None = None
     asymmetric: bool | None = None
     block: Literal[16, 32, 64, 128, 256] | None = None
+
+    def matches(self, layer: str) -> bool:
+        """Whether the rule is about the layer of this name, which may hold brackets as exporters write them."""
+        return layer == self.match or fnmatchcase(layer, self.match)
 
 
 class Recipe(_Strict):
@@ -112,7 +116,7 @@ class Recipe(_Strict):
 
         None if the rule says `skip`.
         """
-        rule = next((rule for rule in self.layers if fnmatchcase(layer, rule.match)), Rule(match="*"))
+        rule = next((rule for rule in self.layers if rule.matches(layer)), Rule(match="*"))
         if rule.skip:
             return None
         bits = parse_bits(rule.weights or self.weights)
@@ -131,11 +135,25 @@ class Recipe(_Strict):
 
     def has_rule_for(self, layer: str) -> bool:
         """Whether a rule of this recipe decides on the layer of this name."""
-        return any(fnmatchcase(layer, rule.match) for rule in self.layers)
+        return any(rule.matches(layer) for rule in self.layers)
 
-    def unmatched(self, layers: list[str]) -> list[str]:
-        """The patterns of this recipe's rules that match none of these layer names."""
-        return [r.match for r in self.layers if not any(fnmatchcase(layer, r.match) for layer in layers)]
+    def check_rules(self, layers: Sequence[str], others: Sequence[str] = ()) -> None:
+        """Raise RecipeError for a rule that matches no layer; `others` are weights that stay as they are anyway."""
+        for rule in self.layers:
+            if not any(rule.matches(name) for name in (*layers, *(others if rule.skip else ()))):
+                where = "--skip or a rule of the recipe" if rule.skip else "a rule of the recipe"
+                raise RecipeError(f"{where}: {rule.match!r} matches no layer; {_nearest(rule.match, layers)}")
+
+
+def _nearest(pattern: str, layers: Sequence[str]) -> str:
+    """What else a user may have meant: names of layers that are like the pattern, or have a part that is."""
+    text = pattern.strip("*?")
+    likeness = {
+        name: max(difflib.SequenceMatcher(None, text, part).ratio() for part in (name, *name.split("/")))
+        for name in layers
+    }
+    near = sorted((name for name in layers if likeness[name] >= 0.6), key=lambda name: -likeness[name])[:3]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else "see onnx-obc inspect for the names"
 
 
 def make_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:

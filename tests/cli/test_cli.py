@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from digits import CALIBRATION, MODEL, listing, run_cli, small, text_like, top1
+from digits import CALIBRATION, MODEL, listing, refused, run_cli, small, text_like, top1
 
 import onnx_obc
 from onnx_obc import DataOptions, Recipe
@@ -84,11 +84,24 @@ def test_skip_and_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     onnx.save(text_like(), tmp_path / "in.onnx")
     np.savez(tmp_path / "x.npz", ids=np.random.default_rng(0).integers(0, 64, (40, 6)))
     paths = [tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "x.npz"]
-    assert run_cli(*paths, "--skip", "*down", "--skip", "none*", "--embeddings", "int8") == 0
+    assert run_cli(*paths, "--skip", "*down", "--embeddings", "int8") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:3] == ["table", "Gather", "int8"] for line in lines)
     assert "left as it is: block/down: skipped, as the recipe says" in [line.strip() for line in lines]
-    assert "note: the recipe's pattern 'none*' matches no layer" in [line.strip() for line in lines]
+
+
+def test_a_skip_that_matches_nothing_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnx_obc.calibration.capture.probe", lambda *args: pytest.fail("the work has begun"))
+    onnx.save(text_like(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "x.npz", ids=np.zeros((40, 6), np.int64))
+    data = ["--calib", tmp_path / "x.npz", "--skip", "*/dawn"]
+    line = "error: --skip or a rule of the recipe: '*/dawn' matches no layer; did you mean 'block/down'?"
+    for command in (["compress"], ["build"], ["compress", "--budget", "size=0.3x"]):
+        more = ["--levels", "int8"] if command == ["build"] else []
+        assert refused(capsys, command[0], tmp_path / "in.onnx", tmp_path / "out", *data, *command[1:], *more) == line
+    assert set(listing(tmp_path)) == {"in.onnx", "x.npz"}
 
 
 def test_the_command_line_comes_before_the_recipe_file(seen: dict[str, Any]) -> None:

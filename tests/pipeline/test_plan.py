@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from digits import MODEL, build, small, text_like
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_obc import Recipe, RecipeError
 from onnx_obc.core.level import NM, Choice, Level
@@ -126,9 +126,37 @@ def test_tables_that_stay_float(
             plan(model, Recipe(embeddings=bits, layers=(Rule(match="*", skip=True),)))
 
 
-def test_patterns_that_match_nothing_are_noted() -> None:
-    found = plan(small(), Recipe(layers=(Rule(match="prodcut", skip=True),)))
-    assert found.notes == ("the recipe's pattern 'prodcut' matches no layer",)
+def test_rules_that_match_nothing_are_refused() -> None:
+    for rule in (Rule(match="prodcut", skip=True), Rule(match="*prodcut*", weights="int4")):
+        with pytest.raises(
+            RecipeError, match=r"a rule of the recipe: '\*?prodcut\*?' matches no layer; did you mean 'prod"
+        ):
+            plan(small(), Recipe(layers=(rule,)))
+    with pytest.raises(RecipeError, match="'x' matches no layer; see onnx-obc inspect for the names"):
+        plan(text_like(), Recipe(layers=(Rule(match="block/down", skip=True), Rule(match="x", skip=True))))
+
+
+def test_a_name_with_brackets_matches_itself() -> None:
+    model = text_like()
+    model.graph.node[1].name = name = "Net/Sequential[block]/Linear[0]"
+    found = plan(model, Recipe(layers=(Rule(match=name, skip=True),)))
+    assert list(found.choices) == ["block/down"]
+    assert (
+        Rule(match="[ab]").matches("a") and not Rule(match="[ab]").matches("c") and Rule(match="[ab]").matches("[ab]")
+    )
+
+
+def test_what_stays_float_anyway_may_be_skipped_by_name() -> None:
+    model = text_like()
+    extra = numpy_helper.from_array(np.ones((5, 5), np.float64), "double")
+    model.graph.initializer.append(extra)
+    model.graph.node.append(helper.make_node("MatMul", ["scores64", "double"], ["z"], name="left"))
+    model.graph.node.insert(-1, helper.make_node("Cast", ["scores"], ["scores64"], to=TensorProto.DOUBLE))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.DOUBLE, ["N", 5]))
+    assert "left" in [entry.name for entry in plan(model, Recipe()).left_out]
+    plan(model, Recipe(layers=(Rule(match="left", skip=True),)))
+    with pytest.raises(RecipeError, match="'left' matches no layer"):
+        plan(model, Recipe(layers=(Rule(match="left", weights="int4"),)))
 
 
 def test_remarks_say_why_an_input_stays_float() -> None:
