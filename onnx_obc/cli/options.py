@@ -37,6 +37,8 @@ class UniformOptions:
     """The inputs of layers with integer weights; int4 is simulated: no kernel computes with it. [default: int8]"""
     sparsity: str | None = None
     """Which weights become zero: 2:4, 4:8, block4:0.7 (70 % of blocks of 4), 0.6 (anywhere), none. [default: none]"""
+    strict_pattern: Annotated[bool | None, Flag] = None
+    """Leave layers in float that cannot take the sparsity pattern; otherwise they become integers without zeros."""
     asymmetric: bool | None = None
     """Give every weight row, or block, a zero point. [default: below 8 bits, but not for tensorrt]"""
     block: Literal[16, 32, 64, 128, 256] | None = None

@@ -190,7 +190,7 @@ def build(
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what does not go together with a database: the baseline, and what fixes a level."""
-    for name in ("weights", "activations", "sparsity", "asymmetric", "block"):
+    for name in ("weights", "activations", "sparsity", "asymmetric", "block", "strict_pattern"):
         if getattr(recipe, name) != Recipe.model_fields[name].default:
             raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
     if recipe.solver == "baseline":

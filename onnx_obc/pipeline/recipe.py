@@ -67,6 +67,7 @@ class Recipe(_Strict):
     sparsity: SparsityText = "none"
     asymmetric: bool | None = None  # None: below 8 bits, where the target takes it
     block: Literal[16, 32, 64, 128, 256] | None = None  # columns that share a scale; None: the whole row
+    strict_pattern: bool = False  # a layer that cannot take the sparsity pattern stays float, not integers without it
     embeddings: Literal["float", "int8", "int4"] = "float"
     layers: tuple[Rule, ...] = ()
 

@@ -58,7 +58,8 @@ def test_a_run_shows_its_layers_and_writes_its_report(tmp_path: Path, capsys: py
     assert run_cli(MODEL, out, "--calib", CALIBRATION, "--sparsity", "2:4", "--report", report) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    for part in ("2:4+int8", "baseline", "✓ losses", "✓ patterns: 15", "left as it is", "dB SQNR", "388,"):
+    without = "¹ 5 layers: 2:4: C/groups = 1 is not a multiple of 4: quantized without zeros"
+    for part in ("2:4+int8", "baseline", "✓ losses", "✓ patterns: 15", without, "dB SQNR", "388,"):
         assert part in printed.out
     assert "/features/features.10/body/body.0/body.0.0/Conv" in printed.out  # on one line, where there is no terminal
     assert set(listing(tmp_path)) == {"out.onnx", "r.json"}
@@ -66,7 +67,7 @@ def test_a_run_shows_its_layers_and_writes_its_report(tmp_path: Path, capsys: py
     plain = json.loads(report.read_text(encoding="utf-8"))
     assert plain["schema"] == 1 and plain["version"] == onnx_obc.__version__
     assert plain["model"] == str(MODEL) and plain["output"] == str(out)
-    assert len(plain["layers"]) == 15 and len(plain["left_out"]) == 5
+    assert len(plain["layers"]) == 20 and len(plain["left_out"]) == 0
     assert plain["totals"]["mean_loss_relative"] < 0.2 * plain["totals"]["mean_baseline_relative"]
     assert plain["file_bytes_after"] == out.stat().st_size
     assert all(math.isfinite(number) for number in numbers(plain))
@@ -121,6 +122,7 @@ def test_the_command_line_comes_before_the_recipe_file(seen: dict[str, Any]) -> 
 def test_every_option_arrives(seen: dict[str, Any]) -> None:
     recipe = {
         "weights": "int4", "activations": "none", "sparsity": "block4:0.5", "asymmetric": True, "embeddings": "int4",
+        "strict_pattern": True,
         "target": "tensorrt", "solver": "baseline", "grid": "minmax", "ranges": "percentile", "all_positions": True,
         "damp": 0.1, "precision": "float64", "seed": 5, "device": "cpu", "threads": 1, "memory": 2.5, "verify": False,
     }  # fmt: skip

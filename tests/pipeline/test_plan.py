@@ -66,6 +66,31 @@ def test_what_the_target_refuses_is_left_out() -> None:
     assert "int4" in found.left_out[0].reason
 
 
+def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> None:
+    model = read_model(MODEL)
+    found = make_plan(model, Recipe(sparsity="2:4", weights="int4"))
+    sparse = {name for name, choice in found.choices.items() if choice.level.sparsity is not None}
+    plain = {name: choice for name, choice in found.choices.items() if name not in sparse}
+    assert (len(sparse), len(plain), found.left_out) == (15, 5, ())
+    assert {str(choice) for choice in plain.values()} == {"4w8a-asym"}
+    assert {found.remarks[name] for name in plain} == {
+        "2:4: C/groups = 1 is not a multiple of 4: quantized without zeros"
+    }
+    assert not sparse & found.remarks.keys()
+    strict = make_plan(model, Recipe(sparsity="2:4", weights="int4", strict_pattern=True))
+    assert strict.choices.keys() == sparse
+    assert {entry.reason for entry in strict.left_out} == {"2:4: C/groups = 1 is not a multiple of 4"}
+    floats = make_plan(model, Recipe(sparsity="2:4", weights="float"))
+    assert floats.choices.keys() == sparse  # there is nothing else that they could become
+
+
+def test_a_profile_is_taken_as_it_is() -> None:
+    model, wanted = read_model(MODEL), Choice(Level(NM(2, 4), 8), 8)
+    names = make_plan(model, Recipe()).choices
+    found = make_plan(model, Recipe(), dict.fromkeys(names, wanted))
+    assert len(found.choices) == 15 and set(found.choices.values()) == {wanted}
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
