@@ -17,12 +17,11 @@ from ..targets.check import FileCheck
 from .correct import CorrectionReport
 from .layer import EmbeddingReport, LayerReport, Solved
 from .plan import Plan
+from .quality import quality_notes
 from .recipe import Recipe
 from .verify import Check, OutputMatch, Verdict
 
 SCHEMA = 1
-
-POOR_DB = 10  # below this a note says so
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,7 @@ def make_report(
 ) -> Report:
     """Gather what the stages found. `written` is where the file lies now, `target` where it is going."""
     notes = [*plan.notes, *notes]
-    notes += [
-        f"output {match.name} is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
-        for match in verdict.outputs
-        if match.sqnr_db < POOR_DB
-    ]
+    notes += quality_notes([entry.report for entry in solved.values()], verdict.outputs, calibration["held_out"])
     if not recipe.verify:
         notes.append("the file was not verified")
     if examination is not None:
