@@ -54,8 +54,9 @@ def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | 
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}
+    dropped: list[str] = []  # why layers cannot have the pattern of their level
     for layer in layers:
-        choice, reason, remark = _choose(layer, recipe, profile)
+        choice, reason, unfit = _choose(layer, recipe, profile)
         if reason is not None:
             left_out.append(LeftOut(layer.name, layer.op, reason))
             continue
@@ -63,10 +64,17 @@ def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | 
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
         bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
-        if said := [text for text in (remark, input_remark) if text is not None]:
+        if unfit is not None:
+            dropped.append(unfit)
+        plain = None if unfit is None else f"{unfit}: quantized without zeros"
+        if said := [text for text in (plain, input_remark) if text is not None]:
             remarks[layer.name] = "; ".join(said)
     if not choices and not embeddings:
         raise RecipeError(_nothing_to_do(left_out))
+    if dropped and all(choice.level.sparsity is None for choice in choices.values()):
+        raise RecipeError(
+            f"no layer can take the sparsity pattern ({dropped[0]}); choose another, or see `onnx-obc inspect`"
+        )
 
     opset = max((opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices), default=0)
     if embeddings:
@@ -123,7 +131,7 @@ def possible(layer: Layer, choice: Choice, target: str) -> str | None:
 def _choose(
     layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None
 ) -> tuple[Choice, str | None, str | None]:
-    """The choice for a layer, why it cannot be had, or None, and a remark on it, or None."""
+    """The choice for a layer, why it cannot be had, or None, and why it goes without its sparsity pattern, or None."""
     if profile is not None:
         choice = profile.get(layer.name)
         if choice is None or choice.level == FLOAT:
@@ -134,14 +142,14 @@ def _choose(
         return Choice(FLOAT), "skipped, as the recipe says", None
     if choice.level == FLOAT:
         return choice, "float, as the recipe says", None
-    reason, remark = possible(layer, choice, recipe.target), None
+    reason, unfit = possible(layer, choice, recipe.target), None
     if reason is not None and choice.level.sparsity is not None and not recipe.strict_pattern:
         plain = Choice(replace(choice.level, sparsity=None), choice.activation_bits)
         if plain.level != FLOAT and possible(layer, plain, recipe.target) is None:
-            choice, reason, remark = plain, None, f"{reason}: quantized without zeros"
+            choice, reason, unfit = plain, None, reason
     if reason is None and not recipe.has_rule_for(layer.name):  # a budget, or a user who names the layer, knows better
         reason = TARGETS[recipe.target].unprofitable(layer, choice)
-    return choice, reason, remark
+    return choice, reason, unfit
 
 
 def _nothing_to_do(left_out: list[LeftOut]) -> str:

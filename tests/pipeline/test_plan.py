@@ -84,6 +84,13 @@ def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> N
     assert floats.choices.keys() == sparse  # there is nothing else that they could become
 
 
+def test_a_pattern_that_no_layer_can_take_is_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"no layer can take the sparsity pattern \(2:3: the number of columns = 4 is not"
+    ):
+        plan(small(), Recipe(sparsity="2:3"))
+
+
 def test_a_profile_is_taken_as_it_is() -> None:
     model, wanted = read_model(MODEL), Choice(Level(NM(2, 4), 8), 8)
     names = make_plan(model, Recipe()).choices
