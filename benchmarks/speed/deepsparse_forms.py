@@ -44,7 +44,7 @@ SPARSITIES = (0.0, 0.5, 0.75, 0.9)
 
 def write(dense: ir.Model, feed: Feed, sparsity: float, one_scale: bool, form: str, path: Path) -> None:
     """The model at 8w8a in one of the forms, with this share of blocks zero wherever the channels divide."""
-    recipe, subject = Recipe(target="deepsparse"), subject_of(dense)
+    recipe, subject = Recipe(target="deepsparse"), subject_of(prepare(dense))
     choice = parse_choice("8w8a")
     profile = {x.name: choice for x in subject.layers if possible(x, choice, "deepsparse") is None}
     plan = make_plan(prepare(dense), recipe, profile)

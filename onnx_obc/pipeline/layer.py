@@ -264,7 +264,9 @@ def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -
     layer, damped, hessian, positions = prepared.layer, prepared.damped, prepared.hessian, prepared.positions
     notes = []
     if positions == 0 or not hessian.any():
-        notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
+        notes.append(
+            "the calibration data never reaches this layer: its weights were rounded to nearest or pruned by magnitude"
+        )
     elif (damped.damping > recipe.damp).any():
         raised = int((damped.damping > recipe.damp).sum())
         change = f"from {recipe.damp:g} to {damped.damping.max():g}"

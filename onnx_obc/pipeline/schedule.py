@@ -14,7 +14,7 @@ from ..solver.traces import pattern_of
 from .layer import LayerMethod
 from .recipe import Recipe
 
-SLOW = 1e9  # multiplications with addition per second that any machine does
+SLOW = 1e9  # multiplications with addition per second that even a slow machine reaches
 WORTH_A_LINE = 10.0  # seconds
 
 

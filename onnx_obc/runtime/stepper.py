@@ -1,4 +1,4 @@
-"""Runs a model over some feeds bit by bit, so that what has not run yet can still be changed, or run many times."""
+"""Runs a model over some feeds value by value, so that what has not run yet can still be changed, or run many times."""
 
 from __future__ import annotations
 

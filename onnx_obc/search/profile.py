@@ -135,7 +135,7 @@ def find_profile(
 
 
 def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings: Timings) -> list[Profile]:
-    """The profile that takes the least time by a table, and the one that does with no layer in float that need not be.
+    """The fastest profile by a table, and the fastest all-integer one.
 
     A table knows least of single layers in float among integers, whose conversions depend on all that is around them.
     Of choices whose losses are finite.
@@ -175,7 +175,7 @@ def _profile(
 
 
 def _switches(database: Database, timings: Timings) -> Switches:
-    """What changing between kinds of numbers takes, in seconds."""
+    """What converting between number formats takes, in seconds."""
     kinds = [[choice.kind for choice in found] for found in database.choices.values()]
     return Switches(kinds, [timings.switches.get(name, {}) for name in database.choices])
 

@@ -1,4 +1,4 @@
-"""What the levels of one layer share while they are solved one after the other, and how their progress adds up."""
+"""Caches that the levels of one layer share, and the sum of their progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models run bit by bit give what they give as a whole."""
+"""Models run value by value give what they give as a whole."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from .table import Timings, check_timings, read_timings, write_timings
 SEARCHES = 5  # for a profile that is fast enough
 ROUNDS = SEARCHES + 2  # with the fastest there are
 TOLERANCE = 0.15  # between predicted and measured; beyond it layers are timed again where they stand
-STEP = 1.2  # by how much more is asked for at most, after a model that was too slow
+STEP = 1.2  # largest factor by which the target is tightened after a model that was too slow
 SHORT = 0.03  # by how much a model may be slower than was asked for
 
 
@@ -149,8 +149,8 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
 
 
 def timing_feed(database: Database, batch: int) -> Feed:
-    """The first calibration samples of a database, repeated to a feed of so many; as they are where the model fixes how
-    many it takes, or where they are a whole feed of the user's own."""
+    """The first calibration samples of a database, tiled to `batch`; unchanged where the model fixes its batch, or where
+    they are a whole feed of the user's own."""
     samples = database.samples["calibration"]
     first = next(iter(samples.read(0, samples.count)))
     whole = any(array.shape[0] != first.count for array in first.feed.values() if array.ndim)
