@@ -149,8 +149,8 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
 
 
 def timing_feed(database: Database, batch: int) -> Feed:
-    """The first calibration samples of a database, tiled to `batch`; unchanged where the model fixes its batch, or where
-    they are a whole feed of the user's own."""
+    """The first calibration samples of a database, tiled to `batch`; unchanged where the model fixes its batch, or
+    where they are a whole feed of the user's own."""
     samples = database.samples["calibration"]
     first = next(iter(samples.read(0, samples.count)))
     whole = any(array.shape[0] != first.count for array in first.feed.values() if array.ndim)

@@ -1,8 +1,8 @@
 """Measures what every layer takes at every level: the whole model at each level, timed by the engine's own profile.
 
-The model is written at one level throughout, by rounding and magnitude pruning, as run time does not depend on the quality of the
-weights are; an engine then shares its time out among kernels, and these among layers. So operators between layers count
-for the layer that feeds them, in the type that it gives them. Times are scaled so that they add up to the time of the
+The model is written at one level throughout, by rounding and magnitude pruning, as run time does not depend on the
+quality of the weights; an engine then shares its time out among kernels, and these among layers. So operators between
+layers count for the layer that feeds them, in the type that it gives them. Times are scaled so that they add up to the time of the
 whole model as it runs without a profiler.
 """
 
