@@ -2,8 +2,8 @@
 
 The model is written at one level throughout, by rounding and magnitude pruning, as run time does not depend on the
 quality of the weights; an engine then shares its time out among kernels, and these among layers. So operators between
-layers count for the layer that feeds them, in the type that it gives them. Times are scaled so that they add up to the time of the
-whole model as it runs without a profiler.
+layers count for the layer that feeds them, in the type that it gives them. Times are scaled so that they add up to the
+time of the whole model as it runs without a profiler.
 """
 
 from __future__ import annotations
