@@ -21,7 +21,7 @@ from .solver.bound import lower_bound
 from .solver.greedy_torch_device import devices
 from .solver.ordered_sample import compare_on_rows
 
-SOLVER = 1  # rises when the solver's results change, so that a database does not mix old solutions with new ones
+SOLVER = 2  # rises when the solver's results change, so that a database does not mix old solutions with new ones
 ENOUGH = 4  # positions for every column: with fewer, refinement may lose on other samples what it gains on these
 
 
