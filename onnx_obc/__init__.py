@@ -1,10 +1,7 @@
 """Exact post-training pruning and quantization of ONNX models, by Optimal Brain Compression."""
 
-from ._version import __version__
-from .build import Built, build
-from .calibration.data import Batch, DataOptions, Samples
-from .compress import compress
-from .errors import (
+from .calibration.samples import Batch, DataOptions, Samples
+from .core.errors import (
     CalibrationError,
     DatabaseError,
     ModelError,
@@ -13,12 +10,15 @@ from .errors import (
     RecipeError,
     VerificationError,
 )
-from .finish import Result
-from .opened import Database, open_database
-from .profiles import SearchOptions
-from .recipe import Recipe, Rule
-from .retarget import compress_to_budget, retarget
+from .core.version import __version__
+from .database.build import Built, build
+from .database.open import Database, open_database
+from .pipeline.compress import compress
+from .pipeline.finish import Result
+from .pipeline.recipe import Recipe, Rule
 from .search.budget import Budget, parse_budget
+from .search.profile import SearchOptions
+from .search.retarget import compress_to_budget, retarget
 
 __all__ = [
     "Batch",

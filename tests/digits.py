@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_obc.cli import main
-from onnx_obc.demo import accuracy
+from onnx_obc.cli.demo import accuracy
+from onnx_obc.cli.main import main
 
 MODELS = Path(__file__).parents[1] / "models"
 MODEL, CALIBRATION, TEST = (MODELS / f"digits{end}" for end in (".onnx", "_calibration.npz", "_test.npz"))

@@ -17,7 +17,7 @@ from zoo import graphs
 from zoo.builders import CASES, Case
 
 from onnx_obc import Recipe, Rule, compress
-from onnx_obc.errors import RecipeError
+from onnx_obc.core.errors import RecipeError
 
 pytestmark = pytest.mark.slow
 

@@ -11,12 +11,14 @@ import onnx_ir as ir
 from onnx import helper
 from small_graphs import Array, random, run
 
+from onnx_obc.core.level import Choice, Level, parse_level
+from onnx_obc.core.solution import Grid, Solution
 from onnx_obc.graph.fold import remove_unused
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.opset import raise_opset
-from onnx_obc.graph.qdq import Writer, opset_needed
-from onnx_obc.graph.targets import TARGETS
-from onnx_obc.level import Choice, Grid, Level, Solution, parse_level
+from onnx_obc.graph.scales import opset_needed
+from onnx_obc.graph.write import Writer
+from onnx_obc.targets.registry import TARGETS
 
 
 def random_solution(layer: Layer, level: Level, seed: int = 0) -> Solution:
@@ -82,7 +84,7 @@ def write_for(
     choices, remarks, refused = {}, {}, {}
     for layer in find_layers(model)[0]:
         choice = Choice(parse_level(level if isinstance(level, str) else level[layer.name]), activations)
-        reason = "skipped" if layer.name in skip else rules.refuse(layer, choice)
+        reason = "skipped" if layer.name in skip else rules.unsupported(layer, choice)
         if reason is not None:
             refused[layer.name] = reason
             continue
@@ -94,7 +96,7 @@ def write_for(
     model = raise_opset(model, needed)
     layers, _ = find_layers(model)
     rules.prepare(model, layers, choices)
-    placed = rules.place(model, layers, choices)
+    placed = rules.place_qdq(model, layers, choices)
 
     sizes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in proto.graph.input}
     feed = {name: random(*shape, seed=5) for name, shape in sizes.items()}

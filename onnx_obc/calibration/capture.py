@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..errors import CalibrationError
+from ..core.arrays import Float64
+from ..core.errors import CalibrationError
+from ..core.machine import usable_cores
 from ..graph.layers import Layer, Tap, Window
-from ..level import Float64
-from ..runtime.cpu import usable_cores
 from ..runtime.session import Device, is_finite, open_session
-from .data import Batch, Samples
 from .hessian import HessianSum, held_bytes
+from .hessian_shifted import add_shifted, pays
 from .ranges import RangeObserver
-from .shifted import add_shifted, pays
+from .samples import Batch, Samples
 from .unfold import Index, pick_positions, positions_of, shape_of, unfold
 
 POSITIONS_PER_COLUMN = 64  # what more would gain is measured in benchmarks/sampling.py

@@ -5,15 +5,11 @@ from __future__ import annotations
 import tempfile
 from functools import cache
 from math import prod
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import CalibrationError
-from ..level import Float32, Float64
-
-Array: TypeAlias = npt.NDArray[Any]
+from ..core.arrays import Array, Float32, Float64
+from ..core.errors import CalibrationError
 
 BLOCK = 768  # positions that are multiplied at a time
 TILE = 192  # columns of the sum that are added to at a time: stays in cache

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..level import Float64
+from ..core.arrays import Float64
 
 BINS = 4096
 HISTOGRAM_ELEMENTS = 2**16  # of each sample, evenly strided: plenty for 4096 bins, and cheap on large images

@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..core.arrays import Array
 from ..graph.layers import Contraction, Window
 
 Index: TypeAlias = npt.NDArray[np.intp]
-Array: TypeAlias = npt.NDArray[Any]
 
 CHUNK_ELEMENTS = 2**22  # of X at a time: 16 MiB of float32
 

@@ -12,21 +12,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from ..core.arrays import Array, Feed, Float32, Float64
+from ..core.solution import Solution
+from ..graph.edit import free_name, names_of
 from ..graph.layers import Layer
-from ..graph.names import free_name, names_of
-from ..graph.qdq import WrittenWeight, scale_layout
-from ..level import Float32, Float64, Solution
+from ..graph.scales import scale_layout
+from ..graph.write import WrittenWeight
 from ..runtime.session import Device
-from ..runtime.stepper import Feed, Stepper
+from ..runtime.stepper import Stepper
 from .sites import Site
-
-Array = npt.NDArray[Any]
 
 LARGEST_FACTOR = 2.0  # of a standard deviation, and its inverse: what is off by more is no drift
 NEGLIGIBLE = 1e-4  # a channel with a standard deviation below this share of the value's largest one keeps its factor 1

@@ -13,22 +13,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from ..errors import ModelError
+from ..core.arrays import Array, Float32
+from ..core.errors import ModelError, one_line
+from ..graph.edit import free_name, names_of
 from ..graph.fold import remove_unused
 from ..graph.layers import Layer
-from ..graph.names import free_name, names_of
-from ..level import Float32
-from ..runtime.session import one_line, open_session
+from ..runtime.session import open_session
 from .sites import Site, find_sites
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-Array = npt.NDArray[Any]
 
 AGREEMENT = 1e-4  # of torch and onnxruntime, relative to the largest magnitude of a value
 REMEDY = "leave out --global-adaprune"

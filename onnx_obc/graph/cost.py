@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from ..level import NM, Block, Choice, Level, Unstructured
+from ..core.level import NM, Block, Choice, Level, Unstructured
 from .layers import Contraction, Layer, Tap, Window
 
 Shape = tuple[int | str | None, ...]  # a name or None where a dimension is free

@@ -11,7 +11,7 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
-from .names import free_name, names_of
+from .edit import free_name, names_of
 from .tensors import own_copy
 
 Step = Callable[[ir.Model], str | None]

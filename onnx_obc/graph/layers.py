@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..level import NM, Block, Float32, Level
+from ..core.arrays import Float32
+from ..core.level import NM, Block, Level
 from .constants import ACTIVATION, Constant, trace
 
 ALREADY_INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import CheckerPass
 
-from ..errors import ModelError, OutputError
+from ..core.errors import ModelError, first_line
 from .tensors import own_copy, tensors
 
 OLDEST_OPSET = 7
@@ -49,8 +48,17 @@ def read_model(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> ir.Mod
     return _from_proto(_decode(data, f"model {path}"), f"model {path}", path)
 
 
-def input_specs(model: ir.Model) -> list[tuple[str, np.dtype[np.generic], tuple[int | None, ...]]]:
-    """The inputs that a user must feed: (name, numpy dtype, shape); None in the shape is a free dimension.
+@dataclass(frozen=True)
+class InputSpec:
+    """A model input as the graph declares it: None in `shape` is a dimension that is free."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | None, ...]
+
+
+def input_specs(model: ir.Model) -> list[InputSpec]:
+    """The inputs that a user must feed.
 
     Inputs with a default value (initializers that old exporters list as inputs) are not among them.
     Raises ModelError for an input that is not a tensor of known rank.
@@ -64,54 +72,8 @@ def input_specs(model: ir.Model) -> list[tuple[str, np.dtype[np.generic], tuple[
         if value.shape is None:
             raise ModelError(f"input {value.name!r} has no declared shape; re-export the model with one")
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-        specs.append((str(value.name), np.dtype(value.dtype.numpy()), shape))
+        specs.append(InputSpec(str(value.name), np.dtype(value.dtype.numpy()), shape))
     return specs
-
-
-def save_model(model: ir.Model, path: Path, external_threshold: int = PROTOBUF_LIMIT) -> None:
-    """Write the model to `path`, all or nothing; an existing file is replaced only by a complete one.
-
-    Weights go to `path.name + ".data"` beside it when the tensors hold more than `external_threshold` bytes or the
-    model was read with large weights beside it. If that replaces the files that `model` itself was read from, read it
-    again before using its weights. Raises OutputError.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; name a file in it, e.g. {path / 'model.onnx'}")
-    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model))
-    external = external or sum(tensor.nbytes for tensor in tensors(model)) > external_threshold
-    data = f"{path.name}.data"
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            scratch = Path(folder)
-            ir.save(model, scratch / path.name, format="protobuf", external_data=data if external else None)
-            move_in(scratch, path.parent, [data, path.name] if (scratch / data).exists() else [path.name])
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
-    except (EncodeError, ValueError) as error:
-        raise OutputError(f"cannot write {path}: {_first_line(error)}") from error
-
-
-def move_in(scratch: Path, folder: Path, names: list[str]) -> None:
-    """Move files from `scratch` to `folder`, the model itself last. If that is interrupted, all stays as it was."""
-    for name in names:
-        shutil.copymode(scratch / names[-1], scratch / name)
-    try:
-        for name in names[:-1]:
-            if (folder / name).exists():
-                (folder / name).replace(scratch / f"{name}.before")
-            (scratch / name).replace(folder / name)
-        (scratch / names[-1]).replace(folder / names[-1])
-    except BaseException:
-        if (scratch / names[-1]).exists():  # else all files had arrived
-            for name in names[:-1]:
-                if not (scratch / name).exists():
-                    (folder / name).unlink()
-                if (scratch / f"{name}.before").exists():
-                    (scratch / f"{name}.before").replace(folder / name)
-        raise
 
 
 def _decode(data: bytes, name: str) -> onnx.ModelProto:
@@ -130,7 +92,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     try:
         model = _with_plain_domain(own_copy(ir.from_proto(proto)))
     except Exception as error:
-        raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}; export it again") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {first_line(error)}; export it again") from error
     for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             if path is None:
@@ -147,7 +109,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     try:
         onnx.checker.check_model(proto if path is None else str(path))
     except Exception as error:  # the checker raises a type of its own, and RuntimeError and ValueError
-        raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}; export it again") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {first_line(error)}; export it again") from error
     return model
 
 
@@ -163,7 +125,7 @@ def _check_valid(model: ir.Model, name: str) -> None:
     try:
         CheckerPass()(model)
     except Exception as error:
-        raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error.__cause__ or error)}") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {first_line(error.__cause__ or error)}") from error
 
 
 def _check_opset(model: ir.Model, name: str) -> None:
@@ -232,21 +194,3 @@ def _read_small(model: ir.Model) -> None:
             if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_BYTES:
                 array = tensor.numpy().copy()
                 value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-
-
-def files_of(path: Path) -> list[Path]:
-    """A model's file, and the files beside it that hold its weights."""
-    proto = onnx.load(path, load_external_data=False)
-    beside = {
-        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    return [path, *(path.parent / name for name in sorted(beside))]
-
-
-def file_bytes(path: Path) -> int:
-    """The size of a model on disk, with the files beside it that hold its weights."""
-    return sum(file.stat().st_size for file in files_of(path))

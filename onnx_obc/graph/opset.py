@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnx import helper, version_converter
 from onnx_ir.passes import common
 
-from ..errors import ModelError
-from .names import free_name, names_of
+from ..core.errors import ModelError
+from .edit import free_name, names_of
 from .tensors import own_copy
 
 SMALL = 4096  # elements; a larger constant is never an axis, a shape or a scale, so the converter need not see it

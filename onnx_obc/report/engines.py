@@ -11,16 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..bench import Benchmark
-from ..check import Examination
-from ..level import FLOAT, Choice
-from ..search.timings import Timings
+from ..core.level import FLOAT, Choice
+from ..search.latency.table import Timings
+from ..targets.bench import Benchmark
+from ..targets.check import FileCheck
 
 COLOURS = {"error": "red", "slow": "yellow", "note": "cyan"}
 SHOWN = 5  # nodes that are named of all that a finding is about
 
 
-def examination_table(found: Examination, width: int) -> RenderableType:
+def examination_table(found: FileCheck, width: int) -> RenderableType:
     """Every rule that is broken once, with the nodes that break it, and what the engine runs."""
     lines: list[RenderableType] = []
     groups: dict[tuple[str, str, str, str], list[str]] = {}

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..errors import OutputError
+from ..core.errors import OutputError
+from ..pipeline.finish import Result
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,25 @@ def _plot(points: Sequence[Point]) -> bytes:
         canvas, data = FigureCanvasSVG(figure), io.BytesIO()
         canvas.print_svg(data, metadata={"Date": None})  # type: ignore[no-untyped-call]
     return data.getvalue()
+
+
+def pareto_points(results: Sequence[Result]) -> list[Point]:
+    """What several models reached, for `write_pareto`."""
+    points = []
+    for result in results:
+        report, search = result.report, result.report.search or {}
+        costs = search.get("costs", {})
+        points.append(
+            Point(
+                budget=str(search.get("budget", "")),
+                file=report.output,
+                bops=costs.get("bops"),
+                obc_bops=costs.get("obc-bops"),
+                flops=costs.get("flops"),
+                size=costs.get("size"),
+                latency=costs.get("latency"),
+                loss=report.output_loss if report.output_loss is not None else float("nan"),
+                bytes=report.file_bytes_after,
+            )
+        )
+    return points

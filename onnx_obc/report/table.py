@@ -13,8 +13,8 @@ from rich.text import Text
 
 from ..graph.cost import Cost
 from ..graph.layers import Layer, LeftOut
-from ..solving import EmbeddingReport, LayerReport
-from .report import Report
+from ..pipeline.layer import EmbeddingReport, LayerReport
+from ..pipeline.report import Report
 
 NAME_WIDTH = 40  # what the layers' names get at least, by leaving out other columns
 

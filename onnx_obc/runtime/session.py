@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..errors import ModelError, RecipeError
+from ..core.errors import ModelError, RecipeError, one_line
 
 Device = Literal["auto", "cpu", "cuda"]
 IN_MEMORY_BYTES = 1 << 30  # larger models go to onnxruntime through a file, since a protobuf holds 2 GiB at most
@@ -74,11 +74,6 @@ def open_session(
         inputs=frozenset(value.name for value in session.get_inputs()),
         _session=session,
     )
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split())
 
 
 def _onnxruntime() -> Any:

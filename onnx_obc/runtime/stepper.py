@@ -7,19 +7,15 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.analysis import analyze_implicit_usage
 
-from ..errors import ModelError
+from ..core.arrays import Array, Feed
+from ..core.errors import ModelError
 from ..graph.layers import bodies
 from .session import Device, Session, open_session
-
-Array = npt.NDArray[Any]
-Feed = dict[str, Array]
 
 
 class Stepper:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, TypeAlias, get_args
 
-from ..errors import RecipeError
+from ..core.errors import RecipeError
 
 Kind: TypeAlias = Literal["bops", "obc-bops", "flops", "size", "latency", "drop"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

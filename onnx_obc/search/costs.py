@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import RecipeError
+from ..core.arrays import Float64
+from ..core.errors import RecipeError
+from ..core.level import FLOAT, Choice
 from ..graph.cost import Cost, bops, level_flops, obc_bops, weight_bytes
 from ..graph.layers import Layer
-from ..level import FLOAT, Choice, Float64
-from .timings import Timings
+from .latency.table import Timings
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import RecipeError
-from ..level import Float64
+from ..core.arrays import Float64
+from ..core.errors import RecipeError
 
 Int64: TypeAlias = npt.NDArray[np.int64]
 

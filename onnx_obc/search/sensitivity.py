@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..calibration.data import Batch
-from ..errors import CalibrationError, ModelError
+from ..calibration.samples import Batch
+from ..core.arrays import Array, Feed, Float32
+from ..core.errors import CalibrationError, ModelError
+from ..core.level import FLOAT, Choice
+from ..graph.edit import free_name, names_of
 from ..graph.fold import remove_unused
 from ..graph.layers import Layer
-from ..graph.names import free_name, names_of
-from ..graph.qdq import activation_grid
-from ..level import FLOAT, Choice, Float32
-from ..output_loss import OutputLoss, class_scores
+from ..graph.write import activation_grid
+from ..runtime.output_loss import OutputLoss, class_scores
 from ..runtime.session import Device, Session, open_session
-from ..runtime.stepper import Feed, Stepper
+from ..runtime.stepper import Stepper
 
-Array: TypeAlias = npt.NDArray[Any]
 Candidates: TypeAlias = Mapping[str, Sequence[tuple[Choice, Callable[[], Float32]]]]
 Span: TypeAlias = Callable[[str, int, bool], tuple[float, float]]
 Task: TypeAlias = Callable[[dict[str, Array], "npt.NDArray[np.int64] | None"], float]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..level import Float64
+from ..core.arrays import Float64
 
 RANDOM, PATIENCE = 100, 100  # draws at first, and tries in vain before fewer coefficients are changed
 

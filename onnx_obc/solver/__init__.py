@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .baselines import baseline
 from .grid import fit_grid, round_to_grid
-from .inverse import Damped, damp
-from .loss import layer_loss, output_energy
+from .linalg.inverse import Damped, damp
+from .linalg.loss import layer_loss, output_energy
 from .method import Method, Refine
 from .solve import solve, solve_levels, warm_up
 

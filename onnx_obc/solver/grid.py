@@ -7,9 +7,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..level import Float32, Float64, Grid, Int32
-from .compiled import compiled
-from .threads import over_rows
+from ..core.arrays import Float32, Float64, Int32
+from ..core.solution import Grid
+from .linalg.compiled import compiled
+from .linalg.threads import over_rows
 
 GridMethod: TypeAlias = Literal["minmax", "mse"]
 
@@ -31,8 +32,8 @@ def fit_grid(
 ) -> Grid:
     """A grid for every row, or the same for all rows of a group if they share it.
 
-    `minmax` spans the row; `mse` clips it where that lowers Σ|error|^2.4 (OBC section 6). With `whole_span` it tries the
-    scale of `minmax` first, so that its error is never larger; the authors' code does not for symmetric grids.
+    `minmax` spans the row; `mse` clips it where that lowers Σ|error|^2.4 (OBC section 6). With `whole_span` it tries
+    the scale of `minmax` first, so that its error is never larger; the authors' code does not for symmetric grids.
 
     Symmetric: zero point 0, range ± the largest magnitude; `minmax` can represent that magnitude with either sign.
     Asymmetric: from the smallest to the largest weight, extended to include 0, which lies on the grid exactly.

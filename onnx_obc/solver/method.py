@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ..level import Level
+from ..core.level import Level
 from .grid import GridMethod
-from .inverse import Precision
+from .linalg.inverse import Precision
 
 Refine: TypeAlias = Literal["none", "auto"] | int
 

@@ -9,13 +9,15 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..level import Bool, Float32, Float64, Grid, Int32, Level, Solution
+from ..core.arrays import Bool, Float32, Float64, Int32
+from ..core.level import Level
+from ..core.solution import Grid, Solution
+from .exact.quantize import quantize
 from .grid import fit_grid
-from .inverse import Damped
-from .loss import row_losses
+from .linalg.inverse import Damped
+from .linalg.loss import row_losses
+from .linalg.threads import Progress
 from .method import ROUNDING, Method
-from .quantize import quantize
-from .threads import Progress
 
 _T = TypeVar("_T", bound=np.generic)
 Rounding: TypeAlias = Callable[[Float32, Grid, Bool | None], tuple[Int32, Float64]]

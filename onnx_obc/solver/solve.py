@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+
 import numpy as np
 
-from ..errors import ModelError
-from ..level import NM, Float32, Level, Solution, Sparsity
-from .bound import lower_bound
-from .inverse import Damped, Precision, damp
-from .levels import Passes, Shared, pattern_of
-from .loss import layer_loss
+from ..core.arrays import Float32
+from ..core.errors import ModelError
+from ..core.level import NM, Level, Sparsity
+from ..core.solution import Solution
+from .bound.bound import lower_bound
+from .exact.prune import cut_trace, prune_trace
+from .linalg.inverse import Damped, Precision, damp
+from .linalg.loss import layer_loss
+from .linalg.threads import Progress
 from .method import ROUNDING, Method
-from .ordered import prune_ordered, quantize_ordered
-from .ordered_refit import inner_product
-from .prune import cut_trace, prune_trace
-from .refine_codes import refine_codes
-from .refine_mask import refine_mask
+from .ordered.ordered import prune_ordered, quantize_ordered
+from .ordered.refit import inner_product
+from .refine.codes import refine_codes
+from .refine.mask import refine_mask
 from .rounded import grid_of, round_layer
-from .threads import Progress
+from .traces import Passes, Shared, pattern_of
 
 
 def solve(

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnx_obc.calibration.data import DataOptions, InputSpec, open_samples
-from onnx_obc.calibration.feeds import spread
-from onnx_obc.errors import CalibrationError
+from onnx_obc.calibration.data import open_samples
+from onnx_obc.calibration.readers.feeds import spread
+from onnx_obc.calibration.samples import DataOptions
+from onnx_obc.core.errors import CalibrationError
+from onnx_obc.graph.model import InputSpec
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 X = [InputSpec("x", FLOAT, (None, 4))]

@@ -17,7 +17,7 @@ from small_graphs import assert_same, build, random, run
 from onnx_obc.calibration import unfold as unfolding
 from onnx_obc.calibration.hessian import BLOCK, HessianSum, reflect
 from onnx_obc.calibration.unfold import pick_positions, positions_of, shape_of, unfold
-from onnx_obc.errors import CalibrationError
+from onnx_obc.core.errors import CalibrationError
 from onnx_obc.graph.layers import Layer, Window, find_layers
 
 

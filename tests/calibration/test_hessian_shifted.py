@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import random
 
-from onnx_obc.calibration import shifted, unfold
+from onnx_obc.calibration import hessian_shifted as shifted
+from onnx_obc.calibration import unfold
 from onnx_obc.calibration.hessian import HessianSum
-from onnx_obc.calibration.shifted import add_shifted, pays
+from onnx_obc.calibration.hessian_shifted import add_shifted, pays
 from onnx_obc.calibration.unfold import output_shape, shape_of
 from onnx_obc.graph.layers import Window
 

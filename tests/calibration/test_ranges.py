@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_obc.calibration.ranges import BINS, HISTOGRAM_ELEMENTS, RangeObserver
-from onnx_obc.graph.qdq import activation_grid
+from onnx_obc.graph.write import activation_grid
 
 METHODS = ("minmax", "mse", "percentile")
 

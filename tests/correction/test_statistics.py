@@ -16,20 +16,21 @@ from small_graphs import Array, build, random
 from written import rounded
 
 from onnx_obc import Recipe, compress
-from onnx_obc.calibration.data import Batch, DataOptions, Samples
+from onnx_obc.calibration.samples import Batch, DataOptions, Samples
+from onnx_obc.core.level import FLOAT, Level, parse_level
+from onnx_obc.core.solution import Solution
 from onnx_obc.correction.sites import Kind, Site, find_sites
 from onnx_obc.correction.statistics import correct, scaled
 from onnx_obc.graph.fold import fold, remove_unused
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.model import read_model
 from onnx_obc.graph.opset import raise_opset
-from onnx_obc.graph.qdq import Activation, Writer, WrittenWeight
-from onnx_obc.judge import Judge
-from onnx_obc.level import FLOAT, Level, Solution, parse_level
-from onnx_obc.plan import make_plan
+from onnx_obc.graph.write import Activation, Writer, WrittenWeight
+from onnx_obc.pipeline.layer import Solved
+from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.verify import check_weights
+from onnx_obc.runtime.judge import Judge
 from onnx_obc.runtime.session import open_session
-from onnx_obc.solving import Solved
-from onnx_obc.verify import check_weights
 
 node = helper.make_node
 NEAR = 1e-4
@@ -382,7 +383,7 @@ def test_the_outputs_of_the_small_classifier_come_closer(kinds: Sequence[Kind], 
     images = np.load(CALIBRATION)["image"]
     feeds = [{"image": images[start : start + 64]} for start in range(0, 256, 64)]
     samples = Samples(len(images) - 256, "images", lambda a, b: iter([Batch({"image": images[256:][a:b]}, a, b - a)]))
-    judge = Judge(dense, (samples,), "cpu", 1)
+    judge = Judge(dense, list(samples.feeds()), "cpu", 1)
     before = judge.loss(found.written)
     found.correct(feeds, kinds)
     assert judge.loss(found.written) < 0.8 * before

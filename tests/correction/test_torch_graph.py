@@ -11,11 +11,12 @@ import onnx_ir as ir
 import pytest
 from small_graphs import Array, Shapes, assert_same, build, random, run
 
+from onnx_obc.core.errors import ModelError
+from onnx_obc.core.level import FLOAT
+from onnx_obc.core.solution import Solution
 from onnx_obc.correction.torch_graph import check_agreement, to_torch
-from onnx_obc.errors import ModelError
 from onnx_obc.graph.layers import find_layers
-from onnx_obc.graph.qdq import Writer
-from onnx_obc.level import FLOAT, Solution
+from onnx_obc.graph.write import Writer
 
 make = onnx.helper.make_node
 

@@ -9,11 +9,11 @@ import pytest
 from onnx import helper
 from small_graphs import Array, build, random
 
+from onnx_obc.core.level import parse_choice, parse_level
 from onnx_obc.graph.cost import Cost, bops, density, layer_costs, level_flops, obc_bops, table_bytes, weight_bytes
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.graph.model import read_model
-from onnx_obc.level import parse_choice, parse_level
 
 node = helper.make_node
 

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from onnx import helper
 from small_graphs import assert_same, build, random, run
 
-from onnx_obc.graph.layers import (
-    Contraction,
-    Embedding,
-    Layer,
-    LeftOut,
-    Window,
-    find_embeddings,
-    find_layers,
-)
-from onnx_obc.level import parse_level
+from onnx_obc.core.level import parse_level
+from onnx_obc.graph.layers import Contraction, Embedding, Layer, LeftOut, Window, find_embeddings, find_layers
 
 node = helper.make_node
 

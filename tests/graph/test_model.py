@@ -11,9 +11,10 @@ import pytest
 from onnx import helper
 from small_graphs import assert_same, build, random, run
 
-from onnx_obc.errors import ModelError, OutputError
-from onnx_obc.graph import model as model_module
-from onnx_obc.graph.model import input_specs, read_model, save_model
+from onnx_obc.core.errors import ModelError, OutputError
+from onnx_obc.graph import save as save_module
+from onnx_obc.graph.model import InputSpec, input_specs, read_model
+from onnx_obc.graph.save import save_model
 from onnx_obc.runtime.session import open_session
 
 node = helper.make_node
@@ -242,8 +243,8 @@ def test_input_specs() -> None:
     )
     proto.graph.input.append(helper.make_tensor_value_info("tokens", onnx.TensorProto.INT64, []))
     assert input_specs(read_model(proto)) == [
-        ("x", np.dtype(np.float32), (None, 2, None, 4)),
-        ("tokens", np.dtype(np.int64), ()),
+        InputSpec("x", np.dtype(np.float32), (None, 2, None, 4)),
+        InputSpec("tokens", np.dtype(np.int64), ()),
     ]
 
 
@@ -298,7 +299,7 @@ def test_failure_while_writing_leaves_what_was_there(
         Path(target).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(model_module.ir, "save", interrupted)
+    monkeypatch.setattr(save_module.ir, "save", interrupted)
     with pytest.raises((KeyboardInterrupt, OutputError)):
         save_model(read_model(product()), path)
     assert sorted(tmp_path.iterdir()) == [path]
@@ -338,6 +339,6 @@ def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(model_module.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(save_module.tempfile, "TemporaryDirectory", refuse)
     with pytest.raises(OutputError, match=r"out\.onnx: Permission denied; choose another folder"):
         save_model(read_model(product()), tmp_path / "out.onnx")

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 from small_graphs import Array, assert_same, build, random, run
 
-from onnx_obc.errors import ModelError
+from onnx_obc.core.errors import ModelError
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.model import read_model
 from onnx_obc.graph.opset import raise_opset

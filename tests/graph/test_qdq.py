@@ -13,13 +13,15 @@ from onnx.reference import ReferenceEvaluator
 from small_graphs import Array, build, random, run
 from written import random_solution, rounded, write_for
 
+from onnx_obc.core.level import Choice, parse_level
+from onnx_obc.core.solution import Grid
+from onnx_obc.graph.edit import names_of
 from onnx_obc.graph.fold import remove_unused
 from onnx_obc.graph.layers import Layer, find_embeddings, find_layers
-from onnx_obc.graph.names import names_of
 from onnx_obc.graph.opset import raise_opset
-from onnx_obc.graph.qdq import Activation, Writer, activation_grid, opset_needed, scale_layout, storage_type
-from onnx_obc.graph.targets import TARGETS
-from onnx_obc.level import Choice, Grid, parse_level
+from onnx_obc.graph.scales import opset_needed, scale_layout, storage_type
+from onnx_obc.graph.write import Activation, Writer, activation_grid
+from onnx_obc.targets.registry import TARGETS
 
 node = helper.make_node
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onnx_obc.errors import OutputError
+from onnx_obc.core.errors import OutputError
 from onnx_obc.report.pareto import Point, front, write_pareto
 
 

@@ -11,9 +11,9 @@ import pytest
 from onnx import helper
 from small_graphs import build, random, run
 
-from onnx_obc.errors import ModelError, RecipeError
+from onnx_obc.core.errors import ModelError, RecipeError, one_line
 from onnx_obc.runtime import session
-from onnx_obc.runtime.session import is_finite, one_line, open_session
+from onnx_obc.runtime.session import is_finite, open_session
 
 
 def small() -> onnx.ModelProto:

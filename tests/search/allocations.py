@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_obc.level import Float64
+from onnx_obc.core.arrays import Float64
 
 Problem = tuple[list[Float64], list[Float64], float]
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_obc.errors import RecipeError
+from onnx_obc.core.errors import RecipeError
 from onnx_obc.search.budget import KINDS, Budget, Kind, parse_budget
-from onnx_obc.search.timings import read_timings
+from onnx_obc.search.latency.table import read_timings
 
 
 @pytest.mark.parametrize(

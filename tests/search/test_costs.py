@@ -9,14 +9,14 @@ from digits import MODEL
 from onnx import helper
 from small_graphs import build, random
 
-from onnx_obc.errors import RecipeError
+from onnx_obc.core.errors import RecipeError
+from onnx_obc.core.level import Choice, Level, parse_choice
+from onnx_obc.core.level_sets import read_levels
 from onnx_obc.graph.cost import layer_costs, weight_bytes
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import find_layers
-from onnx_obc.level import Choice, Level, parse_choice
-from onnx_obc.levels import read_levels
 from onnx_obc.search.costs import cost_table
-from onnx_obc.search.timings import Timings
+from onnx_obc.search.latency.table import Timings
 
 
 def test_costs_of_choices() -> None:

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
-from onnx_obc.errors import RecipeError
+from onnx_obc.core.arrays import Float64
+from onnx_obc.core.errors import RecipeError
+from onnx_obc.core.level import Level
+from onnx_obc.core.level_sets import read_levels
 from onnx_obc.graph.cost import layer_costs
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import find_layers
-from onnx_obc.level import Float64, Level
-from onnx_obc.levels import read_levels
 from onnx_obc.search.costs import cost_table
 from onnx_obc.search.dynamic import choose
 from onnx_obc.solver import baseline, damp

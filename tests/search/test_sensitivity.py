@@ -10,15 +10,16 @@ from digits import CALIBRATION, MODEL
 from onnx import helper
 from small_graphs import Array, build, random
 
-from onnx_obc.calibration.data import Batch
-from onnx_obc.errors import CalibrationError, ModelError
+from onnx_obc.calibration.samples import Batch
+from onnx_obc.core.arrays import Feed, Float32
+from onnx_obc.core.errors import CalibrationError, ModelError
+from onnx_obc.core.level import Choice, parse_choice
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import Layer, find_layers
-from onnx_obc.graph.qdq import activation_grid
-from onnx_obc.level import Choice, Float32, parse_choice
-from onnx_obc.output_loss import OutputLoss, class_scores
+from onnx_obc.graph.write import activation_grid
+from onnx_obc.runtime.output_loss import OutputLoss, class_scores
 from onnx_obc.runtime.session import open_session
-from onnx_obc.runtime.stepper import Feed, Stepper
+from onnx_obc.runtime.stepper import Stepper
 from onnx_obc.search import sensitivity
 from onnx_obc.search.sensitivity import Candidates, Span, output_sensitivity, task_sensitivity
 

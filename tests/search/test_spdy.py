@@ -11,7 +11,7 @@ import pytest
 from allocations import Problem, random_problem, total
 from small_graphs import Array
 
-from onnx_obc.level import Float64
+from onnx_obc.core.arrays import Float64
 from onnx_obc.search.dynamic import choose
 from onnx_obc.search.spdy import spdy_search
 

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnx_obc.errors import RecipeError
-from onnx_obc.level import Float64
+from onnx_obc.core.arrays import Float64
+from onnx_obc.core.errors import RecipeError
 from onnx_obc.search.dynamic import Switches, choose
 
 KINDS = ["float", "int8", "int8"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_obc.level import Block, Unstructured
+from onnx_obc.core.level import Block, Unstructured
 
 
 def layer(groups=1, rows=4, columns=24, samples=100, decay=1.0, seed=0):

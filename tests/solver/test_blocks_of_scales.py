@@ -9,11 +9,11 @@ import pytest
 import textbook
 from problems import layer
 
-from onnx_obc.level import Level, parse_choice, parse_level
+from onnx_obc.core.level import Level, parse_choice, parse_level
 from onnx_obc.solver import Method, damp, fit_grid, layer_loss, round_to_grid, solve
 from onnx_obc.solver.baselines import baseline
-from onnx_obc.solver.bound import lower_bound
-from onnx_obc.solver.quantize import quantize
+from onnx_obc.solver.bound.bound import lower_bound
+from onnx_obc.solver.exact.quantize import quantize
 
 SYMMETRIC = pytest.mark.parametrize("symmetric", [True, False])
 

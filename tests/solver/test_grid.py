@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_obc.level import Grid
+from onnx_obc.core.solution import Grid
 from onnx_obc.solver.grid import fit_grid, round_to_grid
 
 

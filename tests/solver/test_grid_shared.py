@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_obc.level import parse_level
+from onnx_obc.core.level import parse_level
 from onnx_obc.solver import Method, damp, fit_grid, layer_loss, solve
 
 RNG = np.random.default_rng(0)

@@ -2,16 +2,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import layer
 
-from onnx_obc.level import parse_level
+from onnx_obc.core.level import parse_level
 from onnx_obc.solver import Method, damp, fit_grid, solve
-from onnx_obc.solver.loss import row_losses
-from onnx_obc.solver.quantize import quantize
+from onnx_obc.solver.exact.quantize import quantize
+from onnx_obc.solver.linalg.loss import row_losses
 
 TINY = st.integers(0, 2**32 - 1), st.sampled_from([4, 8, 12, 24])
 

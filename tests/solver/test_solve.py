@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from problems import layer
 
-from onnx_obc.errors import ModelError
-from onnx_obc.level import FLOAT, parse_level
+from onnx_obc.core.errors import ModelError
+from onnx_obc.core.level import FLOAT, parse_level
 from onnx_obc.solver import Method, baseline, damp, layer_loss, output_energy, solve
-from onnx_obc.solver.loss import row_losses
+from onnx_obc.solver.linalg.loss import row_losses
 
 LEVELS = [
     "int8",

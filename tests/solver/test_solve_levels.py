@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from problems import layer
 
-from onnx_obc.level import parse_level
+from onnx_obc.core.level import parse_level
 from onnx_obc.solver import Method, damp, solve, solve_levels
 
 LADDER = [f"sparse-{fraction:.2f}" for fraction in (0.9, 0.1, 0.3, 0.5, 0.55, 0.6, 0.7, 0.8, 0.85, 0.95)]
@@ -66,7 +66,8 @@ def no_prediction_is_good_enough(monkeypatch):
 
 def test_a_gpu_shares_its_trace(monkeypatch):
     pytest.importorskip("torch")
-    from onnx_obc.solver import greedy_torch, prune
+    from onnx_obc.solver.exact import prune
+    from onnx_obc.solver.gpu import batches as greedy_torch
 
     calls, own = [], greedy_torch.prune_order
 
@@ -92,15 +93,15 @@ def test_a_gpu_shares_its_trace(monkeypatch):
 @pytest.mark.parametrize(("name", "traces"), [("ladder", 1), ("ladder and integers", 1), ("blocks and int8", 1)])
 @pytest.mark.parametrize("method", METHODS)
 def test_levels_share_one_trace(name, traces, method, monkeypatch):
-    assert count(monkeypatch, "greedy_order", "prune", SETS[name], METHODS[method]) == traces
+    assert count(monkeypatch, "greedy_order", "exact.prune", SETS[name], METHODS[method]) == traces
 
 
 def test_patterns_of_different_kinds_have_their_own(monkeypatch):
-    assert count(monkeypatch, "greedy_order", "prune", SETS["two sizes of blocks"], Method()) == 3
+    assert count(monkeypatch, "greedy_order", "exact.prune", SETS["two sizes of blocks"], Method()) == 3
 
 
 def test_integers_share_the_pruned_and_refined_solution(monkeypatch):
-    assert count(monkeypatch, "greedy_order", "prune", SETS["2:4"], Method(refine=2)) == 1
+    assert count(monkeypatch, "greedy_order", "exact.prune", SETS["2:4"], Method(refine=2)) == 1
     assert count(monkeypatch, "refine_mask", "solve", SETS["2:4"], Method(refine=2)) == 1
     assert count(monkeypatch, "refine_mask", "solve", SETS["2:4 after its integers"], Method(refine=2)) == 2
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...level import Float32, Level, Solution
+from ...core.arrays import Float32
+from ...core.level import Level
+from ...core.solution import Solution
 from ..grid import GridMethod
-from ..inverse import Damped
-from ..loss import layer_loss
+from ..linalg.inverse import Damped
+from ..linalg.loss import layer_loss
 from ..solve import check_finite
 from .magnitude import magnitude_mask
 from .rounding import round_to_nearest

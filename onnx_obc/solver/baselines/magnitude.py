@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...level import NM, Block, Bool, Float32, Sparsity
+from ...core.arrays import Bool, Float32
+from ...core.level import NM, Block, Sparsity
 
 
 def magnitude_mask(weights: Float32, sparsity: Sparsity) -> Bool:

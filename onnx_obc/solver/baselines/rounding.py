@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ...level import Float32, Grid, Int32, Level
+from ...core.arrays import Float32, Int32
+from ...core.level import Level
+from ...core.solution import Grid
 from ..grid import GridMethod, fit_grid, round_to_grid
 
 

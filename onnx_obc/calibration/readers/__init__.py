@@ -1,0 +1,1 @@
+"""Readers of calibration data: one file for each kind."""

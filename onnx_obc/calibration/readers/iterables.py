@@ -1,0 +1,92 @@
+"""Calibration data that Python code makes: a function that yields feeds, or a list of feeds.
+
+Every feed is a dict of input name to array, used whole, as it is; one sample is one feed. A function is called without
+arguments every time the data is read, and must yield the same feeds each time. It is called once at opening, to count
+and check them; at most as many feeds are taken as samples were asked for, the first ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ...core.arrays import Feed
+from ...core.errors import CalibrationError
+from ...graph.model import InputSpec
+from ..samples import Batch, DataOptions, Samples
+from .feeds import SAMPLES, check_feed, check_range, deliver, plan_samples, too_few
+
+
+def open_list(data: Sequence[object], inputs: list[InputSpec], options: DataOptions) -> Samples:
+    """Samples of a list of feeds. Raises CalibrationError."""
+    plan = plan_samples(len(data), "feeds in the list", inputs, options, whole=True)
+
+    def load(position: int) -> Feed:
+        index = plan.order[position]
+        return check_feed(data[index], inputs, f"feed {index} of the list")
+
+    for position in range(len(plan.order)):
+        load(position)
+    return deliver(plan, load, inputs, "feeds from Python", whole=True)
+
+
+def open_function(
+    function: Callable[[], Any], inputs: list[InputSpec], options: DataOptions, source: str | None = None
+) -> Samples:
+    """Samples of a function that yields feeds. Raises CalibrationError, also for what the function raises."""
+    name = source or f"{getattr(function, '__name__', 'the function')}()"
+
+    def feeds(stop: int) -> Iterator[Feed]:
+        for index, feed in enumerate(islice(_call(function, name), stop)):
+            yield check_feed(feed, inputs, f"feed {index} of {name}")
+
+    count = sum(1 for _ in feeds(options.samples or SAMPLES))
+    if count == 0:
+        raise CalibrationError(f"{name} yields no feed: calibration needs at least one")
+
+    def read(start: int, stop: int) -> Iterator[Batch]:
+        check_range(start, stop, count, 1)
+        index = -1
+        for index, feed in enumerate(feeds(stop)):
+            if index >= start:
+                yield Batch(feed, index, 1)
+        if index + 1 < stop:
+            raise CalibrationError(
+                f"{name} yielded {count} feeds at first, and now {index + 1}; "
+                "it must yield the same each time it is called"
+            )
+
+    return Samples(count, f"feeds of {name}", read, notes=too_few(count, f"feeds of {name}", options))
+
+
+def load_function(path: Path, name: str) -> Callable[[], Any]:
+    """The function of this name in a Python file. Raises CalibrationError, also for what the file raises."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # the path ends in .py
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise CalibrationError(f"{path} cannot be imported: {_line(error)}; run it with Python to see where") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'no function'}"
+        raise CalibrationError(f"{path} has no function {name!r}; {hint}")
+    return function  # type: ignore[no-any-return]
+
+
+def _call(function: Callable[[], Any], name: str) -> Iterator[object]:
+    try:
+        yield from function()
+    except Exception as error:
+        raise CalibrationError(f"{name} raised {_line(error)}; call it in Python to see where") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

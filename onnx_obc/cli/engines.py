@@ -1,0 +1,188 @@
+"""The commands that run files in engines: check, bench and time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import onnx_ir as ir
+from cyclopts import Parameter
+
+from ..calibration.data import open_samples
+from ..calibration.samples import DataOptions
+from ..core.arrays import Feed
+from ..core.errors import CalibrationError, ModelError, RecipeError
+from ..core.files import write_file
+from ..core.level_sets import read_levels
+from ..graph.model import input_specs, read_model
+from ..graph.save import check_output
+from ..pipeline.plan import possible_choices
+from ..pipeline.recipe import make_recipe
+from ..report.engines import bench_table, examination_table, timing_table
+from ..report.table import show
+from ..search.latency.layer_times import subject_of, time_layers
+from ..search.latency.table import write_timings
+from ..targets.bench import bench
+from ..targets.check import check_file
+from ..targets.names import TargetName
+from ..targets.registry import TARGETS
+from .options import DATA, RUN, CalibrationOptions, Flag
+from .terminal import progress_bar
+
+RunsOn = Annotated[TargetName, Parameter(group=RUN)]
+Data = Annotated[str, Parameter(group=DATA)]
+Threads = Annotated[int | None, Parameter(group=RUN)]
+
+
+def check_command(
+    source: Path,
+    /,
+    *,
+    target: RunsOn,
+    calib: Data = "random",
+    data: CalibrationOptions = CalibrationOptions(),
+    threads: Threads = None,
+    json_file: Annotated[Path | None, Parameter(name="--json", group=RUN)] = None,
+) -> None:
+    """Check any ONNX file against the rules of a runtime, and against what it runs where the runtime is installed.
+
+    Exit code 1 if the runtime would refuse the file or compute something else.
+
+    Parameters
+    ----------
+    source
+        The file, whoever wrote it.
+    target
+        The runtime.
+    calib
+        The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
+    threads
+        Threads of the runtime. [default: all cores]
+    json_file
+        Write all findings to this file too.
+    """
+    if json_file is not None:
+        check_output(json_file, source)
+    found = check_file(source, target, _any_feed(read_model(source), calib, data), threads)
+    if json_file is not None:
+        _write(found.to_dict(), json_file)
+    show(lambda width: examination_table(found, width))
+    if found.failed:
+        sys.exit(1)
+
+
+def bench_command(
+    *files: Path,
+    runtime: RunsOn = "onnxruntime",
+    calib: Data = "random",
+    data: CalibrationOptions = CalibrationOptions(),
+    threads: Threads = None,
+    rounds: Annotated[int, Parameter(group=RUN)] = 15,
+    json_file: Annotated[Path | None, Parameter(name="--json", group=RUN)] = None,
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Time files against the first of them, in turn, in one runtime, and compare their outputs.
+
+    Parameters
+    ----------
+    files
+        The files, of models with the same inputs.
+    runtime
+        The runtime. [default: onnxruntime]
+    calib
+        The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
+    threads
+        Threads of the runtime. [default: all cores]
+    rounds
+        How often each file has its turn. [default: 15]
+    json_file
+        Write the figures to this file too.
+    quiet
+        Show no progress.
+    """
+    if len(files) < 2:
+        raise RecipeError("bench compares files: name two or more")
+    if rounds < 1:
+        raise RecipeError(f"--rounds {rounds}: ask for at least 1")
+    if json_file is not None:
+        for path in files:
+            check_output(json_file, path)
+    models = [read_model(path) for path in files]  # says what is wrong with one
+    feed = read_feed(models[0], calib, data)
+    with progress_bar(quiet) as (progress, _):
+        found = bench(files, runtime, feed, threads, rounds, progress)
+    if json_file is not None:
+        _write(found.to_dict(), json_file)
+    show(lambda width: bench_table(found))
+
+
+def time_command(
+    source: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(alias="-o", group=RUN)],
+    runtime: RunsOn = "onnxruntime",
+    levels: str = "8w8a",
+    calib: Data = "random",
+    data: CalibrationOptions = CalibrationOptions(),
+    threads: Threads = None,
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Time every layer of a model at every level in a runtime, for budgets of latency.
+
+    Parameters
+    ----------
+    source
+        The model.
+    output
+        Where to write the table, as JSON; search reads it with --timings.
+    runtime
+        The runtime. [default: onnxruntime]
+    levels
+        unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a. [default: 8w8a]
+    calib
+        The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
+    threads
+        Threads of the runtime. [default: all cores]
+    quiet
+        Show no progress.
+    """
+    check_output(output, source)
+    recipe = make_recipe({"target": runtime, "threads": threads}, "command line")
+    model = read_model(source)
+    subject = subject_of(model)
+    wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
+    choices = possible_choices(subject.layers, wanted, recipe)
+    feed = read_feed(model, calib, data)
+    with progress_bar(quiet) as (progress, _):
+        found = time_layers(subject, choices, feed, recipe, progress)
+    write_timings(found, output)
+    if not quiet:
+        show(lambda width: timing_table(found, wanted))
+
+
+def read_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed:
+    """One feed of --batch samples of the data; random numbers do, as only time or form is looked at."""
+    specs = input_specs(model)
+    sizes = {spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
+    batch = data.batch or (sizes.pop() if len(sizes) == 1 else 1)
+    options = {**vars(data), "batch": batch, "samples": data.samples or batch, "allow_random": True}
+    samples = open_samples(calib, specs, DataOptions(**options))
+    return next(iter(samples.read(0, samples.count))).feed
+
+
+def _any_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed | None:
+    """The same, or None where random numbers do not fit a model: its form can still be checked."""
+    try:
+        return read_feed(model, calib, data)
+    except (CalibrationError, ModelError) as error:
+        if calib != "random":
+            raise
+        print(f"not run: {' '.join(str(error).split())}", file=sys.stderr)
+        return None
+
+
+def _write(plain: dict[str, Any], path: Path) -> None:
+    write_file(path, f"{json.dumps(plain, indent=2, allow_nan=False)}\n".encode())

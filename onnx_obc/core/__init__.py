@@ -1,0 +1,1 @@
+"""The words that all share. Imports nothing of ours."""

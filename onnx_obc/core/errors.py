@@ -1,0 +1,49 @@
+"""Every error that a user can cause. Each message names the thing, the cause and the remedy, on one line."""
+
+from __future__ import annotations
+
+
+class ObcError(Exception):
+    """Base of all errors that the command line shows as one line; `exit_code` is what the process returns."""
+
+    exit_code = 2
+
+
+class ModelError(ObcError):
+    """The ONNX model cannot be read, is not valid, or uses something that cannot be handled."""
+
+
+class CalibrationError(ObcError):
+    """The calibration data does not fit the model, or holds values that cannot be used."""
+
+
+class RecipeError(ObcError):
+    """The user asked for something that does not exist or does not go together."""
+
+
+class OutputError(ObcError):
+    """The result cannot be written where the user asked."""
+
+
+class DatabaseError(ObcError):
+    """A database of solutions is damaged, unfinished, or belongs to something else."""
+
+
+class EngineError(ObcError):
+    """A runtime is not installed, crashed, or cannot run a file."""
+
+
+class VerificationError(ObcError):
+    """The written file failed one of its checks; it was left under a `.rejected` name."""
+
+    exit_code = 1
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

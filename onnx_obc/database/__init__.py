@@ -1,0 +1,1 @@
+"""Every layer at every level, on disk."""

@@ -1,0 +1,182 @@
+"""Writes solved layers back: integer weights with DequantizeLinear, and Q/DQ pairs on activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..core.arrays import Array
+from ..core.solution import Grid, Solution
+from .edit import free_name, names_of
+from .layers import Embedding, Layer
+from .scales import scale_layout, storage_type
+
+TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation to be quantized: its value, the type, and the node inputs that read it quantized."""
+
+    value: str
+    bits: int
+    symmetric: bool  # signed and without a zero point, as TensorRT wants it; else unsigned with one
+    readers: tuple[tuple[ir.Node, int], ...]
+    replaces_output: bool = False  # the graph output of this name, if it is one, is the dequantized value
+
+
+@dataclass(frozen=True)
+class WrittenWeight:
+    """Where a layer's weight stands in the written graph: `name` is what the nodes read, `codes` its integers."""
+
+    layer: str
+    name: str
+    codes: str | None
+
+
+class Writer:
+    """Writes into one model, and knows the names that are taken in it."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        graph = model.graph
+        outputs = [value for node in graph for value in node.outputs]
+        self._values = {str(v.name): v for v in (*graph.inputs, *graph.initializers.values(), *outputs)}
+        self._taken = set(names_of(model))
+
+    def weight(self, layer: Layer, solution: Solution) -> WrittenWeight:
+        """Replace a layer's weight by its solution: a float initializer, or codes, scale, zero point and a node.
+
+        The old weight stays behind; fold.remove_unused removes it where nothing else reads it.
+        """
+        first = layer.uses[0].node
+        if solution.codes is None or solution.grid is None:
+            new = self._initializer(f"{layer.name}.weight", layer.tensor(solution.weights))
+            written = WrittenWeight(layer.name, str(new.name), None)
+        else:
+            layout = scale_layout(layer, solution.grid.block)
+            assert layout is not None, f"{layer.name}: a layer without a layout is left out of the plan"
+            dtype = storage_type(solution.grid.bits, solution.grid.symmetric).numpy()
+            codes = self._initializer(f"{layer.name}.weight_quantized", layer.tensor(solution.codes).astype(dtype))
+            scale = solution.grid.scale.reshape(-1)[layout.rows]
+            zero = solution.grid.zero_point.reshape(-1)[layout.rows].astype(dtype)
+            node = self._dequantize(codes, scale, zero, layout.axis, layout.block, f"{layer.name}.weight")
+            self.model.graph.insert_before(first, node)
+            new = node.outputs[0]
+            new.shape = codes.shape
+            written = WrittenWeight(layer.name, str(new.name), str(codes.name))
+        for use in layer.uses:
+            use.node.replace_input_with(use.index, new)
+        return written
+
+    def embedding(self, embedding: Embedding, codes: Array, grid: Grid, block: int | None) -> None:
+        """Store a table as integers, `codes` in the shape of the table.
+
+        Without `block` the rows that were looked up are dequantized, each column by its own scale: grid of
+        (1, columns). With it, blocks along a row have a scale each: grid of (1, rows · blocks). onnxruntime cannot look
+        up types below 8 bits, so that there the DequantizeLinear stands before the Gather, and the two are fused.
+        """
+        dtype = storage_type(grid.bits, grid.symmetric)
+        table = self._initializer(f"{embedding.name}_quantized", codes.astype(dtype.numpy()))
+        if block is not None:
+            scales: Array = grid.scale.reshape(codes.shape[0], -1)  # (rows, blocks)
+            node = self._dequantize(table, scales, np.zeros(scales.shape, dtype.numpy()), 1, block, embedding.name)
+            self.model.graph.insert_before(embedding.nodes[0], node)
+            for gather in embedding.nodes:
+                gather.replace_input_with(0, node.outputs[0])
+            return
+        scale = grid.scale.reshape(-1)
+        zero = np.zeros(scale.shape, dtype.numpy())
+        for gather in embedding.nodes:
+            found = gather.outputs[0]
+            readers = tuple(found.uses())
+            node = self._dequantize(found, scale, zero, -1, None, str(found.name))
+            for user, index in readers:
+                user.replace_input_with(index, node.outputs[0])
+            gather.replace_input_with(0, table)
+            self._values[str(found.name)] = node.outputs[0]
+            take_over_output(self.model.graph, found, node.outputs[0])
+            found.type = ir.TensorType(dtype)
+            self.model.graph.insert_after(gather, node)
+
+    def activation(self, activation: Activation, low: float, high: float) -> None:
+        """Put a QuantizeLinear and a DequantizeLinear behind a value, for the interval (low, high)."""
+        value = self._values[activation.value]
+        scale, zero = activation_grid(low, high, activation.bits, activation.symmetric)
+        dtype = storage_type(activation.bits, activation.symmetric)
+        name = activation.value
+        parts = [
+            self._initializer(f"{name}_scale", np.array(scale, dtype=np.float32)),
+            self._initializer(f"{name}_zero_point", np.array(zero).astype(dtype.numpy())),
+        ]
+        quantize = ir.node("QuantizeLinear", [value, *parts], name=self._name(f"{name}_QuantizeLinear"))
+        codes = quantize.outputs[0]
+        codes.name, codes.dtype, codes.shape = self._name(f"{name}_quantized"), dtype, value.shape
+        dequantize = ir.node("DequantizeLinear", [codes, *parts], name=self._name(f"{name}_DequantizeLinear"))
+        new = dequantize.outputs[0]
+        new.name = self._name(f"{name}_dequantized")
+        _copy_type(value, new)
+        for node, index in activation.readers:
+            node.replace_input_with(index, new)
+        if activation.replaces_output:
+            take_over_output(self.model.graph, value, new)
+        producer = value.producer()
+        if producer is not None:
+            self.model.graph.insert_after(producer, [quantize, dequantize])
+        else:
+            self.model.graph.insert_before(self.model.graph[0], [quantize, dequantize])
+
+    def _dequantize(
+        self, codes: ir.Value, scale: Array, zero: Array, axis: int | None, block: int | None, name: str
+    ) -> ir.Node:
+        attributes = {key: value for key, value in (("axis", axis), ("block_size", block)) if value is not None}
+        parts = [
+            codes,
+            self._initializer(f"{name}_scale", np.asarray(scale, dtype=np.float32)),
+            self._initializer(f"{name}_zero_point", zero),
+        ]
+        node = ir.node("DequantizeLinear", parts, attributes=attributes, name=self._name(f"{name}_DequantizeLinear"))
+        node.outputs[0].name = self._name(f"{name}_dequantized")
+        node.outputs[0].dtype = ir.DataType.FLOAT
+        return node
+
+    def _initializer(self, name: str, array: Array) -> ir.Value:
+        name = self._name(name)
+        tensor = ir.Tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self.model.graph.register_initializer(value)
+        return value
+
+    def _name(self, name: str) -> str:
+        """This name, or the first of name_1, name_2, … that no value or node of the model has."""
+        free = free_name(name, self._taken)
+        self._taken.add(free)
+        return free
+
+
+def activation_grid(low: float, high: float, bits: int, symmetric: bool) -> tuple[float, int]:
+    """Scale and zero point of an activation that spans (low, high), low ≤ 0 ≤ high."""
+    if symmetric:
+        scale = max(-low, high) / (2 ** (bits - 1) - 1)
+        return (scale, 0) if scale >= TINY else (1.0, 0)
+    scale = float(np.float32((high - low) / (2**bits - 1)))
+    return (scale, round(-low / scale)) if scale >= TINY else (1.0, 0)
+
+
+def take_over_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """`new` gets the type and shape of `old`; if `old` is a graph output, `new` becomes that, under its name."""
+    _copy_type(old, new)
+    if not old.is_graph_output():
+        return
+    for position in [i for i, output in enumerate(graph.outputs) if output is old]:
+        graph.outputs[position] = new
+    name = old.name
+    old.name, new.name = new.name, name
+
+
+def _copy_type(source: ir.Value, target: ir.Value) -> None:
+    # A copy: setting the dtype of a value changes its type object, and two values must not share one.
+    target.type = None if source.dtype is None else ir.TensorType(source.dtype)
+    target.shape = source.shape

@@ -1,0 +1,1 @@
+"""One model to one file: read, find, capture, solve, write, correct, verify, report."""

@@ -1,0 +1,70 @@
+"""The pipeline: read and fold, find, capture, solve, write, verify. Each stage takes plain values and returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from ..calibration.data import open_samples
+from ..calibration.samples import DataOptions
+from ..calibration.split import describe, split
+from ..core.progress import Progress, Stopwatch
+from ..graph.model import input_specs, read_model
+from ..graph.save import check_beside, check_output
+from .finish import Result, finish
+from .material import Material
+from .plan import make_plan
+from .recipe import Recipe
+from .sequential import solve_sequentially
+from .solve import solve_layers
+from .verify import check_graph
+
+
+def compress(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    calibration: object,
+    recipe: Recipe | None = None,
+    output: str | Path | None = None,
+    *,
+    data: DataOptions | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Compress a trained ONNX model on calibration data, without labels and without training.
+
+    model:       a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model; never changed.
+    calibration: a path or text as on the command line, a dict of arrays, a list of feeds, or a function that yields
+                 feeds; see `onnx_obc.calibration.data.open_samples`.
+    recipe:      what each layer is to become; None: int8 weights and activations.
+    output:      where to write the result; None keeps it in memory.
+    data:        how the calibration data is read.
+    progress:    called with the name of a stage, how much was done since the last call, and how much there is in all.
+    say:         called with lines of text for the user: what is planned, before it begins.
+
+    Raises ModelError, CalibrationError, RecipeError or OutputError for what cannot be done, before anything is
+    written; VerificationError if the result fails a check: it is then left under a `.rejected` name.
+    """
+    recipe = recipe or Recipe()
+    data = data or DataOptions(seed=recipe.seed)
+    target = check_output(output, model) if output is not None else None
+    watch = Stopwatch()
+    with watch("read"):
+        dense = read_model(model)
+        if target is not None:
+            check_beside(dense, target)
+        plan = make_plan(dense, recipe)
+        samples = open_samples(calibration, input_specs(dense), data)
+        calibrating, held_out = split(samples)
+        checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
+
+    solved, ranges = solve_layers(plan, calibrating, recipe, progress, say, watch)
+    rival = None
+    if recipe.sequential and plan.layers:
+        rival, plan = (plan, solved), make_plan(dense, recipe)
+        with watch("solve"):
+            solved = solve_sequentially(plan, dense, ranges, calibrating, recipe, progress, say)
+    material = Material(model, dense, calibrating, held_out, *describe(samples, calibrating, held_out))
+    return finish(material, plan, solved, ranges, recipe, target, checks, watch, progress, rival=rival)

@@ -1,0 +1,283 @@
+"""One layer: from its weight and Hessian to a solution, and the figures that the report shows for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..calibration.capture import Captured
+from ..core.arrays import Float32, Float64, Int32
+from ..core.level import FLOAT, Choice, Level, parse_bits
+from ..core.solution import Grid, Solution
+from ..graph.cost import table_bytes, weight_bytes
+from ..graph.layers import Embedding, Layer
+from ..graph.scales import table_block
+from ..runtime.session import Device
+from ..solver import Damped, Method, baseline, damp, fit_grid, layer_loss, output_energy, round_to_grid, solve
+from ..solver.bound.bound import lower_bound
+from ..solver.gpu.device import devices
+from ..solver.ordered.compare import compare_on_rows
+from ..targets.registry import TARGETS
+from .recipe import Recipe
+
+SOLVER = 2  # rises when the solver's results change, so that a database does not mix old solutions with new ones
+ENOUGH = 4  # positions for every column: with fewer, refinement may lose on other samples what it gains on these
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One compressed layer.
+
+    All losses are layer losses ‖WX − ŴX‖² / n over the calibration positions. loss_predicted, loss_greedy (as
+    `Solution.loss_greedy`), loss_measured and loss_bound are on the damped Hessian, which the solver works with. No
+    solution at the level falls below the bound (None where the solver is not the exact one). loss and loss_baseline
+    (rounding or magnitude pruning at the same level) are on the plain Hessian, and relative to ‖WX‖² / n they are
+    loss_relative and baseline_relative. solver: exact, ordered or baseline; ordered_over_exact: for the ordered one the
+    ratio of its loss to the exact one's on some of the rows, None if even those would take too long. damping is the
+    fraction of the mean diagonal really used. Bytes count true bits, scales and zero points included.
+    """
+
+    name: str
+    op: str
+    groups: int
+    rows: int
+    columns: int
+    level: str
+    activations: str
+    solver: str
+    loss_predicted: float
+    loss_greedy: float
+    loss_measured: float
+    loss_bound: float | None
+    loss: float
+    loss_relative: float
+    loss_baseline: float
+    baseline_relative: float
+    ordered_over_exact: float | None
+    zeros: float
+    damping: float
+    dead_columns: int
+    positions: int
+    seconds: float
+    bytes_before: int
+    bytes_after: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddingReport:
+    """One table that is stored as integers, by rounding. error_relative: ‖T − T̂‖² / ‖T‖²."""
+
+    name: str
+    rows: int
+    columns: int
+    level: str
+    error_relative: float
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A layer's solution and the report on it."""
+
+    layer: Layer
+    solution: Solution
+    report: LayerReport
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A layer with what every level of it is solved from.
+
+    weight: (groups, rows, columns) float32. hessian: (groups, columns, columns) float64, and damped. energy: ‖WX‖² / n.
+    """
+
+    layer: Layer
+    weight: Float32
+    hessian: Float64
+    damped: Damped
+    positions: int
+    energy: float
+
+
+def solving_device(device: Device) -> str:
+    """Where layers are solved: the first GPU, if one is asked for, or if any may be taken and there is one."""
+    if device == "cpu":
+        return "cpu"
+    return next(iter(devices()), "cpu" if device == "auto" else "cuda")
+
+
+def method_of(recipe: Recipe, device: str = "cpu") -> Method:
+    """How the recipe wants layers solved, exactly, on a device as `Method` names it."""
+    shared = TARGETS[recipe.target].shared_scale
+    return Method("exact", recipe.refine, recipe.grid, shared, recipe.precision, device, recipe.threads)
+
+
+def prepare_layer(layer: Layer, hessian: Float64, positions: int, recipe: Recipe) -> Prepared:
+    """Damp and factorise a layer's Hessian (groups, columns, columns)."""
+    weight = layer.matrix()  # (groups, rows, columns)
+    damped = damp(hessian, recipe.damp, recipe.threads)
+    return Prepared(layer, weight, hessian, damped, positions, output_energy(weight, hessian))
+
+
+def trusted_method(prepared: Prepared, method: Method) -> Method:
+    """The method, without refinement where `auto` would let it mislead: with too few positions for the columns."""
+    few = prepared.positions < ENOUGH * prepared.layer.columns
+    return replace(method, refine="none") if method.refine == "auto" and few else method
+
+
+def solve_layer(
+    layer: Layer,
+    captured: Captured,
+    choice: Choice,
+    recipe: Recipe,
+    method: Method,
+    compared_rows: int = 0,
+    remark: str | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Solved:
+    """Solve a layer at its level and compare with the baseline. `progress` gets the rows done since the last call.
+
+    compared_rows: on how many rows the ordered solver, if `method` says so, is compared with the exact one.
+    """
+    began = time.perf_counter()
+    finished = 0
+
+    def advance(rows: int) -> None:
+        nonlocal finished
+        progress(rows - finished)
+        finished = rows
+
+    prepared = prepare_layer(layer, *captured.hessian(layer), recipe)
+    ratio = None
+    if recipe.solver == "baseline":
+        shared = method.shared_scale
+        solution = baseline(prepared.weight, prepared.damped, choice.level, grid=recipe.grid, shared_scale=shared)
+    else:
+        solution = solve(prepared.weight, prepared.damped, choice.level, trusted_method(prepared, method), advance)
+        ratio = ordered_over_exact(prepared, solution, method, compared_rows)
+    advance(layer.groups * layer.rows)
+    report = report_layer(prepared, choice, solution, recipe, method, ratio, remark)
+    return Solved(layer, solution, replace(report, seconds=time.perf_counter() - began))
+
+
+def report_layer(
+    prepared: Prepared,
+    choice: Choice,
+    solution: Solution,
+    recipe: Recipe,
+    method: Method,
+    ordered_over_exact: float | None = None,
+    remark: str | None = None,
+) -> LayerReport:
+    """The figures of a layer's solution. `seconds` is 0: the caller knows."""
+    layer, weight, damped, energy = prepared.layer, prepared.weight, prepared.damped, prepared.energy
+    simple = baseline(weight, damped, choice.level, grid=recipe.grid, shared_scale=method.shared_scale)
+    loss, loss_baseline = (layer_loss(weight, x.weights, prepared.hessian) for x in (solution, simple))
+    return LayerReport(
+        name=layer.name,
+        op=layer.op,
+        groups=layer.groups,
+        rows=layer.rows,
+        columns=layer.columns,
+        level=str(choice.level),
+        activations="float" if choice.activation_bits is None else f"int{choice.activation_bits}",
+        solver="baseline" if recipe.solver == "baseline" else method.solver,
+        loss_predicted=solution.loss,
+        loss_greedy=solution.loss if solution.loss_greedy is None else solution.loss_greedy,
+        loss_measured=layer_loss(weight, solution.weights, damped.hessian),
+        loss_bound=None if recipe.solver == "baseline" else _bound(weight, damped, solution, method),
+        loss=loss,
+        loss_relative=loss / energy if energy > 0 else 0.0,
+        loss_baseline=loss_baseline,
+        baseline_relative=loss_baseline / energy if energy > 0 else 0.0,
+        ordered_over_exact=ordered_over_exact,
+        zeros=float((solution.weights == 0).mean()),
+        damping=float(damped.damping.max()),
+        dead_columns=damped.dead,
+        positions=prepared.positions,
+        seconds=0.0,
+        bytes_before=weight_bytes(layer, FLOAT),
+        bytes_after=weight_bytes(layer, choice.level),
+        notes=tuple(_notes(prepared, choice, recipe, method))
+        + _not_exact(method, ordered_over_exact, recipe)
+        + ((remark,) if remark else ()),
+    )
+
+
+def ordered_over_exact(prepared: Prepared, solution: Solution, method: Method, rows: int) -> float | None:
+    """The loss of an ordered solution relative to the exact one's, on so many rows; None for none, or an exact one."""
+    if method.solver == "exact":
+        return None
+    exact = replace(trusted_method(prepared, method), solver="exact", device="cpu")
+    return compare_on_rows(
+        prepared.weight,
+        prepared.damped,
+        solution,
+        lambda w, h, level: solve(w, h, level, exact),
+        rows,
+        method.threads,
+    )
+
+
+def _bound(weights: Float32, damped: Damped, solution: Solution, method: Method) -> float | None:
+    """The lower bound, where the inverse that it needs is there anyway."""
+    return lower_bound(weights, damped, solution.level, solution.grid) if method.solver == "exact" else None
+
+
+def _not_exact(method: Method, ratio: float | None, recipe: Recipe) -> tuple[str, ...]:
+    if method.solver == "exact":
+        return ()
+    why = "not solved exactly, which would take too long" if recipe.solver == "auto" else "not solved exactly, as asked"
+    if ratio is None:
+        return (f"{why}; even a sample of rows would take too long to compare",)
+    return (f"{why}: on a sample of rows the loss is {ratio:.3f} of the exact solver's",)
+
+
+def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -> list[str]:
+    layer, damped, hessian, positions = prepared.layer, prepared.damped, prepared.hessian, prepared.positions
+    notes = []
+    if positions == 0 or not hessian.any():
+        notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
+    elif (damped.damping > recipe.damp).any():
+        raised = int((damped.damping > recipe.damp).sum())
+        change = f"from {recipe.damp:g} to {damped.damping.max():g}"
+        notes.append(f"damping raised {change} in {raised} of {layer.groups} groups")
+    if damped.dead and hessian.any():
+        notes.append(f"{damped.dead} of {layer.groups * layer.columns} inputs are always zero")
+    few = f"{positions} positions for {layer.columns} columns"
+    if 0 < positions < layer.columns:
+        notes.append(f"{few}: the Hessian is rank-deficient and leans on damping")
+    refined = method.mask_sweeps(choice.level, layer.columns) + method.code_sweeps(choice.level) > 0
+    misled = refined and trusted_method(prepared, method) != method
+    if misled and positions > 0 and recipe.solver != "baseline":
+        notes.append(f"not refined: {few} are too few to trust small gains; give more samples, or --refine 8")
+    return notes
+
+
+def round_embedding(embedding: Embedding, recipe: Recipe) -> tuple[Int32, Grid, int | None, EmbeddingReport]:
+    """A table in integers by rounding: its codes, its grid, the block if there is one, and the report on it."""
+    bits = parse_bits(recipe.embeddings)
+    assert bits is not None
+    table = embedding.table()
+    block = table_block(table.shape[1], bits)
+    rows = table.T if block is None else table.reshape(-1, block)  # what shares a scale: a column, or a block of a row
+    grid = fit_grid(rows[None], bits, symmetric=True, method=recipe.grid)
+    codes = round_to_grid(rows[None], grid)  # (1, rows, columns)
+    error = float(((grid.dequantize(codes) - rows[None]).astype(np.float64) ** 2).sum())
+    energy = float((table.astype(np.float64) ** 2).sum())
+    report = EmbeddingReport(
+        name=embedding.name,
+        rows=table.shape[0],
+        columns=table.shape[1],
+        level=str(Level(bits=bits)),
+        error_relative=error / energy if energy > 0 else 0.0,
+        bytes_before=table.nbytes,
+        bytes_after=table_bytes(table.size, bits, grid.scale.size),
+    )
+    codes = codes[0].T if block is None else codes[0].reshape(table.shape)
+    return codes, grid, block, report

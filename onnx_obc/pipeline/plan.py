@@ -1,0 +1,170 @@
+"""From a model and a recipe to a plan: the graph to work on, its layers, and what each is to become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from ..core.errors import ModelError, RecipeError
+from ..core.level import FLOAT, Choice, parse_bits
+from ..graph.fold import fold
+from ..graph.layers import Embedding, Layer, LeftOut, find_embeddings, find_layers
+from ..graph.opset import raise_opset
+from ..graph.scales import BLOCKED_OPSET, PER_AXIS_OPSET, opset_needed, unwritable, unwritable_table
+from ..graph.write import Activation
+from ..targets.registry import TARGETS
+from .recipe import Recipe
+
+NO_LEVEL = "float, as it can take none of the levels"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, before any of it is.
+
+    model: the folded graph, ready to be written into. layers: those with a choice, in the order of the graph.
+    embeddings: the tables to store as integers. activations: the values to quantize. left_out: the weights that stay
+    as they are, and why. notes: what else the user should know; remarks: the same about single layers, by name.
+    """
+
+    model: ir.Model
+    layers: tuple[Layer, ...]
+    choices: Mapping[str, Choice]
+    embeddings: tuple[Embedding, ...]
+    activations: tuple[Activation, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...] = ()
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | None = None) -> Plan:
+    """Fold the graph, find its layers, and give each the level that the recipe and the target allow.
+
+    profile: the choices of the layers by name, instead of the recipe's own; layers that it lacks stay float. Raises
+    RecipeError if there is nothing that can be compressed, ModelError if a weight is NaN or infinite.
+    """
+    model, notes = fold(source)
+    layers, left_out = find_layers(model)
+    embeddings, floats = _tables(model, recipe)
+    left_out += floats
+    unmatched = recipe.unmatched([layer.name for layer in layers])
+    notes += [f"the recipe's pattern {pattern!r} matches no layer" for pattern in unmatched]
+
+    choices: dict[str, Choice] = {}
+    remarks: dict[str, str] = {}
+    for layer in layers:
+        choice, reason = _choose(layer, recipe, profile)
+        if reason is not None:
+            left_out.append(LeftOut(layer.name, layer.op, reason))
+            continue
+        if not np.isfinite(layer.weight).all():
+            raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
+        bits, remark = TARGETS[recipe.target].activation_bits(layer, choice)
+        choices[layer.name] = Choice(choice.level, bits)
+        if remark is not None:
+            remarks[layer.name] = remark
+    if not choices and not embeddings:
+        raise RecipeError(_nothing_to_do(left_out))
+
+    opset = max((opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices), default=0)
+    if embeddings:
+        opset = max(opset, BLOCKED_OPSET if recipe.embeddings == "int4" else PER_AXIS_OPSET)
+    if opset > (present := model.opset_imports[""]):
+        model = raise_opset(model, opset)
+        layers, _ = find_layers(model)
+        assert choices.keys() <= {layer.name for layer in layers}, "raising the opset changes no layer"
+        embeddings, _ = _tables(model, recipe)
+        notes.append(f"opset raised from {present} to {model.opset_imports['']}, which the integer types need")
+    target = TARGETS[recipe.target]
+    target.prepare(model, layers, choices)
+    activations = tuple(target.place_qdq(model, layers, choices))
+    return Plan(
+        model=model,
+        layers=tuple(layer for layer in layers if layer.name in choices),
+        choices=choices,
+        embeddings=tuple(embeddings),
+        activations=activations,
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+        remarks=remarks,
+    )
+
+
+def quantizable(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice]) -> list[str]:
+    """The values that a model with this profile, or with a part of it, quantizes.
+
+    Of a sum a target may take one branch or the other, as the layers before it are: so each layer on its own, too.
+    """
+    plan, target = make_plan(source, recipe, profile), TARGETS[recipe.target]
+    alone = [target.place_qdq(plan.model, plan.layers, {name: choice}) for name, choice in plan.choices.items()]
+    return list(dict.fromkeys(found.value for placed in (plan.activations, *alone) for found in placed))
+
+
+def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[LeftOut]]:
+    """The tables to store as integers, and those that cannot be."""
+    bits = parse_bits(recipe.embeddings)
+    found = find_embeddings(model) if bits is not None else []
+    if bits is None or not found:
+        return [], []
+    if not (target := TARGETS[recipe.target]).embeddings:
+        raise RecipeError(f"embeddings: {target.title} cannot look up integers; use --embeddings float")
+    reasons = {table.name: unwritable_table(table, bits) for table in found}
+    left = [LeftOut(name, "Gather", reason) for name, reason in reasons.items() if reason is not None]
+    return [table for table in found if reasons[table.name] is None], left
+
+
+def possible(layer: Layer, choice: Choice, target: str) -> str | None:
+    """Why a layer cannot become this for a target, or None if it can."""
+    return layer.impossible(choice.level) or unwritable(layer, choice) or TARGETS[target].unsupported(layer, choice)
+
+
+def _choose(layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None) -> tuple[Choice, str | None]:
+    """The choice for a layer, and why it cannot be had, or None."""
+    if profile is not None:
+        choice = profile.get(layer.name)
+        if choice is None or choice.level == FLOAT:
+            return Choice(FLOAT), "float, as the budget allows" if choice is not None else NO_LEVEL
+        return choice, possible(layer, choice, recipe.target)
+    choice = recipe.choose(layer.name)
+    if choice is None:
+        return Choice(FLOAT), "skipped, as the recipe says"
+    if choice.level == FLOAT:
+        return choice, "float, as the recipe says"
+    reason = possible(layer, choice, recipe.target)
+    if reason is None and not recipe.has_rule_for(layer.name):  # a budget, or a user who names the layer, knows better
+        reason = TARGETS[recipe.target].unprofitable(layer, choice)
+    return choice, reason
+
+
+def _nothing_to_do(left_out: list[LeftOut]) -> str:
+    if not left_out:
+        return "the model has no Conv, ConvTranspose, MatMul or Gemm with a constant weight: nothing to compress"
+    reasons = list(dict.fromkeys(entry.reason for entry in left_out))
+    shown = "; ".join(reasons[:3]) + ("; …" if len(reasons) > 3 else "")
+    return f"no layer can be compressed ({shown}); choose another level, or see `onnx-obc inspect`"
+
+
+def possible_choices(
+    layers: Sequence[Layer], wanted: Sequence[Choice], recipe: Recipe
+) -> dict[str, tuple[Choice, ...]]:
+    """What each layer can become for the recipe's target, dense first; skipped layers stay dense.
+
+    Raises ModelError if a weight of a layer is NaN or infinite.
+    """
+    found = {}
+    for layer in layers:
+        options: dict[Choice, None] = {Choice(FLOAT): None}
+        if recipe.choose(layer.name) is not None:
+            if not np.isfinite(layer.weight).all():
+                raise ModelError(
+                    f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it"
+                )
+            for choice in wanted:
+                if possible(layer, choice, recipe.target) is None:
+                    bits, _ = TARGETS[recipe.target].activation_bits(layer, choice)
+                    options[Choice(choice.level, bits)] = None
+        found[layer.name] = tuple(options)
+    return found

@@ -1,0 +1,186 @@
+"""What the user asked for, validated: one level for all layers, and rules for layers by name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psutil
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..core.errors import RecipeError
+from ..core.level import Choice, Level, parse_bits, parse_sparsity
+from ..targets.names import TargetName, WeightForm
+from ..targets.registry import TARGETS
+
+Activations = Literal["none", "int8", "int4"]
+Weights = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
+ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
+
+
+def _as_text(value: object) -> object:
+    """YAML reads 0.6 as a number; it is meant as it is written."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+SparsityText = Annotated[str, BeforeValidator(_as_text)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("sparsity", check_fields=False)
+    @classmethod
+    def _sparsity_is_known(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_sparsity(value)
+        return value
+
+
+class Rule(_Strict):
+    """Overrides for the layers whose name matches the shell pattern `match`; None keeps the recipe's own value."""
+
+    match: str
+    skip: bool = False
+    weights: Weights | None = None
+    sparsity: SparsityText | None = None
+    activations: Activations | None = None
+    asymmetric: bool | None = None
+    block: Literal[16, 32, 64, 128, 256] | None = None
+
+
+class Recipe(_Strict):
+    """How a model is to be compressed. Field by field the options of the command line; see docs/recipe.md."""
+
+    weights: Weights = "int8"
+    activations: Activations = "int8"
+    sparsity: SparsityText = "none"
+    asymmetric: bool | None = None  # None: below 8 bits, where the target takes it
+    block: Literal[16, 32, 64, 128, 256] | None = None  # columns that share a scale; None: the whole row
+    embeddings: Literal["float", "int8", "int4"] = "float"
+    layers: tuple[Rule, ...] = ()
+
+    target: TargetName = "onnxruntime"
+    weight_form: WeightForm = "dq"
+    solver: Literal["auto", "exact", "ordered", "baseline"] = "auto"
+    time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds
+    refine: Literal["none", "auto"] | int = "auto"
+    grid: Literal["mse", "minmax"] = "mse"
+    ranges: Literal["mse", "minmax", "percentile"] = "mse"
+    damp: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    all_positions: bool = False
+    correct: bool = True
+    sequential: bool = False
+    global_adaprune: int = Field(default=0, ge=0, le=1000)  # epochs
+    precision: Literal["auto", "float32", "float64"] = "auto"
+    seed: int = Field(default=0, ge=0)
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    memory: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # GiB
+    verify: bool = True
+
+    @model_validator(mode="after")
+    def _form_fits_the_target(self) -> Recipe:
+        if self.weight_form not in TARGETS[self.target].weight_forms:
+            taken = ", ".join(TARGETS[self.target].weight_forms)
+            raise ValueError(f"weight_form: {self.target} does not take {self.weight_form}; write {taken}")
+        if self.solver == "baseline" and self.sequential:
+            raise ValueError("sequential: solver baseline takes no inputs into account; leave one of them out")
+        return self
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _refine_is_known(cls, value: object) -> object:
+        sweeps = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000
+        if not sweeps and value not in ("none", "auto"):
+            raise ValueError("write none, auto, or a number of sweeps from 1 to 1000")
+        return value
+
+    def memory_bytes(self) -> float:
+        """Bytes for Hessians and activations at a time: `memory`, or half of what is free now."""
+        return psutil.virtual_memory().available / 2 if self.memory is None else self.memory * 2**30
+
+    def choose(self, layer: str) -> Choice | None:
+        """What the layer of this name is to become: by the first rule that matches, else by the recipe itself.
+
+        None if the rule says `skip`.
+        """
+        rule = next((rule for rule in self.layers if fnmatchcase(layer, rule.match)), Rule(match="*"))
+        if rule.skip:
+            return None
+        bits = parse_bits(rule.weights or self.weights)
+        activations = ACTIVATION_BITS[rule.activations or self.activations]
+        asymmetric = self.asymmetric if rule.asymmetric is None else rule.asymmetric
+        if asymmetric is None:  # zero points are worth most where there are few codes, but not every kernel takes them
+            asymmetric = bits is not None and bits < 8 and TARGETS[self.target].zero_points(activations)
+        level = Level(
+            sparsity=parse_sparsity(rule.sparsity if rule.sparsity is not None else self.sparsity),
+            bits=bits,
+            symmetric=bits is None or not asymmetric,
+            block=None if bits is None else rule.block or self.block,
+        )
+        # Integer arithmetic needs integers on both sides: activations of a float layer stay float.
+        return Choice(level, None if bits is None else activations)
+
+    def has_rule_for(self, layer: str) -> bool:
+        """Whether a rule of this recipe decides on the layer of this name."""
+        return any(fnmatchcase(layer, rule.match) for rule in self.layers)
+
+    def unmatched(self, layers: list[str]) -> list[str]:
+        """The patterns of this recipe's rules that match none of these layer names."""
+        return [r.match for r in self.layers if not any(fnmatchcase(layer, r.match) for layer in layers)]
+
+
+def make_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Validate plain values, as read from YAML or from the command line. Raises RecipeError with the nearest name."""
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_explain(error)}") from error
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without YAML 1.1's numbers in base 60: 2:4 is the text that it looks like."""
+
+
+_BASE_60 = ("tag:yaml.org,2002:str", re.compile(r"[-+]?[\d_]+(?::[\d_.]+)+$"))
+_Loader.yaml_implicit_resolvers = {
+    first: [_BASE_60, *known] for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a YAML file. Raises RecipeError."""
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path of --recipe") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist
+        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend it there") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise RecipeError(f"{path}: a recipe is a mapping of options such as `weights: int8`; see docs/recipe.md")
+    return make_recipe(values, source=str(path))
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        known = list(Rule.model_fields if "layers" in first["loc"] else Recipe.model_fields)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return f"unknown option {location!r}; {hint}"
+    what = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], Mapping) else f", not {first['input']!r}"
+    return f"{location}: {what[0].lower()}{what[1:]}{given}"

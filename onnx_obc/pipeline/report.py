@@ -1,0 +1,169 @@
+"""The record of what was done: every layer, every check, every figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ..core.version import __version__
+from ..graph.layers import LeftOut
+from ..graph.save import file_bytes
+from ..targets.check import FileCheck
+from .correct import CorrectionReport
+from .layer import EmbeddingReport, LayerReport, Solved
+from .plan import Plan
+from .recipe import Recipe
+from .verify import Check, OutputMatch, Verdict
+
+SCHEMA = 1
+
+POOR_DB = 10  # below this a note says so
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about one run. `seconds` are of each stage; file sizes are in bytes, external data included."""
+
+    schema: int
+    version: str
+    model: str
+    output: str
+    recipe: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    search: Mapping[str, Any] | None
+    layers: tuple[LayerReport, ...]
+    left_out: tuple[LeftOut, ...]
+    embeddings: tuple[EmbeddingReport, ...]
+    activations: Mapping[str, tuple[float, float]]
+    corrections: tuple[CorrectionReport, ...]
+    outputs: tuple[OutputMatch, ...]
+    output_loss: float | None
+    checks: tuple[Check, ...]
+    engine: Mapping[str, Any] | None
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    file_bytes_before: int | None
+    file_bytes_after: int
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Sums and means over all compressed layers."""
+        count = max(len(self.layers), 1)
+        return {
+            "layers": len(self.layers),
+            "left_out": len(self.left_out),
+            "parameters": sum(x.groups * x.rows * x.columns for x in self.layers),
+            "bytes_before": sum(x.bytes_before for x in self.layers),
+            "bytes_after": sum(x.bytes_after for x in self.layers),
+            "mean_loss_relative": sum(x.loss_relative for x in self.layers) / count,
+            "mean_baseline_relative": sum(x.baseline_relative for x in self.layers) / count,
+            "solve_seconds": sum(x.seconds for x in self.layers),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; infinite numbers become null."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return {**plain, "totals": _plain(self.totals)}
+
+
+def make_report(
+    model: object,
+    target: Path | None,
+    written: Path,
+    recipe: Recipe,
+    plan: Plan,
+    calibration: Mapping[str, Any],
+    notes: Sequence[str],
+    solved: Mapping[str, Solved],
+    embeddings: Sequence[EmbeddingReport],
+    ranges: Mapping[str, tuple[float, float]],
+    corrections: Sequence[CorrectionReport],
+    search: Mapping[str, Any] | None,
+    verdict: Verdict,
+    examination: FileCheck | None,
+    seconds: Mapping[str, float],
+) -> Report:
+    """Gather what the stages found. `written` is where the file lies now, `target` where it is going."""
+    notes = [*plan.notes, *notes]
+    notes += [
+        f"output {match.name} is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
+        for match in verdict.outputs
+        if match.sqnr_db < POOR_DB
+    ]
+    if not recipe.verify:
+        notes.append("the file was not verified")
+    if examination is not None:
+        notes += _findings(examination)
+    return Report(
+        schema=SCHEMA,
+        version=__version__,
+        model=str(model) if isinstance(model, str | Path) else type(model).__name__,
+        output="" if target is None else str(target),
+        recipe=recipe.model_dump(mode="json"),
+        calibration=dict(calibration),
+        search=search,
+        layers=tuple(entry.report for entry in solved.values()),
+        left_out=plan.left_out,
+        embeddings=tuple(embeddings),
+        activations=dict(ranges),
+        corrections=tuple(corrections),
+        outputs=verdict.outputs,
+        output_loss=verdict.loss,
+        checks=verdict.checks,
+        engine=None if examination is None else _engine(examination),
+        notes=tuple(notes),
+        seconds=dict(seconds),
+        file_bytes_before=_model_bytes(model),
+        file_bytes_after=file_bytes(written),
+    )
+
+
+def _engine(found: FileCheck) -> dict[str, Any]:
+    """What the runtime does with the file: how many products run as their form in the file promises."""
+    kept, promised = found.count("int8")
+    weights, all_weights = found.weights
+    return {
+        "runtime": found.engine,
+        "ran": found.ran,
+        "quantized": promised,
+        "in_integers": kept,
+        "integer_weights": all_weights,
+        "in_weight_kernels": weights,
+    }
+
+
+def _findings(found: FileCheck) -> list[str]:
+    """What the runtime's checker says, each sentence once."""
+    nodes: dict[str, list[str]] = {}
+    for finding in found.findings:
+        if finding.severity != "note" or finding.rule in ("saturation", "trtexec"):
+            nodes.setdefault(finding.message, []).append(finding.node)
+    return [_about(names, text) for text, names in nodes.items()]
+
+
+def _about(names: Sequence[str], text: str) -> str:
+    where = f"{len(names)} layers" if len(names) > 1 else names[0]
+    return f"{where}: {text}" if where else text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool)) or value is None else value.item()
+
+
+def _model_bytes(model: object) -> int | None:
+    if isinstance(model, bytes):
+        return len(model)
+    if isinstance(model, onnx.ModelProto):
+        return int(model.ByteSize())
+    return file_bytes(Path(model)) if isinstance(model, str | Path) else None

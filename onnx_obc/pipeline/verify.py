@@ -1,0 +1,299 @@
+"""Checks a written file against what was promised. The file is read again: only the goal is taken from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from ..calibration.samples import Samples
+from ..core.errors import ModelError, VerificationError, one_line
+from ..core.level import NM, Block, Unstructured
+from ..core.solution import Solution
+from ..graph.layers import Layer, Use
+from ..graph.write import WrittenWeight
+from ..runtime.output_loss import OutputLoss, class_scores
+from ..runtime.session import Device, open_session
+from ..runtime.sqnr import _is_float, _is_numeric, _Match, _worst_sqnr
+from .layer import LayerReport, Solved
+from .recipe import Recipe
+
+SAME_DB = 40  # two float32 graphs of the same function agree to some 120 dB; what is below is another function
+LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
+LOWERED_DB = 10  # a rounding that falls the other way moves what follows: two forms of one quantized model differ
+TINY_LOSS = 1e-25  # a layer that loses nothing has no relative error
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked, and what was found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class OutputMatch:
+    """How far an output of the compressed model is from the dense one, over all samples that were compared.
+
+    sqnr_db: signal-to-noise ratio in decibels, 10 log₁₀(Σ y² / Σ (y − ŷ)²); infinite if equal.
+    top1_agreement: the share of samples with the same largest class, where the output looks like class scores.
+    """
+
+    name: str
+    sqnr_db: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All checks of a file, and how far its outputs are from the dense model's; loss: all of them, by `OutputLoss`."""
+
+    checks: tuple[Check, ...] = ()
+    outputs: tuple[OutputMatch, ...] = ()
+    loss: float | None = None
+
+    @property
+    def faults(self) -> str:
+        """What failed, on one line; empty if nothing did."""
+        failed = (check for check in self.checks if not check.passed)
+        return "; ".join(f"check of the {check.name} failed: {check.detail}" for check in failed)
+
+
+def verify(
+    path: Path,
+    dense: ir.Model,
+    solved: Mapping[str, Solved],
+    written: Sequence[WrittenWeight],
+    held_out: Samples,
+    recipe: Recipe,
+    progress: Callable[[str, int, int], None],
+) -> Verdict:
+    """All checks of the file at `path`: that it loads, its weights, patterns and losses, and its outputs."""
+    loads = check_file(path, recipe.device, recipe.threads)
+    if not loads.passed:
+        return Verdict((loads,))
+    checks = [loads, *check_weights(path, solved, written), check_losses([entry.report for entry in solved.values()])]
+    matches, loss, finite = compare_outputs(
+        dense, path, held_out, recipe.device, recipe.threads, lambda done: progress("verify", done, held_out.count)
+    )
+    return Verdict((*checks, finite), tuple(matches), loss)
+
+
+def check_file(path: Path, device: Device, threads: int | None) -> Check:
+    """The file passes the ONNX checker, and onnxruntime loads it."""
+    try:
+        onnx.checker.check_model(str(path))
+        open_session(path, device=device, threads=threads)
+    except (onnx.checker.ValidationError, ModelError) as error:
+        return Check("file", False, one_line(error))
+    return Check("file", True, "passes the ONNX checker and loads in onnxruntime")
+
+
+def check_lowered(model: ir.Model, path: Path, feed: dict[str, npt.NDArray[Any]], recipe: Recipe) -> Check:
+    """A file in a runtime's own form holds the integers of the Q/DQ model, and computes what that does in onnxruntime.
+
+    Nothing is fused for it, as fused operators round in ways of their own. The rounding of biases remains, and that of
+    float sums: LOWERED_DB is what the outputs agree to at least.
+    """
+    try:
+        before = open_session(model, device="cpu", threads=recipe.threads, fuse=False).run(feed)
+        after = open_session(path, device="cpu", threads=recipe.threads, fuse=False).run(feed)
+    except ModelError as error:
+        return Check("lowered", False, str(error))
+    worst = float("inf")
+    for name, wanted in before.items():
+        if _is_float(wanted):
+            match = _Match()
+            match.add(wanted, after[name], False)
+            worst = min(worst, match.sqnr_db)
+    held = [_integers(one) for one in (model, ir.load(path))]
+    missing = held[0] - held[1]
+    if worst < LOWERED_DB or missing:
+        what = f"{len(missing)} weights are others" if missing else f"its outputs are only {worst:.0f} dB from it"
+        return Check("lowered", False, f"not the model with Q/DQ: {what}")
+    return Check("lowered", True, f"the target's form holds the same integers, and computes the same to {worst:.0f} dB")
+
+
+def _integers(model: ir.Model) -> set[bytes]:
+    """The contents of all integer weights of a model, whichever way a matrix is turned; those too that the graph
+    quantizes from constants."""
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    arrays = [x.numpy() for x in constants if x is not None and x.dtype == ir.DataType.INT8]
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            weight, scale = (None if x is None else x.const_value for x in node.inputs[:2])
+            if weight is not None and scale is not None:
+                shape = [1] * len(weight.shape)
+                if scale.size > 1:
+                    shape[node.attributes.get_int("axis", 1)] = -1
+                arrays.append(np.rint(weight.numpy() / scale.numpy().reshape(shape)).astype(np.int8))
+    turned = (x.T if x.ndim == 2 and x.shape[0] > x.shape[1] else x for x in arrays if x.ndim > 1)
+    return {np.ascontiguousarray(array).tobytes() for array in turned}
+
+
+def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> list[Check]:
+    """Every weight in the file, dequantized by onnxruntime, is bit for bit the solver's, and its pattern holds."""
+    model = ir.load(path)
+    values = {str(value.name): value for node in model.graph for value in node.outputs} | dict(model.graph.initializers)
+    different, broken, elsewhere = [], [], []
+    for weight in written:
+        layer, solution = solved[weight.layer].layer, solved[weight.layer].solution
+        array = _evaluate(values[weight.name], model.opset_imports[""])
+        if not np.array_equal(replace(layer, weight=array).matrix(), solution.weights):
+            different.append(weight.layer)
+        if not all(_reads(values, use, weight.name) for use in layer.uses):
+            elsewhere.append(weight.layer)
+        fault = broken_pattern(array, layer, solution)
+        if fault is not None:
+            broken.append(f"{weight.layer}: {fault}")
+    sparse = sum(entry.solution.level.sparsity is not None for entry in solved.values())
+    exact = f"{len(written)} layers read weights that dequantize bit for bit to the solver's"
+    faults = {"not the solver's": different, "not what the layer reads": elsewhere}
+    wrong = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
+    held = f"{sparse} sparse layers hold their pattern along the input channels"
+    return [
+        Check("weights", not wrong, wrong or exact),
+        Check("patterns", not broken, "; ".join(broken) or held),
+    ]
+
+
+def _reads(values: Mapping[str, ir.Value], use: Use, weight: str) -> bool:
+    """Whether the node of the file that computes this use's output reads the weight of this name."""
+    node = values[str(use.node.outputs[0].name)].producer()
+    return node is not None and any(source is not None and source.name == weight for source in node.inputs)
+
+
+def broken_pattern(array: npt.NDArray[Any], layer: Layer, solution: Solution) -> str | None:
+    """What is wrong with the zeros of a weight, counted along its input channels in the shape that the nodes see."""
+    sparsity = solution.level.sparsity
+    if sparsity is None:
+        return None
+    along = np.moveaxis(array, _channel_axis(layer), -1)  # (…, input channels)
+    match sparsity:
+        case NM(n, m):
+            most = int((along.reshape(-1, m) != 0).sum(axis=1).max())
+            return f"{most} of {m} weights are not zero, {n} allowed" if most > n else None
+        case Block(size, fraction):
+            empty = (along.reshape(-1, size) == 0).all(axis=1)
+        case Unstructured(fraction):
+            empty = along.ravel() == 0
+    missing = int(fraction * empty.size) - int(empty.sum())
+    return f"{missing} of {empty.size} zeros are missing" if missing > 0 else None
+
+
+def check_losses(reports: Sequence[LayerReport]) -> Check:
+    """The loss that the solver predicts for a layer is the one that its weights have."""
+    wrong = [
+        f"{x.name}: predicted {x.loss_predicted:.6g}, measured {x.loss_measured:.6g}"
+        for x in reports
+        if not abs(x.loss_predicted - x.loss_measured) <= LOSS_TOLERANCE * abs(x.loss_measured) + TINY_LOSS  # NaN too
+    ]
+    agree = f"predicted and measured layer losses agree to {LOSS_TOLERANCE:g}"
+    return Check("losses", not wrong, "; ".join(wrong) if wrong else agree)
+
+
+def check_graph(dense: ir.Model, prepared: ir.Model, samples: Samples, recipe: Recipe) -> Check:
+    """The graph that is worked on, folded and raised but still dense, computes what the model does.
+
+    Compared on the first feed. A model that draws random numbers cannot be compared, and the check says so. Raises
+    VerificationError otherwise, since all that follows would be for nothing.
+    """
+    reference, session = (open_session(m, device=recipe.device, threads=recipe.threads) for m in (dense, prepared))
+    feed = next(samples.read(0, samples.step)).feed
+    expected, found = reference.run(feed), session.run(feed)
+    worst = _worst_sqnr(expected, found)
+    if worst >= SAME_DB:
+        return Check("graph", True, f"folded, it computes what the model does ({worst:.0f} dB)")
+    if _worst_sqnr(expected, reference.run(feed)) < SAME_DB:
+        return Check("graph", True, "the model draws random numbers, so that two runs of it cannot be compared")
+    raise VerificationError(
+        f"the graph, folded and at opset {prepared.opset_imports['']}, no longer computes what the model does "
+        f"({worst:.1f} dB); nothing was written; please report it"
+    )
+
+
+def compare_outputs(
+    dense: ir.Model,
+    path: Path,
+    samples: Samples,
+    device: Device,
+    threads: int | None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[OutputMatch], float | None, Check]:
+    """Run the dense and the written model on the samples in turn, and compare every output that is a numeric array.
+
+    Returns how far each is, the output loss of all, None if they cannot be compared, and the check.
+    """
+    reference = open_session(dense, device=device, threads=threads)
+    session = open_session(path, device=device, threads=threads)
+    scores = class_scores(dense)
+    sums: dict[str, _Match] = {}
+    total = OutputLoss(scores)
+    for batch in samples.read(0, samples.count):
+        expected = reference.run(batch.feed)
+        try:
+            found = session.run(batch.feed)
+        except ModelError as error:
+            return [], None, Check("outputs", False, str(error))
+        faults = [fault for name in expected if (fault := _fault(name, expected[name], found[name])) is not None]
+        if faults:
+            return [], None, Check("outputs", False, "; ".join(faults))
+        total.add(expected, found)
+        for name, wanted in expected.items():
+            if _is_numeric(wanted):
+                sums.setdefault(name, _Match()).add(wanted, found[name], name in scores)
+        progress(batch.count)
+    matches = [OutputMatch(name, total.sqnr_db, total.agreement) for name, total in sums.items()]
+    others = ", ".join(name for name in reference.outputs if name not in sums)
+    detail = f"finite, and of the dense model's shapes, on {samples.count} samples"
+    if others:
+        detail += f"; not numeric arrays, and not compared: {others}"
+    return matches, total.value, Check("outputs", True, detail)
+
+
+def _fault(name: str, wanted: Any, found: Any) -> str | None:
+    """What is wrong with an output, whatever its values are; None if nothing is."""
+    if not _is_numeric(wanted):
+        return None
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return f"{name} is {found.dtype}{list(found.shape)}, not {wanted.dtype}{list(wanted.shape)}"
+    if _is_float(wanted) and np.any(~np.isfinite(found) & np.isfinite(wanted)):
+        return f"{name} holds NaN or infinity where the dense model does not"
+    return None
+
+
+def _channel_axis(layer: Layer) -> int:
+    """The axis of the weight, as the nodes see it, along which a runtime looks for patterns."""
+    node, index = layer.uses[0].node, layer.uses[0].index
+    match node.op_type:
+        case "Conv":
+            return 1
+        case "ConvTranspose":
+            return 0
+        case "MatMul":
+            return -1 if index == 0 or layer.weight.ndim == 1 else -2
+        case _:
+            transposed = node.attributes.get_int("transA" if index == 0 else "transB", 0)
+            return index if transposed else 1 - index
+
+
+def _evaluate(value: ir.Value, opset: int) -> npt.NDArray[Any]:
+    """An initializer, or what onnxruntime computes from initializers through DequantizeLinear."""
+    node = value.producer()
+    if node is None:
+        assert value.const_value is not None
+        return value.const_value.numpy()
+    parts = [ir.Value(name=v.name, type=v.type, shape=v.shape, const_value=v.const_value) for v in node.inputs if v]
+    copy = ir.node(node.op_type, parts, attributes=dict(node.attributes))
+    copy.outputs[0].name = "weight"
+    copy.outputs[0].dtype = ir.DataType.FLOAT
+    graph = ir.Graph([], [copy.outputs[0]], nodes=[copy], initializers=parts, opset_imports={"": opset}, name="weight")
+    return open_session(ir.Model(graph, ir_version=13 if opset > 24 else 10), device="cpu").run({})["weight"]

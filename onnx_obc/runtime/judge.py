@@ -1,0 +1,42 @@
+"""Judges compressed models by their outputs on samples, against the dense model's outputs, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..core.arrays import Feed
+from .output_loss import OutputLoss, class_scores
+from .session import Device, open_session
+
+
+class Judge:
+    """Holds feeds and the dense model's outputs on them."""
+
+    def __init__(
+        self,
+        dense: ir.Model,
+        feeds: Sequence[Feed],
+        device: Device,
+        threads: int | None,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        self._device: Device = device
+        self._threads = threads
+        self._scores = class_scores(dense)
+        self._feeds = feeds
+        session = open_session(dense, device=device, threads=threads)
+        self._expected = []
+        for feed in self._feeds:
+            self._expected.append(session.run(feed))
+            progress(1)
+
+    def loss(self, model: ir.Model | Path) -> float:
+        """The output loss of a model, see `OutputLoss`. Raises ModelError if it does not run."""
+        session = open_session(model, device=self._device, threads=self._threads)
+        total = OutputLoss(self._scores)
+        for feed, expected in zip(self._feeds, self._expected, strict=True):
+            total.add(expected, session.run(feed))
+        return total.value

@@ -1,0 +1,79 @@
+"""How far a model's outputs are from the dense model's: one number, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..core.arrays import Float64
+
+CLASSIFIERS = ("Gemm", "MatMul", "Softmax", "LogSoftmax")
+TRANSPARENT = ("Add", "Identity", "Flatten", "Reshape", "Squeeze", "Cast", "DequantizeLinear", "QuantizeLinear")
+
+
+class OutputLoss:
+    """The mean over all samples seen, summed over the outputs.
+
+    For class scores, logits or probabilities alike, it is KL(dense ‖ compressed) in nats, per row of classes; for every
+    other float output the squared error relative to the dense output's energy, ‖y − ŷ‖² / ‖y‖². Outputs that are not
+    float arrays do not count. 0 where nothing was seen; infinite where the compressed output is not finite but the
+    dense one is.
+    """
+
+    def __init__(self, scores: Collection[str]) -> None:
+        """`scores`: the names of the outputs that are class scores; see `class_scores`."""
+        self._scores = frozenset(scores)
+        self._divergence: dict[str, float] = {}
+        self._rows: dict[str, int] = {}
+        self._error: dict[str, float] = {}
+        self._energy: dict[str, float] = {}
+
+    def add(self, dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> None:
+        """Add the outputs of one feed, by name; all the dense ones must be among the compressed ones."""
+        for name, wanted in dense.items():
+            if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
+                continue
+            y, found = wanted.astype(np.float64), np.asarray(compressed[name], np.float64)
+            if name in self._scores and y.ndim >= 2 and y.shape[-1] > 1:
+                classes = y.shape[-1]
+                p, q = _log_probabilities(y.reshape(-1, classes)), _log_probabilities(found.reshape(-1, classes))
+                self._divergence[name] = self._divergence.get(name, 0.0) + float((np.exp(p) * (p - q)).sum())
+                self._rows[name] = self._rows.get(name, 0) + len(p)
+            else:
+                usable = np.isfinite(y)
+                self._error[name] = self._error.get(name, 0.0) + float(((y - found)[usable] ** 2).sum())
+                self._energy[name] = self._energy.get(name, 0.0) + float((y[usable] ** 2).sum())
+
+    @property
+    def value(self) -> float:
+        """The loss over all that was added."""
+        total = sum(self._divergence[name] / self._rows[name] for name in self._rows if self._rows[name])
+        total += sum(self._error[name] / self._energy[name] for name in self._energy if self._energy[name] > 0)
+        return total if np.isfinite(total) else float("inf")
+
+
+def class_scores(model: ir.Model) -> frozenset[str]:
+    """The outputs that come straight from a classifier: a matrix product or softmax, not a normalised embedding."""
+    return frozenset(str(value.name) for value in model.graph.outputs if _is_class_scores(value))
+
+
+def _is_class_scores(output: ir.Value) -> bool:
+    value: ir.Value | None = output
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in CLASSIFIERS:
+            return True
+        if node.op_type not in TRANSPARENT:
+            return False
+        value = next((source for source in node.inputs if source is not None and source.producer() is not None), None)
+    return False
+
+
+def _log_probabilities(scores: Float64) -> Float64:
+    """Logarithms of the probabilities that each row of scores stands for, (rows, classes)."""
+    if (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3):  # behind a Softmax already
+        return np.log(np.maximum(scores, np.finfo(np.float32).tiny))
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -1,0 +1,190 @@
+"""Budgets in measured time: a table of seconds, the profile that it allows, and how fast the model then really is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...calibration.readers.feeds import fixed_batch
+from ...core.arrays import Feed, Float64
+from ...core.errors import RecipeError
+from ...core.level import Choice
+from ...core.machine import this_machine, usable_cores
+from ...core.progress import Progress
+from ...database.open import Database, stitch
+from ...graph.model import input_specs
+from ...pipeline.recipe import Recipe
+from ...pipeline.write import write
+from ...targets.bench import bench
+from ...targets.registry import TARGETS, save_for
+from ..budget import Budget
+from ..profile import Profile, SearchOptions, fastest_profiles, find_profile
+from .layer_times import Subject, subject_of, time_file, time_layers
+from .table import Timings, check_timings, read_timings, write_timings
+
+SEARCHES = 5  # for a profile that is fast enough
+ROUNDS = SEARCHES + 2  # with the fastest there are
+TOLERANCE = 0.15  # between predicted and measured; beyond it layers are timed again where they stand
+STEP = 1.2  # by how much more is asked for at most, after a model that was too slow
+SHORT = 0.03  # by how much a model may be slower than was asked for
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A profile with its speed-up: predicted from the table, and measured against the dense model, None if it was not.
+
+    rounds: how often a profile was chosen and measured. retimed: how many times of layers were replaced by those
+    measured in place.
+    """
+
+    profile: Profile
+    predicted: float
+    measured: float | None
+    rounds: int
+    retimed: int
+
+
+def find_in_time(
+    database: Database,
+    budget: Budget,
+    losses: Mapping[str, Float64],
+    options: SearchOptions,
+    recipe: Recipe,
+    progress: Progress,
+) -> Measured:
+    """The profile that loses least and is as fast as asked, where it is to run.
+
+    Predicted times add up layers that were timed in models of one level; in a mixed one, conversions between types come
+    on top. So the stitched model is timed against the dense one. Where prediction and measurement differ by more than
+    TOLERANCE, the layers take the times that they have in that model, and the search starts again; where the model is
+    too slow, more is asked for. If nothing helps, the fastest there are by the table are measured too. Raises
+    RecipeError if no profile was measured to be as fast as asked; EngineError as `time_layers`.
+
+    With a table from another machine nothing is measured.
+    """
+    assert options.timings is not None
+    table, subject = options.timings, subject_of(database.dense)
+    if table.machine != this_machine():
+        first = find_profile(database, budget, losses, options, recipe, progress)
+        return Measured(first, 1 / first.costs["latency"], None, 1, 0)
+    feed, enough = timing_feed(database, options.timing_batch), (1 - SHORT) / budget.fraction
+    timings, asked, retimed = table, budget, 0
+    tried: list[tuple[float, Measured]] = []
+    with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
+        dense, path = Path(folder) / "dense.onnx", Path(folder) / "model.onnx"
+        save_for(recipe.target, recipe.weight_form, database.graph, dense)
+
+        def measure(profile: Profile, turn: int) -> float:
+            _write(database, profile.choices, recipe, path)
+            ratio = bench((dense, path), recipe.target, feed, recipe.threads).files[1].ratio
+            tried.append((ratio, Measured(profile, 1 / profile.costs["latency"], ratio, turn, retimed)))
+            progress("latency", 1, ROUNDS)
+            return ratio
+
+        for turn in range(1, SEARCHES + 1):
+            try:
+                now = replace(options, timings=timings)
+                profile = find_profile(database, asked, losses, now, recipe, lambda *_: None)
+            except RecipeError:
+                break  # that is more than these levels can do, by what is known
+            ratio = measure(profile, turn)
+            if abs(ratio * profile.costs["latency"] - 1) > TOLERANCE:
+                fresh = _in_place(subject, profile.choices, timings, path, feed, recipe)
+                timings, retimed = timings.over(*fresh), retimed + sum(map(len, fresh))
+            elif ratio >= enough:
+                break
+            if ratio < enough:
+                asked = replace(budget, value=min(1 / budget.fraction / ratio, STEP) / asked.fraction)
+        for turn, fastest in enumerate(fastest_profiles(database, losses, table), SEARCHES + 1):
+            if all(ratio < enough for ratio, _ in tried):
+                measure(fastest, turn)
+    fast = [found for ratio, found in tried if ratio >= enough]
+    if not fast:
+        most = max([1.0, *(ratio for ratio, _ in tried)])
+        raise RecipeError(
+            f"--budget {budget} cannot be met: {most:.2f}x at most was measured in {table.runtime} on this machine "
+            f"with the levels of {database.folder}; ask for less, or build levels that it runs faster"
+        )
+    return min(fast, key=lambda found: found.profile.predicted)
+
+
+def in_words(found: Measured, timings: Timings) -> dict[str, Any]:
+    """What the report says of a model's speed."""
+    figures = {name: value for name, value in vars(found).items() if name != "profile"}
+    return figures | {"runtime": timings.runtime, "batch": timings.batch, "machine": timings.machine}
+
+
+def table_of(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> Timings:
+    """The table to search with: the user's, or one measured here, once, and kept in the database.
+
+    Raises RecipeError if the user's is for another runtime, batch or machine, EngineError if it cannot be measured.
+    """
+    if options.timings is not None:
+        check_timings(options.timings, recipe.target, None if options.other_machine else this_machine())
+        if options.timings.batch and options.timings.batch != options.timing_batch:
+            raise RecipeError(
+                f"--timings: the table is for batches of {options.timings.batch}, not {options.timing_batch}; "
+                f"say --timing-batch {options.timings.batch}, or measure again"
+            )
+        return options.timings
+    threads = recipe.threads or usable_cores()
+    path = database.folder / "timings" / f"{recipe.target}-batch{options.timing_batch}-threads{threads}.json"
+    version = TARGETS[recipe.target].engine.version()
+    if path.exists():
+        kept = read_timings(path)
+        complete = all(
+            str(choice) in kept.layers.get(name, {}) for name, found in database.choices.items() for choice in found
+        )
+        if (kept.runtime, kept.machine) == (version, this_machine()) and complete:
+            return kept
+    feed = timing_feed(database, options.timing_batch)
+    measured = time_layers(subject_of(database.dense), database.choices, feed, recipe, progress)
+    write_timings(measured, path)
+    return measured
+
+
+def timing_feed(database: Database, batch: int) -> Feed:
+    """The first calibration samples of a database, repeated to a feed of so many; as they are where the model fixes how
+    many it takes, or where they are a whole feed of the user's own."""
+    samples = database.samples["calibration"]
+    first = next(iter(samples.read(0, samples.count)))
+    whole = any(array.shape[0] != first.count for array in first.feed.values() if array.ndim)
+    if whole or fixed_batch(input_specs(database.dense)) is not None:
+        return first.feed
+    copies = -(-batch // first.count)
+    return {n: np.concatenate([a] * copies)[:batch] if a.ndim else a for n, a in first.feed.items()}
+
+
+def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, path: Path) -> None:
+    """Write a profile from stored solutions, for the engine: neither corrected nor checked."""
+    plan, solved = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
+    write(plan, solved, database.ranges, recipe)
+    save_for(recipe.target, recipe.weight_form, plan.model, path)
+
+
+def _in_place(
+    subject: Subject, choices: Mapping[str, Choice], timings: Timings, path: Path, feed: Feed, recipe: Recipe
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """The seconds of layers, and of switches, in a model where they are others than in the table.
+
+    What a layer takes beyond its own time counts as a switch where the next layer is of another kind.
+    """
+    seconds, _ = time_file(subject, path, feed, recipe)
+    layers: dict[str, dict[str, float]] = {}
+    switches: dict[str, dict[str, float]] = {}
+    for name, following in zip(choices, [*list(choices)[1:], None], strict=True):
+        choice, own = choices[name], timings.layers[name][str(choices[name])]
+        switch = following is not None and choices[following].kind != choice.kind
+        known = own + (timings.switches.get(name, {}).get(choice.kind, 0.0) if switch else 0.0)
+        if abs(seconds[name] / known - 1) <= TOLERANCE:
+            continue
+        if switch:
+            switches[name] = {choice.kind: max(seconds[name] - own, 0.0)}
+        if not switch or seconds[name] < own:
+            layers[name] = {str(choice): seconds[name]}
+    return layers, switches

@@ -1,0 +1,286 @@
+"""Chooses a level for every layer of a database: what each costs in quality, and the best that a budget allows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from ..calibration.split import first_samples
+from ..core.arrays import Float64
+from ..core.errors import RecipeError
+from ..core.files import write_file
+from ..core.level import FLOAT, Choice
+from ..core.progress import Progress, Stopwatch
+from ..database.files import content_key, read_report
+from ..database.open import Database, material_of, rival_of, stitch
+from ..pipeline.finish import finish
+from ..pipeline.recipe import Recipe
+from ..pipeline.write import write
+from ..runtime.judge import Judge
+from ..targets.registry import TARGETS
+from .budget import Budget
+from .costs import Costs, cost_table
+from .dynamic import Switches, choose, choose_cheapest
+from .latency.table import Timings
+from .sensitivity import Task, output_sensitivity, task_sensitivity
+from .spdy import spdy_search
+
+Sensitivity: TypeAlias = Literal["layer", "output", "task"]
+SENSITIVE = 64  # samples that each (layer, level) is run on
+JUDGED = 128  # samples that whole profiles are compared on while searching
+STEPS = 8  # halvings of the interval between the largest and the smallest model, for a budget of loss
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How levels are chosen.
+
+    sensitivity: what a level of a layer is said to cost in quality: its relative layer loss, the output loss of the
+    model with only that layer at that level, or the same by a task. search: the dynamic program alone, or with SPDY's
+    search around it. timings: for budgets of latency; None: measured here. timing_batch: samples in a run that is
+    timed. other_machine: `timings` may be of another machine than this one. task: for `task`; None: labels.
+    """
+
+    sensitivity: Sensitivity = "output"
+    search: Literal["dp", "spdy"] = "dp"
+    timings: Timings | None = None
+    timing_batch: int = 1
+    other_machine: bool = False
+    task: Task | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A choice for every layer. predicted: the sum of their sensitivities. costs: what it costs, relative to dense."""
+
+    choices: Mapping[str, Choice]
+    predicted: float
+    costs: Mapping[str, float]
+
+
+def sensitivities(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> dict[str, Float64]:
+    """The loss of each choice of each layer, (choices,); measured once and kept in the database."""
+    manifest = database.manifest
+    if options.sensitivity == "layer":
+        return {
+            name: np.array([0.0 if c.level == FLOAT else _layer_loss(database, name, c) for c in choices])
+            for name, choices in database.choices.items()
+        }
+    key = content_key(
+        options.sensitivity,
+        manifest.samples,
+        manifest.ranges,
+        recipe.ranges,
+        SENSITIVE,
+        [[x.name, x.choices, x.solutions] for x in manifest.layers],
+    )
+    path = database.folder / "sensitivity" / f"{options.sensitivity}.json"
+    stored = _stored(path, key) if options.task is None else None  # a user's function may have changed
+    if stored is None:
+        stored = _measure(database, options, recipe, progress)
+        if options.task is None:
+            text = json.dumps({"key": key, "losses": stored}, indent=1, allow_nan=True)
+            write_file(path, f"{text}\n".encode())
+    return {name: np.array(values) for name, values in stored.items()}
+
+
+def find_profile(
+    database: Database,
+    budget: Budget,
+    losses: Mapping[str, Float64],
+    options: SearchOptions,
+    recipe: Recipe,
+    progress: Progress,
+) -> Profile:
+    """The choices that lose least within the budget. Raises RecipeError if none meets it."""
+    if budget.kind == "drop":
+        return _smallest(database, budget, losses, options, recipe, progress)
+    costs = _costs(database, budget.kind, options.timings)
+    limit = budget.fraction * costs.dense - costs.fixed
+    if costs.least > budget.fraction * (1 + 1e-9):
+        raise RecipeError(
+            f"--budget {budget} cannot be met: {_reach(budget, costs.least)} with the levels of {database.folder}, "
+            f"{', '.join(database.manifest.levels[1:4])}{' …' if len(database.manifest.levels) > 4 else ''}; ask for "
+            "less, or build more levels"
+        )
+    names = list(database.choices)
+    values = [losses[name] for name in names]
+    switches = None
+    if budget.kind == "latency" and options.timings is not None and options.timings.switches:
+        switches = _switches(database, options.timings)
+
+    def solve(losses: Sequence[Float64]) -> tuple[int, ...]:
+        return choose(losses, costs.layers, limit, switches=switches)
+
+    picked = solve(values)
+    if options.search == "spdy":
+        judge = _judge(database, recipe)
+
+        def evaluate(picked: Sequence[int]) -> float:
+            return _loss(
+                database, {n: database.choices[n][i] for n, i in zip(names, picked, strict=True)}, recipe, judge
+            )
+
+        picked, _ = spdy_search(values, solve, evaluate, recipe.seed, progress=lambda done: progress("search", done, 0))
+    return _profile(database, picked, losses, options.timings)
+
+
+def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings: Timings) -> list[Profile]:
+    """The profile that takes the least time by a table, and the one that does with no layer in float that need not be.
+
+    A table knows least of single layers in float among integers, whose conversions depend on all that is around them.
+    Of choices whose losses are finite.
+    """
+    costs, values = _costs(database, "latency", timings), [losses[name] for name in database.choices]
+    integers = []
+    for found, loss, cost in zip(database.choices.values(), values, costs.layers, strict=True):
+        whole = np.array([choice.kind != "float" for choice in found]) & np.isfinite(loss)  # (choices,) bool
+        integers.append(np.where(whole, cost, np.inf) if whole.any() else cost)
+    switches = _switches(database, timings)
+    picked = dict.fromkeys(choose_cheapest(values, allowed, switches) for allowed in (costs.layers, integers))
+    profiles = [_profile(database, indices, losses, timings) for indices in picked]
+    return [one for one in profiles if any(choice.level != FLOAT for choice in one.choices.values())]
+
+
+def _reach(budget: Budget, least: float) -> str:
+    """How far a budget of this kind can go, in the form it was asked in, rounded to what can be asked for."""
+    if budget.value > 1:
+        return f"{math.floor(1000 / least) / 1000:g}x at most"
+    return f"{math.ceil(1000 * least) / 1000:g}x at least"
+
+
+def _profile(
+    database: Database, picked: Sequence[int], losses: Mapping[str, Float64], timings: Timings | None
+) -> Profile:
+    choices = {name: found[i] for (name, found), i in zip(database.choices.items(), picked, strict=True)}
+    predicted = float(sum(losses[name][i] for name, i in zip(choices, picked, strict=True)))
+    shares = {}
+    for kind in ("bops", "obc-bops", "flops", "size", *(("latency",) if timings is not None else ())):
+        try:
+            shares[kind] = _costs(database, kind, timings).share(picked)
+            if kind == "latency" and timings is not None:
+                shares[kind] += _switches(database, timings).total(picked) / _costs(database, kind, timings).dense
+        except RecipeError:  # FLOPs of a graph without shapes are not known: only sizes are
+            continue
+    return Profile(choices, predicted, shares)
+
+
+def _switches(database: Database, timings: Timings) -> Switches:
+    """What changing between kinds of numbers takes, in seconds."""
+    kinds = [[choice.kind for choice in found] for found in database.choices.values()]
+    return Switches(kinds, [timings.switches.get(name, {}) for name in database.choices])
+
+
+def _smallest(
+    database: Database,
+    budget: Budget,
+    losses: Mapping[str, Float64],
+    options: SearchOptions,
+    recipe: Recipe,
+    progress: Progress,
+) -> Profile:
+    """The smallest profile whose measured output loss stays under the budget's: bisection over sizes, on a log scale.
+
+    Measured on the samples that are held out, on models finished as the recipe says.
+    """
+    least = _costs(database, "size", None).least_of(list(losses.values()))
+    if least > 1 - 1e-9:
+        raise RecipeError(
+            f"--budget {budget}: these levels make no layer smaller, as pruned weights are stored in float; "
+            "build levels with integers, such as 8w8a or 2:4+8w8a"
+        )
+    judge = Judge(database.dense, list(database.samples["held_out"].feeds()), recipe.device, recipe.threads)
+    low, high = np.log(least), 0.0  # of the fraction that is left
+    best = None
+    for step in range(STEPS + 1):
+        middle = low if step == 0 else (low + high) / 2  # the smallest of all comes first
+        size = Budget("size", min(float(np.exp(middle)) * (1 + 1e-9), 1 - 1e-9))
+        profile = find_profile(database, size, losses, options, recipe, progress)
+        found = _loss(database, profile.choices, recipe, judge, finished=True)
+        progress("drop", 1, STEPS + 1)
+        if found <= budget.value:
+            best, high = profile, middle
+            if step == 0:
+                break
+        else:
+            low = middle
+    if best is None:
+        raise RecipeError(f"{budget}: no smaller model stays under it; allow more, or build finer levels")
+    return best
+
+
+def _loss(
+    database: Database, choices: Mapping[str, Choice], recipe: Recipe, judge: Judge, finished: bool = False
+) -> float:
+    """The output loss of a profile as it is stitched; finished: solved in order and corrected, as the recipe says."""
+    if all(choice.level == FLOAT for choice in choices.values()):
+        return 0.0
+    quick = recipe.model_copy(update={"verify": False, "sequential": recipe.sequential and finished})
+    plan, solved = stitch(database, choices, quick)
+    if not finished:
+        write(plan, solved, database.ranges, quick)
+        return judge.loss(plan.model)
+    material = material_of(database)
+    rival = rival_of(database, choices, quick)
+    result = finish(material, plan, solved, database.ranges, quick, None, (), Stopwatch(), lambda *_: None, rival=rival)
+    return judge.loss(result.model)
+
+
+def _measure(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> dict[str, list[float]]:
+    samples = first_samples(database.samples["calibration"], SENSITIVE)
+    batches = list(samples.read(0, samples.count))
+    candidates = {
+        layer.name: [
+            (choice, lambda layer=layer, choice=choice: database.weight(layer, choice))
+            for choice in database.choices[layer.name]
+        ]
+        for layer in database.layers
+        if len(database.choices[layer.name]) > 1
+    }
+    total = sum(len(found) - 1 for found in candidates.values())
+    common: dict[str, Any] = {
+        "device": recipe.device,
+        "threads": recipe.threads,
+        "memory": recipe.memory_bytes(),
+        "progress": lambda done: progress("sensitivity", done, total),
+    }
+
+    def span(value: str, bits: int, symmetric: bool) -> tuple[float, float]:
+        return database.ranges[value].interval(recipe.ranges, bits, symmetric)
+
+    signed = TARGETS[recipe.target].signed_activations
+    of = (database.graph, database.layers, candidates, batches, span, signed)
+    found: Mapping[str, Sequence[float]]
+    if options.sensitivity == "task":
+        found = task_sensitivity(*of, options.task, **common)
+    else:
+        found = output_sensitivity(*of, **common)
+    return {name: [float(x) for x in found.get(name, [0.0])] for name in database.choices}
+
+
+def _stored(path: Path, key: str) -> dict[str, list[float]] | None:
+    try:
+        plain = json.loads(path.read_bytes())
+        return plain["losses"] if plain["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _layer_loss(database: Database, name: str, choice: Choice) -> float:
+    return float(read_report(*database.solution_file(name, choice))["loss_relative"])
+
+
+def _costs(database: Database, kind: str, timings: Timings | None) -> Costs:
+    choices = [database.choices[layer.name] for layer in database.layers]
+    return cost_table(kind, database.layers, database.costs, choices, timings)
+
+
+def _judge(database: Database, recipe: Recipe) -> Judge:
+    samples = first_samples(database.samples["calibration"], JUDGED)
+    return Judge(database.dense, list(samples.feeds()), recipe.device, recipe.threads)

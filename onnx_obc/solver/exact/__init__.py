@@ -1,0 +1,1 @@
+"""The exact greedy of Optimal Brain Surgeon and Quantizer, compiled."""

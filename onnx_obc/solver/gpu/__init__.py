@@ -1,0 +1,1 @@
+"""The exact greedy in torch, in lockstep over rows."""

@@ -1,0 +1,1 @@
+"""Linear algebra under the solver: compiled BLAS calls, inverses, losses, threads."""

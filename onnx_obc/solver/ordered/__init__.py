@@ -1,0 +1,1 @@
+"""The ordered solver, for layers too large for the exact greedy."""

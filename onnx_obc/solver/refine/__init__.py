@@ -1,0 +1,1 @@
+"""Local search after the greedy: codes, scales and masks."""

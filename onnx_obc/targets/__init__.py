@@ -1,0 +1,1 @@
+"""The runtimes: one folder and one record each."""

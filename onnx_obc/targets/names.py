@@ -1,0 +1,8 @@
+"""The names of the runtimes, without loading anything that belongs to them."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+TargetName: TypeAlias = Literal["onnxruntime", "openvino", "deepsparse", "tensorrt"]
+WeightForm: TypeAlias = Literal["dq", "qdq"]

@@ -1,0 +1,17 @@
+"""onnxruntime on a CPU."""
+
+from ..engine import Engine
+from ..target import Target
+from . import check, engine, rules
+
+TARGET = Target(
+    name="onnxruntime",
+    title="onnxruntime",
+    engine=Engine(engine.version, engine.load),
+    unsupported=rules.unsupported,
+    activation_bits=rules.activation_bits,
+    prepare=rules.prepare,
+    place_qdq=rules.place_qdq,
+    check=check.check,
+    zero_points=lambda activation_bits: True,
+)

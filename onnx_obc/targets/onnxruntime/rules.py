@@ -1,0 +1,291 @@
+"""The rules of onnxruntime on a CPU.
+
+Source of each rule: onnxruntime's QDQ selectors and fusions (core/optimizer/qdq_transformer), and what its CPU kernels
+accept; all were tried on onnxruntime 1.32, and tests/graph/test_targets.py tries them again. A quantized node runs in
+integers only if its surroundings have exactly the form that a selector looks for:
+- Conv becomes QLinearConv when its inputs come from DequantizeLinear and its output goes to QuantizeLinear alone; a
+  Relu or Clip in between is absorbed by the range of that QuantizeLinear, if the Clip lets 0 pass.
+- MatMul and Gemm with two dequantized operands run in integers with a float output, but not with a bias: Gemm's own,
+  or that of an Add, which onnxruntime merges into the product first. They need a QuantizeLinear behind them, or the
+  bias in an Add that is not merged: any behind a Gemm, and one of a bias of two axes behind a MatMul of more axes.
+- Bias stays float; onnxruntime quantizes it itself.
+- Activations are unsigned with a zero point, weights are 8 bits wide, signed or not. 4-bit weights run in float.
+- Sums of two activations and the like between layers (`CHAINED`) run in integers where all their inputs and their
+  output, behind an absorbed Relu, are quantized.
+- MatMul becomes MatMulNBits, where its weight alone is an integer, unless a Relu alone reads it.
+- 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations,
+  nor a Clip whose only reader is a 4-bit QuantizeLinear, nor a MaxPool in front of one, which would get 4-bit inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ...core.level import FLOAT, Choice
+from ...graph.edit import free_name, names_of
+from ...graph.layers import Layer
+from ...graph.scales import scale_layout, storage_type
+from ...graph.write import Activation, take_over_output
+
+CHAINED = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")  # have integer kernels
+MOVED_BEFORE = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")  # nodes that a QuantizeLinear is moved before
+
+
+def unsupported(layer: Layer, choice: Choice) -> str | None:
+    """Every level can be written for onnxruntime; see `activation_bits` for what it runs in integers."""
+    return None
+
+
+def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | None]:
+    """The bits that a layer's input is quantized to, and why they are not the ones asked for."""
+    if choice.activation_bits is None or choice.level.bits is None:
+        return None, None
+    if layer.op == "ConvTranspose":
+        return None, "onnxruntime has no integer ConvTranspose: its input stays float"
+    if any(use.index == 0 for use in layer.uses) and layer.op in ("MatMul", "Gemm"):
+        return None, "onnxruntime has no integer kernel for a constant left operand: its input stays float"
+    if choice.level.block is not None:
+        return None, "onnxruntime multiplies blocks with their own scales by inputs that are not quantized in the file"
+    layout = scale_layout(layer)
+    if layout is None or layout.block is not None:
+        return None, "onnxruntime has no integer kernel for batched or grouped weights: its input stays float"
+    width = _width(choice)
+    if width == 2:
+        return None, "onnxruntime cannot load 2-bit weights beside quantized activations: its input stays float"
+    if width == 8 and choice.activation_bits < 8:
+        return 8, f"onnxruntime cannot load {choice.activation_bits}-bit activations beside 8-bit weights: 8 bits"
+    return choice.activation_bits, None
+
+
+def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
+    """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it; and hide
+    each Clip and MaxPool from the 4-bit QuantizeLinear that will follow it."""
+    integer = [layer for layer in layers if layer.name in choices and _runs_in_integers(choices[layer.name])]
+    quantized = {(use.node, 1 - use.index) for layer in integer for use in layer.uses}
+
+    def is_quantized(value: ir.Value) -> bool:
+        value = _absorbing(value, model)
+        return not value.is_graph_output() and all((use.node, use.idx) in quantized for use in value.uses())
+
+    narrow = [layer for layer in layers if layer.name in choices and choices[layer.name].activation_bits == 4]
+    for source in dict.fromkeys(use.node.inputs[1 - use.index] for layer in narrow for use in layer.uses):
+        before = None if source is None else source.producer()
+        if before is not None and _is(before, "Clip", model):
+            _split_clip(model, before)
+        while before is not None and any(_is(before, op_type, model) for op_type in MOVED_BEFORE):
+            moved = before.inputs[0]
+            before = None if moved is None else moved.producer()
+        if before is not None and _is(before, "MaxPool", model):
+            _put_behind(model, before, "Max", [], "alone", "pool")  # of one value: a copy
+
+    alone = [x for x in layers if x.name in choices and choices[x.name].activation_bits is None and x.op == "MatMul"]
+    for node in [use.node for layer in alone if choices[layer.name].level.bits is not None for use in layer.uses]:
+        reader = _only_reader(node.outputs[0])
+        if reader is not None and _is(reader, "Relu", model):
+            _relu_as_max(model, reader)
+    for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
+        output, uses = node.outputs[0], list(node.outputs[0].uses())
+        if node.op_type == "Gemm":
+            has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+            if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(output):
+                _split_gemm(model, node)
+        elif len(uses) == 1 and _is(uses[0].node, "Add", model) and not output.is_graph_output():
+            add, index, source = uses[0].node, 1 - uses[0].idx, node.inputs[0]
+            rank = len(source.shape) if source is not None and source.shape is not None else 0
+            if rank == 2 and not is_quantized(add.outputs[0]):
+                node.op_type = "Gemm"
+            elif rank > 2:
+                _widen_bias(model, add, index)
+
+
+def place_qdq(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
+    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once a width."""
+    readers: dict[tuple[ir.Value, int], list[tuple[ir.Node, int]]] = {}
+    outputs: dict[ir.Value, None] = {}
+    float_nodes: set[ir.Node] = set()
+    for layer in layers:
+        choice = choices.get(layer.name, Choice(FLOAT))
+        for use in layer.uses:
+            source = use.node.inputs[1 - use.index]
+            if choice.activation_bits is None or source is None:
+                float_nodes.add(use.node)
+                continue
+            readers.setdefault((source, choice.activation_bits), []).append((use.node, 1 - use.index))
+            if layer.op == "Conv" and _runs_in_integers(choice):
+                outputs[_absorbing(use.node.outputs[0], model)] = None
+    integer = [value for value in outputs if (_behind_split_clip(value), 4) not in readers]
+    taken = {reader for found in readers.values() for reader in found}
+    chained, entries = _chain(model, {value for value, bits in readers if bits == 8} | set(integer))
+    for node, index in entries:
+        source = node.inputs[index]
+        assert source is not None
+        readers.setdefault((source, 8), []).append((node, index))
+        taken.add((node, index))
+    for output in dict.fromkeys([*integer, *chained]):
+        free = [(use.node, use.idx) for use in output.uses() if _may_read(use.node, model, float_nodes)]
+        readers.setdefault((output, 8), []).extend(use for use in free if use not in taken)
+    return [
+        Activation(
+            *(str(value.name), bits),
+            symmetric=False,
+            readers=tuple(dict.fromkeys(found)),
+            replaces_output=bits == 8 and value in {*integer, *chained},
+        )
+        for (value, bits), found in readers.items()
+        if found or (bits == 8 and value.is_graph_output())
+    ]
+
+
+def _chain(model: ir.Model, quantized: set[ir.Value]) -> tuple[list[ir.Value], list[tuple[ir.Node, int]]]:
+    """Operators between layers that run in integers too, where all that they read is quantized, and what reads them.
+
+    quantized: the values with 8 bits. Returns the values behind such operators, a Relu or Clip absorbed, and the
+    operators' inputs that are to be read quantized.
+    """
+    candidates: dict[ir.Node, ir.Value] = {}
+    reached = set(quantized)
+    for node in model.graph:
+        sources = [value for value in node.inputs if value is not None]
+        if node.op_type in CHAINED and node.domain == "" and sources and all(value in reached for value in sources):
+            candidates[node] = _absorbing(node.outputs[0], model)
+            reached.add(candidates[node])
+    kept: dict[ir.Node, ir.Value] = {}
+    for node in reversed(list(candidates)):
+        value = candidates[node]
+        if value in quantized or any(use.node in kept for use in value.uses()):
+            kept[node] = value
+    entries = [(node, index) for node in kept for index in range(len(node.inputs))]
+    return list(reversed(list(kept.values()))), entries
+
+
+def _may_read(node: ir.Node, model: ir.Model, float_nodes: set[ir.Node]) -> bool:
+    """A layer that stays float must see no Q/DQ, or onnxruntime quantizes its weight by itself."""
+    return node not in float_nodes and node.graph is model.graph
+
+
+def _width(choice: Choice) -> int:
+    assert choice.level.bits is not None
+    return int(storage_type(choice.level.bits, choice.level.symmetric).bitwidth)
+
+
+def _runs_in_integers(choice: Choice) -> bool:
+    return choice.activation_bits == 8 and _width(choice) == 8
+
+
+def _absorbing(value: ir.Value, model: ir.Model) -> ir.Value:
+    """The value behind a Relu or Clip that reads this one alone: what the QuantizeLinear has to follow."""
+    reader = _only_reader(value)
+    if reader is None:
+        return value
+    absorbed = _is(reader, "Relu", model) or (_is(reader, "Clip", model) and _lets_zero_pass(reader))
+    return reader.outputs[0] if absorbed else value
+
+
+def _is(node: ir.Node, op_type: str, model: ir.Model) -> bool:
+    """Whether a node is ONNX's operator of this name, and of the main graph, not of a body that runs on its own."""
+    return node.op_type == op_type and node.domain == "" and node.graph is model.graph
+
+
+def _behind_split_clip(value: ir.Value) -> ir.Value:
+    """The value behind what `_split_clip` made of a Clip that reads this one, which then runs in float like it."""
+    for op_type in ("Max", "Min"):
+        reader = _only_reader(value)
+        if reader is not None and reader.op_type == op_type and len(reader.inputs) == 2:
+            value = reader.outputs[0]
+    return value
+
+
+def _lets_zero_pass(clip: ir.Node) -> bool:
+    for bound, sign in zip(clip.inputs[1:], (1, -1), strict=False):
+        if bound is not None:
+            tensor = ir.convenience.get_const_tensor(bound)
+            if tensor is None or sign * float(tensor.numpy()) > 0:
+                return False
+    return True
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value as its first input, if nothing else reads it."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
+
+
+def _split_clip(model: ir.Model, clip: ir.Node) -> None:
+    """Write a Clip as Max and Min, which keep its output's name."""
+    taken, value = set(names_of(model)), clip.inputs[0]
+    nodes = []
+    for bound, op_type in zip(clip.inputs[1:], ("Max", "Min"), strict=False):
+        if bound is not None:
+            node = ir.node(
+                op_type, [value, bound], name=free_name(f"{clip.name or clip.outputs[0].name}_{op_type}", taken)
+            )
+            value = node.outputs[0]
+            value.name = free_name(f"{clip.outputs[0].name}_{op_type}", taken)
+            taken |= {str(node.name), str(value.name)}
+            nodes.append(node)
+    if not nodes or value is None:
+        return
+    old, name = clip.outputs[0], clip.outputs[0].name
+    for user, index in list(old.uses()):
+        user.replace_input_with(index, value)
+    take_over_output(model.graph, old, value)
+    model.graph.insert_after(clip, nodes)
+    model.graph.remove(clip, safe=True)
+    value.name = name
+
+
+def _relu_as_max(model: ir.Model, relu: ir.Node) -> None:
+    """Write a Relu as Max with 0, which keeps its output."""
+    dtype = (
+        relu.inputs[0].dtype if relu.inputs[0] is not None and relu.inputs[0].dtype is not None else ir.DataType.FLOAT
+    )
+    tensor = ir.Tensor(
+        np.zeros((), dtype.numpy()), name=free_name(f"{relu.name or relu.outputs[0].name}_zero", set(names_of(model)))
+    )
+    zero = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    model.graph.register_initializer(zero)
+    relu.op_type = "Max"
+    relu.resize_inputs(2)
+    relu.replace_input_with(1, zero)
+
+
+def _split_gemm(model: ir.Model, gemm: ir.Node) -> None:
+    """Move the bias of a Gemm into an Add behind it, which onnxruntime leaves there. The sum keeps the Gemm's name."""
+    bias = gemm.inputs[2]
+    gemm.resize_inputs(2)
+    _put_behind(model, gemm, "Add", [bias], "bias", "product")
+
+
+def _put_behind(
+    model: ir.Model, node: ir.Node, op_type: str, others: Sequence[ir.Value | None], what: str, before: str
+) -> None:
+    """Put a node of the node's first output and `others` behind it, whose output takes over all readers and the name.
+
+    what, before: what is added to the node's name, and to that of its output.
+    """
+    old, taken = node.outputs[0], set(names_of(model))
+    readers = list(old.uses())
+    added = ir.node(op_type, [old, *others], name=free_name(f"{node.name or old.name}_{what}", taken))
+    new = added.outputs[0]
+    for user, index in readers:
+        user.replace_input_with(index, new)
+    name, fresh = old.name, free_name(f"{old.name}_{before}", taken)
+    take_over_output(model.graph, old, new)
+    old.name, new.name = fresh, name
+    model.graph.insert_after(node, added)
+
+
+def _widen_bias(model: ir.Model, add: ir.Node, index: int) -> None:
+    """Give the bias of an Add, its input `index`, an axis in front, so that onnxruntime takes it for none."""
+    bias = add.inputs[index]
+    tensor = None if bias is None else ir.convenience.get_const_tensor(bias)
+    if bias is None or tensor is None or len(tensor.shape) != 1:
+        return
+    name = free_name(f"{bias.name}_row", set(names_of(model)))
+    row = ir.Tensor(tensor.numpy()[None], name=name)  # (1, rows)
+    value = ir.Value(name=name, type=ir.TensorType(row.dtype), shape=row.shape, const_value=row)
+    model.graph.register_initializer(value)
+    add.replace_input_with(index, value)

@@ -1,0 +1,59 @@
+"""What a target is: one runtime, with its rules, its engine, and all else that depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from ..core.arrays import Feed
+from ..core.level import Choice
+from ..graph.layers import Layer
+from ..graph.write import Activation
+from .engine import Engine
+from .finding import Finding
+from .names import TargetName, WeightForm
+
+Lowering: TypeAlias = Callable[[ir.Model], ir.Model]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One runtime that a graph can be written for.
+
+    name: as users write it; title: as the runtime's makers write it. engine: runs files, where it is installed.
+    unsupported(layer, choice) → why the runtime cannot take a layer so, or None.
+    activation_bits(layer, choice) → the bits that this runtime has a use for, and why if they differ.
+    unprofitable(layer, choice) → why a layer is better left in float, unless a rule of the user's names it, or None.
+    prepare(model, layers, choice of each layer by name): rewrites the model, in place, to an equal form that the
+    runtime takes better. Layers without a choice stay float.
+    place_qdq(model, layers, choices) → what to quantize in a model that was prepared.
+    check(model) → the rules that any ONNX file, whoever wrote it, breaks, as far as the graph alone shows them.
+    weight_forms: the forms that integer weights are written in, and what rewrites a copy of a finished Q/DQ model to
+    that form; None: it has that form already.
+    zero_points(activation bits) → whether rows of weights below 8 bits have zero points unless the user says otherwise.
+    signed_activations: whether activations are symmetric; shared_scale: whether all rows of a group of integer weights
+    have the same scale; embeddings: whether tables of integers can be looked up.
+    latency_levels: the level set for budgets of latency where the user names none.
+    build_elsewhere(file, feed, its name) → how to run a file on a machine that has the engine; None: nothing to say.
+    """
+
+    name: TargetName
+    title: str
+    engine: Engine
+    unsupported: Callable[[Layer, Choice], str | None]
+    activation_bits: Callable[[Layer, Choice], tuple[int | None, str | None]]
+    prepare: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], None]
+    place_qdq: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], list[Activation]]
+    check: Callable[[ir.Model], list[Finding]]
+    unprofitable: Callable[[Layer, Choice], str | None] = lambda layer, choice: None
+    weight_forms: Mapping[WeightForm, Lowering | None] = field(default_factory=lambda: {"dq": None})
+    zero_points: Callable[[int | None], bool] = lambda activation_bits: False
+    signed_activations: bool = False
+    shared_scale: bool = False
+    embeddings: bool = True
+    latency_levels: str = "8w8a"
+    build_elsewhere: Callable[[Path, Feed, str], Finding] | None = None

@@ -1,0 +1,211 @@
+"""The command line: what it shows, and that options arrive."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from digits import CALIBRATION, MODEL, listing, run_cli, small, text_like, top1
+
+import onnx_obc
+from onnx_obc import DataOptions, Recipe
+from onnx_obc.cli.options import (
+    CalibrationOptions,
+    FinishOptions,
+    MethodOptions,
+    RunOptions,
+    TargetOptions,
+    UniformOptions,
+)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """What `compress` is called with; it does nothing."""
+    found: dict[str, Any] = {}
+
+    def note(source: Path, calib: str, recipe: Recipe, output: Path, **more: Any) -> None:
+        found.update(source=source, calib=calib, recipe=recipe, output=output, **more)
+
+    monkeypatch.setattr("onnx_obc.cli.main.compress", note)
+    monkeypatch.chdir(tmp_path)
+    yield found
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+@pytest.mark.slow
+def test_a_run_shows_its_layers_and_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "r.json"
+    assert run_cli(MODEL, out, "--calib", CALIBRATION, "--sparsity", "2:4", "--report", report) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    for part in ("2:4+int8", "baseline", "✓ losses", "✓ patterns: 15", "left as it is", "dB SQNR", "388,"):
+        assert part in printed.out
+    assert "/features/features.10/body/body.0/body.0.0/Conv" in printed.out  # on one line, where there is no terminal
+    assert set(listing(tmp_path)) == {"out.onnx", "r.json"}
+    assert top1(out) > 0.97
+    plain = json.loads(report.read_text(encoding="utf-8"))
+    assert plain["schema"] == 1 and plain["version"] == onnx_obc.__version__
+    assert plain["model"] == str(MODEL) and plain["output"] == str(out)
+    assert len(plain["layers"]) == 15 and len(plain["left_out"]) == 5
+    assert plain["totals"]["mean_loss_relative"] < 0.2 * plain["totals"]["mean_baseline_relative"]
+    assert plain["file_bytes_after"] == out.stat().st_size
+    assert all(math.isfinite(number) for number in numbers(plain))
+
+
+def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(small(), tmp_path / "in.onnx")
+    np.save(tmp_path / "x.npy", np.eye(4, dtype=np.float32))
+    assert run_cli(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "x.npy", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "out.onnx").is_file()
+
+
+def test_skip_and_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(text_like(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "x.npz", ids=np.random.default_rng(0).integers(0, 64, (40, 6)))
+    paths = [tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "x.npz"]
+    assert run_cli(*paths, "--skip", "*down", "--skip", "none*", "--embeddings", "int8") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:3] == ["table", "Gather", "int8"] for line in lines)
+    assert "left as it is: block/down: skipped, as the recipe says" in [line.strip() for line in lines]
+    assert "note: the recipe's pattern 'none*' matches no layer" in [line.strip() for line in lines]
+
+
+def test_the_command_line_comes_before_the_recipe_file(seen: dict[str, Any]) -> None:
+    Path("r.yaml").write_text(
+        "weights: int4\nsparsity: 2:4\nasymmetric: true\nverify: false\nseed: 3\ndamp: 0.5\n"
+        "layers:\n- {match: a, weights: int2}\n"
+    )
+    options = ["--weights", "int8", "--no-asymmetric", "--damp", "0", "--skip", "b*", "--skip", "c", "--verify"]
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", "--recipe", "r.yaml", "--quiet", *options) == 0
+    recipe = seen["recipe"]
+    assert (recipe.weights, recipe.sparsity, recipe.asymmetric) == ("int8", "2:4", False)
+    assert (recipe.verify, recipe.damp, recipe.seed) == (True, 0.0, 3)
+    assert [(rule.match, rule.skip) for rule in recipe.layers] == [("b*", True), ("c", True), ("a", False)]
+    assert seen["data"] == DataOptions(seed=3)
+
+
+def test_every_option_arrives(seen: dict[str, Any]) -> None:
+    recipe = {
+        "weights": "int4", "activations": "none", "sparsity": "block4:0.5", "asymmetric": True, "embeddings": "int4",
+        "target": "tensorrt", "solver": "baseline", "grid": "minmax", "ranges": "percentile", "all_positions": True,
+        "damp": 0.1, "precision": "float64", "seed": 5, "device": "cpu", "threads": 1, "memory": 2.5, "verify": False,
+    }  # fmt: skip
+    data = {
+        "samples": 9, "batch": 2, "preprocess": "tf", "mean": (0.1, 0.2), "std": (0.3, 0.4), "size": (5, 6),
+        "layout": "NHWC", "augment": 3, "tokenizer": "t.json", "max_tokens": 7, "allow_random": True,
+    }  # fmt: skip
+    tokens: list[object] = []
+    for name, value in {**recipe, **data}.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            tokens.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            tokens += [f"--{option}", *(value if isinstance(value, tuple) else [value])]
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", "--quiet", *tokens) == 0
+    assert seen["recipe"] == Recipe(**recipe)
+    assert seen["data"] == DataOptions(**data, seed=5)
+    assert (seen["source"], seen["calib"], seen["output"]) == (Path("in.onnx"), "x.npz", Path("out.onnx"))
+
+
+def test_the_options_are_those_of_the_recipe_and_of_the_data() -> None:
+    groups = (UniformOptions, TargetOptions, MethodOptions, FinishOptions, RunOptions)
+    found = [field for group in groups for field in dataclasses.fields(group)]
+    assert sorted(field.name for field in found) == sorted(set(Recipe.model_fields) - {"layers"})
+    assert all(field.default is None for field in found)
+    ours = {field.name: field.default for field in dataclasses.fields(CalibrationOptions)}
+    theirs = {field.name: field.default for field in dataclasses.fields(DataOptions) if field.name != "seed"}
+    assert ours == theirs
+
+
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_cli("--help") == 0
+    shown = capsys.readouterr().out
+    assert run_cli() == 0
+    assert capsys.readouterr().out == shown
+    assert "Usage: onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]" in shown
+    titles = re.findall(r"^╭─ ([^─]+) ─", shown, re.MULTILINE)
+    assert titles[-5:] == [
+        "What the layers become",
+        "Calibration data",
+        "How a budget chooses",
+        "How it is done",
+        "Run",
+    ]
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    words = " ".join(re.sub(r"[│\n]", " ", shown).split())
+    for name, field in Recipe.model_fields.items():
+        if name != "layers":
+            assert f"--{name.replace('_', '-')}" in words, name
+        if isinstance(field.default, (str, float)) and not isinstance(field.default, bool):
+            assert f"[default: {field.default}]" in words, name
+    assert run_cli("inspect", "--help") == 0
+    assert "which levels are impossible" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("--version") == 0
+    assert capsys.readouterr().out.strip() == onnx_obc.__version__
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("inspect", MODEL) == 0
+    shown = capsys.readouterr().out
+    assert "/classifier/classifier.2/Gemm" in shown and "20 layers, " in shown
+    assert "2:4: C/groups = 1 is not a multiple of 4: 5 layers" in shown
+
+
+@pytest.mark.slow
+def test_the_installed_program(tmp_path: Path) -> None:
+    onnx.save(small(), tmp_path / "in.onnx")
+    np.save(tmp_path / "x.npy", np.eye(4, dtype=np.float32))
+    program = Path(sys.executable).with_name("onnx-obc")
+    if not program.is_file():
+        pytest.skip("onnx-obc is not installed beside this Python")
+    command = [program, "in.onnx", "out.onnx", "--calib", "x.npy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "✓ weights: 1 layers" in done.stdout
+    onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
+    failed = subprocess.run([*command, "--weights", "int1"], cwd=tmp_path, capture_output=True, text=True)
+    assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.slow
+def test_progress_is_shown_in_a_terminal_and_goes_away(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    import os
+
+    onnx.save(small(rows=64, columns=64), tmp_path / "in.onnx")
+    np.save(tmp_path / "x.npy", np.eye(64, dtype=np.float32))
+    ours, theirs = pty.openpty()
+    code = "from onnx_obc.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "in.onnx", "out.onnx", "--calib", "x.npy"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+    os.set_blocking(ours, False)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 0 and "✓ losses" in done.stdout.decode()
+    assert "solving rows" in shown and "64/64" in shown
+    assert re.search(r"\x1b\[2K[^\w]*$", shown)  # the last thing is that the lines are cleared

@@ -1,0 +1,131 @@
+"""Layers solved in order, on what the compressed ones before them produce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from digits import CALIBRATION, MODEL, small, top1
+from onnx import helper
+from small_graphs import build, random
+
+from onnx_obc import DataOptions, Recipe, compress
+from onnx_obc.calibration.samples import Batch, Samples
+from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.sequential import solve_sequentially
+from onnx_obc.solver import damp, layer_loss, solve
+
+X = random(512, 6, seed=9)
+
+
+def samples() -> Samples:
+    return Samples(512, "x", lambda a, b: (Batch({"x": X[i : i + 64]}, i, 64) for i in range(a, b, 64)), batch=64)
+
+
+def constants(model: ir.Model) -> dict[str, np.ndarray]:
+    values = model.graph.initializers.items()
+    return {name: value.const_value.numpy().copy() for name, value in values if value.const_value is not None}
+
+
+def two_products() -> ir.Model:
+    nodes = [
+        helper.make_node("MatMul", ["x", "u"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"], name="second"),
+    ]
+    weights = {"u": random(6, 16), "w": random(16, 5)}
+    return ir.from_proto(build(nodes, {"x": ["N", 6]}, {"y": ["N", 5]}, weights))
+
+
+def test_it_is_least_squares_for_the_new_inputs_and_then_the_exact_solver() -> None:
+    recipe = Recipe(weights="float", sparsity="0.5", all_positions=True, refine="none", device="cpu")
+    model = two_products()
+    plan = make_plan(model, recipe)
+    before = constants(plan.model)
+    found = solve_sequentially(plan, model, {}, samples(), recipe, lambda *_: None)
+    assert all(np.array_equal(array, before[name]) for name, array in constants(plan.model).items())
+    first, second = plan.layers
+    u = found["first"].solution.weights[0].astype(np.float64)  # (16, 6)
+    w = second.matrix()[0].astype(np.float64)  # (5, 16)
+    seen = np.maximum(X @ u.T, 0)  # X̂ᵀ, (512, 16)
+    goal = np.maximum(X @ first.matrix()[0].T, 0) @ w.T  # (WX)ᵀ, (512, 5)
+    hessian = 2 / 512 * seen.T @ seen
+    damped = damp(hessian[None], recipe.damp)
+    extra = damped.hessian[0] - hessian  # λ
+    best = np.linalg.solve(hessian + extra, 2 / 512 * seen.T @ goal + extra @ w.T).T  # (5, 16), ridge around W
+    expected = solve(best[None].astype(np.float32), damped, plan.choices["second"].level)
+    np.testing.assert_array_equal(found["second"].solution.mask, expected.mask)
+    np.testing.assert_allclose(found["second"].solution.weights, expected.weights, rtol=1e-3, atol=1e-4)
+    report = found["second"].report
+    assert report.loss_predicted == pytest.approx(report.loss_measured, rel=1e-4)
+    dense = np.maximum(X @ first.matrix()[0].T, 0)  # Xᵀ, (512, 16)
+    alone = solve(second.matrix(), damp((2 / 512 * dense.T @ dense)[None]), plan.choices["second"].level)
+
+    def error(weights: np.ndarray) -> float:
+        return float(((goal - seen @ weights[0].T.astype(np.float64)) ** 2).sum())
+
+    assert error(found["second"].solution.weights) < 0.9 * error(alone.weights)
+    assert layer_loss(best[None].astype(np.float32), expected.weights, damped.hessian) > 0
+
+
+def test_the_first_layer_is_solved_as_ever() -> None:
+    recipe = Recipe(weights="int4", activations="none", all_positions=True, device="cpu")
+    model = two_products()
+    one = compress(model, samples(), recipe.model_copy(update={"correct": False}))
+    two = compress(model, samples(), recipe.model_copy(update={"correct": False, "sequential": True}))
+    codes = [constants(result.model) for result in (one, two)]
+    assert np.array_equal(*(found["first.weight_quantized"] for found in codes))
+    attempt = two.report.corrections[-1]
+    assert attempt.kinds == ("sequential",) and attempt.sites == 2
+    assert attempt.kept == (not np.array_equal(*(found["second.weight_quantized"] for found in codes)))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_comes_closer_to_the_dense_model_is_kept(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    losses = iter([0.2, 0.1] if kept else [0.1, 0.2])  # solved each for itself comes first
+    monkeypatch.setattr("onnx_obc.pipeline.finish.Judge.loss", lambda judge, model: next(losses))
+    recipe = Recipe(weights="int2", activations="none", device="cpu", correct=False)
+    plain = compress(two_products(), samples(), recipe)
+    ordered = compress(two_products(), samples(), recipe.model_copy(update={"sequential": True}))
+    attempt = ordered.report.corrections[0]
+    assert (attempt.kept, attempt.loss_before) == (kept, 0.2 if kept else 0.1)
+    name = "second.weight_quantized"
+    same = np.array_equal(constants(plain.model)[name], constants(ordered.model)[name])
+    assert same == (not kept)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": "int2", "activations": "none"},
+        {"weights": "int4", "activations": "int4"},
+        {"sparsity": "0.8", "weights": "float"},
+    ],
+)
+@pytest.mark.slow
+def test_it_helps_on_a_real_model(options: dict[str, str], tmp_path: Path) -> None:
+    losses = {}
+    for sequential in (False, True):
+        recipe = Recipe.model_validate({**options, "sequential": sequential, "correct": False})
+        result = compress(MODEL, CALIBRATION, recipe, tmp_path / f"{sequential}.onnx")
+        assert all(check.passed for check in result.report.checks)
+        losses[sequential] = result.report.output_loss
+    assert losses[True] is not None and losses[False] is not None and losses[True] < 0.8 * losses[False]
+    assert top1(tmp_path / "True.onnx") > 0.9
+
+
+@pytest.mark.slow
+def test_memory_does_not_matter() -> None:
+    recipe = Recipe(weights="int4", sequential=True, device="cpu")
+    data = DataOptions(samples=64)
+    recipes = [recipe.model_copy(update={"memory": memory}) for memory in (None, 1e-4)]
+    one, two = (constants(compress(MODEL, CALIBRATION, each, data=data).model) for each in recipes)
+    assert all(np.array_equal(one[name], two[name]) for name in one if "quantized" in name)
+
+
+def test_one_sample_is_enough_to_run() -> None:
+    for sequential in (False, True):
+        result = compress(small(), {"x": np.ones((1, 4), np.float32)}, Recipe(weights="int4", sequential=sequential))
+        assert all(check.passed for check in result.report.checks)
