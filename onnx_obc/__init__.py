@@ -10,6 +10,7 @@ from .core.errors import (
     RecipeError,
     VerificationError,
 )
+from .core.progress import Feedback
 from .core.version import __version__
 from .database.build import Built, build
 from .database.open import Database, open_database
@@ -28,6 +29,7 @@ __all__ = [
     "DataOptions",
     "Database",
     "DatabaseError",
+    "Feedback",
     "ModelError",
     "ObcError",
     "OutputError",

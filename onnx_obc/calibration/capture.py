@@ -20,7 +20,7 @@ from ..core.arrays import Float64
 from ..core.errors import CalibrationError
 from ..core.machine import usable_cores
 from ..graph.layers import Layer, Tap, Window
-from ..runtime.session import Device, is_finite, open_session
+from ..runtime.session import Execution, is_finite, open_session
 from .hessian import HessianSum, held_bytes
 from .hessian_shifted import add_shifted, pays
 from .ranges import RangeObserver
@@ -61,12 +61,12 @@ class Captured:
         return mean, total
 
 
-def probe(model: ir.Model, values: Iterable[str], samples: Samples, device: Device, threads: int | None) -> Shapes:
+def probe(model: ir.Model, values: Iterable[str], samples: Samples, execution: Execution) -> Shapes:
     """The shape of each of these values in the smallest feed, from a run of the first sample."""
     names = list(dict.fromkeys(values))
     if not names:
         return {}
-    session = open_session(model, names, device, threads)
+    session = open_session(model, names, execution.device, execution.threads)
     batch = next(samples.read(0, samples.step))
     return {name: array.shape for name, array in session.run(batch.feed).items()}
 
@@ -119,8 +119,7 @@ def capture(
     all_positions: bool = False,
     positions_per_column: int = POSITIONS_PER_COLUMN,
     seed: int = 0,
-    device: Device = "auto",
-    threads: int | None = None,
+    execution: Execution = Execution(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Captured:
     """Run the model over all samples and accumulate what the chunk asks for.
@@ -128,14 +127,14 @@ def capture(
     By default a sample contributes as many positions to a Hessian as keep the total near `positions_per_column`
     positions for every column. `progress` is called with the number of samples of each batch.
 
-    The layers are shared out over `threads` threads, which changes no result, provided that BLAS is held to one.
+    Layers are shared out over the threads of `execution`, which changes no result, provided that BLAS is held to one.
     Raises CalibrationError if a layer's input holds NaN or infinity, or if the disk has no room for a mapped Hessian.
     """
     owners = {use.tap: layer.name for layer in chunk.layers for use in layer.uses}
     sums: dict[Tap, HessianSum] = {}
     observers = {name: RangeObserver() for name in chunk.ranges}
     names = list(dict.fromkeys([*(tap.value for tap in owners), *observers]))
-    session = open_session(model, names, device, threads)
+    session = open_session(model, names, execution.device, execution.threads)
 
     def take(batch: Batch) -> None:  # a function, so that its values are gone before the next batch is run
         values = session.run(batch.feed)
@@ -161,7 +160,9 @@ def capture(
             if not all(part.result() for part in parts):
                 raise _not_finite(name, values[name], batch, owners)
 
-    with ThreadPoolExecutor(threads or usable_cores(), "capture") as pool:  # each sum is one thread's at a time
+    with ThreadPoolExecutor(
+        execution.threads or usable_cores(), "capture"
+    ) as pool:  # each sum is one thread's at a time
         for batch in samples.read(0, samples.count):
             take(batch)
             progress(batch.count)

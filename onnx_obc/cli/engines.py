@@ -18,7 +18,7 @@ from ..core.files import write_file
 from ..core.level_sets import read_levels
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_output
-from ..pipeline.plan import possible_choices
+from ..pipeline.plan import possible_choices, prepare
 from ..pipeline.recipe import make_recipe
 from ..report.engines import bench_table, examination_table, timing_table
 from ..report.table import show
@@ -111,8 +111,8 @@ def bench_command(
             check_output(json_file, path)
     models = [read_model(path) for path in files]  # says what is wrong with one
     feed = read_feed(models[0], calib, data)
-    with progress_bar(quiet) as (progress, _):
-        found = bench(files, runtime, feed, threads, rounds, progress)
+    with progress_bar(quiet) as feedback:
+        found = bench(files, runtime, feed, threads, rounds, feedback.progress)
     if json_file is not None:
         _write(found.to_dict(), json_file)
     show(lambda width: bench_table(found))
@@ -152,12 +152,12 @@ def time_command(
     check_output(output, source)
     recipe = make_recipe({"target": runtime, "threads": threads}, "command line")
     model = read_model(source)
-    subject = subject_of(model)
+    subject = subject_of(prepare(model))
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     choices = possible_choices(subject.layers, wanted, recipe)
     feed = read_feed(model, calib, data)
-    with progress_bar(quiet) as (progress, _):
-        found = time_layers(subject, choices, feed, recipe, progress)
+    with progress_bar(quiet) as feedback:
+        found = time_layers(subject, choices, feed, recipe, feedback.progress)
     write_timings(found, output)
     if not quiet:
         show(lambda width: timing_table(found, wanted))

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from ..report.table import report_table, show
 from ..search.budget import Budget, parse_budget
 from ..search.latency.table import read_timings
 from ..search.profile import SearchOptions
-from ..search.retarget import compress_to_budget, default_levels, load_task, output_names, retarget
+from ..search.retarget import compress_to_budget, load_task, output_names, retarget
 from .demo import run_demo
 from .engines import bench_command, check_command, time_command
 from .inspect import inspect_model
@@ -126,18 +127,15 @@ def compress_command(
     read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
     _check_not_read(results, {**read, "--timings": searching.timings})
     with _told_what_was_written(results, database):
-        with progress_bar(quiet) as (progress, say):
+        with progress_bar(quiet) as feedback:
             found = DataOptions(**vars(data), seed=chosen.seed)
             if budgets:
-                names, options = levels or default_levels(budgets[0], chosen.target), _search_options(searching)
+                options = replace(_search_options(searching), levels=levels, database=database)
                 made = compress_to_budget(
-                    *(source, calib, budgets, outputs, names, chosen, options, database),
-                    data=found,
-                    progress=progress,
-                    say=say,
+                    source, calib, budgets, outputs, chosen, options, data=found, feedback=feedback
                 )
             else:
-                made = [compress(source, calib, chosen, output, data=found, progress=progress, say=say)]
+                made = [compress(source, calib, chosen, output, data=found, feedback=feedback)]
         _show_results(made, budgets, output, report, quiet)
 
 
@@ -176,9 +174,9 @@ def build_command(
         Print nothing but errors.
     """
     chosen = _recipe(None, skip, target, method, run)
-    with _told_what_was_written((), database), progress_bar(quiet) as (progress, say):
+    with _told_what_was_written((), database), progress_bar(quiet) as feedback:
         found = DataOptions(**vars(data), seed=chosen.seed)
-        built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
+        built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
         print(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already")
@@ -220,8 +218,8 @@ def search_command(
     results = [path for path in (*outputs, report) if path is not None]
     _check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
     with _told_what_was_written(results):
-        with progress_bar(quiet) as (progress, say):
-            made = retarget(database, budgets, outputs, _search_options(searching), over, progress=progress, say=say)
+        with progress_bar(quiet) as feedback:
+            made = retarget(database, budgets, outputs, _search_options(searching), over, feedback=feedback)
         _show_results(made, budgets, output, report, quiet)
 
 
@@ -246,8 +244,8 @@ def demo_command(*, quiet: Annotated[bool, Flag] = False) -> None:
     quiet
         Show no progress.
     """
-    with progress_bar(quiet) as (progress, _):
-        table = run_demo(progress)
+    with progress_bar(quiet) as feedback:
+        table = run_demo(feedback.progress)
     show(lambda width: table)
 
 

@@ -11,12 +11,12 @@ from onnx import TensorProto, helper
 from onnx_obc import Recipe, RecipeError
 from onnx_obc.core.level import NM, Choice, Level
 from onnx_obc.graph.model import read_model
-from onnx_obc.pipeline.plan import Plan, make_plan
+from onnx_obc.pipeline.plan import Plan, make_plan, prepare
 from onnx_obc.pipeline.recipe import Rule
 
 
 def plan(model: onnx.ModelProto, recipe: Recipe) -> Plan:
-    return make_plan(read_model(model), recipe)
+    return make_plan(prepare(read_model(model)), recipe)
 
 
 def test_a_plan_names_what_every_layer_becomes() -> None:
@@ -53,7 +53,7 @@ def test_the_opset_is_raised_only_as_far_as_needed(recipe: Recipe, opset: int) -
 def test_the_source_stays_as_it_is() -> None:
     model = read_model(MODEL)
     before = [node.op_type for node in model.graph]
-    make_plan(model, Recipe(weights="int4"))
+    make_plan(prepare(model), Recipe(weights="int4"))
     assert [node.op_type for node in model.graph] == before and "BatchNormalization" in before
     assert model.opset_imports[""] == 17
 

@@ -68,7 +68,7 @@ def find_in_time(
     With a table from another machine nothing is measured.
     """
     assert options.timings is not None
-    table, subject = options.timings, subject_of(database.dense)
+    table, subject = options.timings, subject_of(database.folded)
     if table.machine != this_machine():
         first = find_profile(database, budget, losses, options, recipe, progress)
         return Measured(first, 1 / first.costs["latency"], None, 1, 0)
@@ -143,7 +143,7 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
         if (kept.runtime, kept.machine) == (version, this_machine()) and complete:
             return kept
     feed = timing_feed(database, options.timing_batch)
-    measured = time_layers(subject_of(database.dense), database.choices, feed, recipe, progress)
+    measured = time_layers(subject_of(database.folded), database.choices, feed, recipe, progress)
     write_timings(measured, path)
     return measured
 
@@ -162,9 +162,9 @@ def timing_feed(database: Database, batch: int) -> Feed:
 
 def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, path: Path) -> None:
     """Write a profile from stored solutions, for the engine: neither corrected nor checked."""
-    plan, solved = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
-    write(plan, solved, database.ranges, recipe)
-    save_for(recipe.target, recipe.weight_form, plan.model, path)
+    solutions = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
+    write(solutions, recipe)
+    save_for(recipe.target, recipe.weight_form, solutions.plan.model, path)
 
 
 def _in_place(
