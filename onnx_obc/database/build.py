@@ -57,6 +57,7 @@ from .files import (
     write_solution,
 )
 
+DAMPINGS = 1  # rises when other dampings are chosen for the same Hessians
 MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
 PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", *MADE}
 
@@ -154,7 +155,9 @@ def build(
         say(line)
     manifest = replace(manifest, ordered=ordered_layers)
     write_manifest(target, manifest)
-    hessian_key = content_key(key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN)
+    hessian_key = content_key(
+        key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN, recipe.damp is None and DAMPINGS
+    )
     captured_any, counts, ranges = False, np.zeros(2, np.int64), {}
     total = sum(layer.groups * layer.rows * (len(choices[layer.name]) - 1) for layer in solving)
     chunks = _chunks(dense, graph, solving, wanted, choices, calibrating, recipe)
@@ -263,7 +266,7 @@ def _chunks(
     taps = [use.tap.value for layer in layers for use in layer.uses]
     shapes = probe(graph, [*values, *taps], samples, recipe.device, recipe.threads)
     memory = recipe.memory * 2**30 if recipe.memory is not None else psutil.virtual_memory().total / 4
-    return plan_chunks(layers, list(values), shapes, samples, memory)
+    return plan_chunks(layers, list(values), shapes, samples, memory, recipe.damp is None)
 
 
 def _capture_chunk(
@@ -296,7 +299,8 @@ def _capture_chunk(
     )
     for layer in chunk.layers:
         hessian, positions = captured.hessian(layer)
-        write_arrays(files[layer.name], {"hessian": np.asarray(hessian)}, key, {"positions": positions})
+        about = {"positions": positions, "damping": captured.damping(layer)}
+        write_arrays(files[layer.name], {"hessian": np.asarray(hessian)}, key, about)
     if chunk.ranges:
         write_ranges(ranges, captured.ranges, ranges_key)
     return True
@@ -317,7 +321,9 @@ def _solve_layer(
     levels = list(dict.fromkeys(choice.level for choice in choices if choice.level != FLOAT))
     arrays, info = read_arrays(folder / "hessians" / f"{entry.hessian}.safetensors", hessian_key)
     hessian, positions = arrays["hessian"], int(info["positions"])
-    how = asdict(replace(method, threads=None, device="")) | {"damp": recipe.damp}
+    chosen = info["damping"]
+    how = asdict(replace(method, threads=None, device=""))
+    how |= {"damp": chosen if recipe.damp is None else recipe.damp}
     if not method.shared_scale:
         del how["shared_scale"]  # so that keys stay what they were before there was such a thing
     base = content_key(SOLVER, layer.matrix(), hessian, positions, layer.name, how)
@@ -327,7 +333,7 @@ def _solve_layer(
     rows = layer.groups * layer.rows
     progress(rows * (len(choices) - 1 - len(missing)))
     if missing:
-        prepared = prepare_layer(layer, hessian, positions, recipe)
+        prepared = prepare_layer(layer, hessian, positions, recipe, chosen)
         told = 0
 
         def advance(done: int) -> None:

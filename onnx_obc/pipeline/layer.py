@@ -19,6 +19,7 @@ from ..runtime.session import Device
 from ..solver import Damped, Method, baseline, damp, fit_grid, layer_loss, output_energy, round_to_grid, solve
 from ..solver.bound.bound import lower_bound
 from ..solver.gpu.device import devices
+from ..solver.linalg.damping import CONSTANT
 from ..solver.ordered.compare import compare_on_rows
 from ..targets.registry import TARGETS
 from .recipe import Recipe
@@ -94,6 +95,7 @@ class Prepared:
     """A layer with what every level of it is solved from.
 
     weight: (groups, rows, columns) float32. hessian: (groups, columns, columns) float64, and damped. energy: ‖WX‖² / n.
+    damping: what was asked for, by the recipe or by held-out samples; judged: whether either did ask.
     """
 
     layer: Layer
@@ -102,6 +104,8 @@ class Prepared:
     damped: Damped
     positions: int
     energy: float
+    damping: float
+    judged: bool
 
 
 def solving_device(device: Device) -> str:
@@ -117,11 +121,20 @@ def method_of(recipe: Recipe, device: str = "cpu") -> Method:
     return Method("exact", recipe.refine, recipe.grid, shared, recipe.precision, device, recipe.threads)
 
 
-def prepare_layer(layer: Layer, hessian: Float64, positions: int, recipe: Recipe) -> Prepared:
-    """Damp and factorise a layer's Hessian (groups, columns, columns)."""
+def prepare_layer(
+    layer: Layer, hessian: Float64, positions: int, recipe: Recipe, chosen: float | None = None
+) -> Prepared:
+    """Damp and factorise a layer's Hessian (groups, columns, columns).
+
+    chosen: the damping that held-out samples ask for; it counts if the recipe names none.
+    """
+    damping = chosen if recipe.damp is None else recipe.damp
+    judged = damping is not None
+    if damping is None:
+        damping = CONSTANT
     weight = layer.matrix()  # (groups, rows, columns)
-    damped = damp(hessian, recipe.damp, recipe.threads)
-    return Prepared(layer, weight, hessian, damped, positions, output_energy(weight, hessian))
+    damped = damp(hessian, damping, recipe.threads)
+    return Prepared(layer, weight, hessian, damped, positions, output_energy(weight, hessian), damping, judged)
 
 
 def trusted_method(prepared: Prepared, method: Method) -> Method:
@@ -152,7 +165,7 @@ def solve_layer(
         progress(rows - finished)
         finished = rows
 
-    prepared = prepare_layer(layer, *captured.hessian(layer), recipe)
+    prepared = prepare_layer(layer, *captured.hessian(layer), recipe, captured.damping(layer))
     ratio = None
     if recipe.solver == "baseline":
         shared = method.shared_scale
@@ -243,10 +256,12 @@ def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -
     notes = []
     if positions == 0 or not hessian.any():
         notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
-    elif (damped.damping > recipe.damp).any():
-        raised = int((damped.damping > recipe.damp).sum())
-        change = f"from {recipe.damp:g} to {damped.damping.max():g}"
+    elif (damped.damping > prepared.damping).any():
+        raised = int((damped.damping > prepared.damping).sum())
+        change = f"from {prepared.damping:g} to {damped.damping.max():g}"
         notes.append(f"damping raised {change} in {raised} of {layer.groups} groups")
+    if not prepared.judged and positions > 0:
+        notes.append(f"no samples could be held out to choose the damping by: {prepared.damping:g}")
     if damped.dead and hessian.any():
         notes.append(f"{damped.dead} of {layer.groups * layer.columns} inputs are always zero")
     few = f"{positions} positions for {layer.columns} columns"

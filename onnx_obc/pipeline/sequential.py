@@ -10,12 +10,13 @@ Hessian, and then W* is pruned and quantized by the exact greedy with the Hessia
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from ..calibration.capture import wanted_positions
+from ..calibration.held_out import held_samples, join, pieces
 from ..calibration.hessian import HessianSum
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
@@ -36,6 +37,19 @@ from .schedule import make_schedule
 from .write import interval
 
 SHARED = "solved in order on the inputs of its first use; it has others"
+
+
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """hessian: Ĥ = 2 X̂X̂ᵀ / n; cross: D = 2 (X − X̂) X̂ᵀ / n, both (groups, columns, columns) float64; positions: n.
+
+    damping: what held-out samples say that Ĥ needs; None if there were none, or if the recipe says it.
+    """
+
+    hessian: Float64
+    cross: Float64
+    positions: int
+    damping: float | None
 
 
 @one_blas_thread()
@@ -96,7 +110,7 @@ def _walk(
     corrected = {site.node: site for site in sites}
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
     solved: dict[str, Solved] = {}
-    moments: dict[tuple[str, str, object], tuple[Float64, Float64, int]] = {}  # of the last input: layers may share it
+    moments: dict[tuple[str, str, object], _Moments] = {}  # of the last input: layers may share it
     for node in list(plan.model.graph):
         if node in layers:
             layer = layers[node]
@@ -108,7 +122,7 @@ def _walk(
                 moments = {key: _moments(use, source, *pair, [(b.first, b.count) for b in batches], samples, recipe)}
                 del pair
             how = replace(method, solver="ordered") if layer.name in ordered else method
-            solved[layer.name] = _solve(layer, *moments[key], plan, recipe, how, ordered.get(layer.name, 0))
+            solved[layer.name] = _solve(layer, moments[key], plan, recipe, how, ordered.get(layer.name, 0))
             writer.weight(layer, solved[layer.name].solution)
             progress("solve", layer.groups * layer.rows, rows)
         if node in corrected:
@@ -136,31 +150,33 @@ def _moments(
     batches: Sequence[tuple[int, int]],
     samples: Samples,
     recipe: Recipe,
-) -> tuple[Float64, Float64, int]:
-    """Ĥ = 2 X̂X̂ᵀ / n and D = 2 (X − X̂) X̂ᵀ / n, both (groups, columns, columns) float64, and n."""
+) -> _Moments:
     how = use.tap.unfold
     groups, columns = shape_of(how, compressed[0][source].shape)
-    total = HessianSum(groups, columns)
+    total, spared = HessianSum(groups, columns), HessianSum(groups, columns)
     cross = np.zeros((groups, columns, columns))
     for (first, count), x_feed, seen_feed in zip(batches, dense, compressed, strict=True):
         wanted, seen = x_feed[use.tap.value], seen_feed[source]
         slots, positions = positions_of(how, seen.shape, count)
-        picks = None
+        picks, each, done = None, positions, 0
+        held = held_samples(first, count, slots, samples.count) & (recipe.damp is None)  # (slots,)
         if not recipe.all_positions:
             take = wanted_positions(columns, count, slots, samples.count)
             picks = pick_positions(positions, take, recipe.seed, range(first, first + slots))
+            each = positions if picks is None else take
         for x, y in zip(unfold(wanted, how, picks, slots), unfold(seen, how, picks, slots), strict=True):
-            total.add(y)  # x, y: (groups, n, columns) float32
+            for part, out in pieces(held, each, done, y.shape[1]):  # x, y: (groups, n, columns) float32
+                (spared if out else total).add(y[:, part])
+            done += y.shape[1]
             cross += np.subtract(x, y).transpose(0, 2, 1) @ np.ascontiguousarray(y)
-    n = total.positions
-    return total.mean(), 2 / max(n, 1) * cross, n
+    n = total.positions + spared.positions
+    hessian, damping = join(total, spared)
+    return _Moments(hessian, 2 / max(n, 1) * cross, n, damping)
 
 
 def _solve(
     layer: Layer,
-    hessian: Float64,
-    cross: Float64,
-    positions: int,
+    moments: _Moments,
     plan: Plan,
     recipe: Recipe,
     method: Method,
@@ -168,9 +184,9 @@ def _solve(
 ) -> Solved:
     """A layer's W*, and from it the solution at its level."""
     choice = plan.choices[layer.name]
-    plain = prepare_layer(layer, hessian, positions, recipe)
+    plain = prepare_layer(layer, moments.hessian, moments.positions, recipe, moments.damping)
     weight = plain.weight.astype(np.float64)  # (groups, rows, columns)
-    best = weight + weight @ cross @ plain.damped.inverse
+    best = weight + weight @ moments.cross @ plain.damped.inverse
     prepared = replace(plain, weight=best.astype(np.float32))
     solution = solve(prepared.weight, prepared.damped, choice.level, trusted_method(prepared, method))
     remark = SHARED if len(layer.uses) > 1 else plan.remarks.get(layer.name)

@@ -41,7 +41,7 @@ def solve_layers(
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
     shapes = probe(plan.model, [*values, *taps], samples, recipe.device, recipe.threads)
     memory = recipe.memory_bytes()
-    chunks = plan_chunks(plan.layers, values, shapes, samples, memory)
+    chunks = plan_chunks(plan.layers, values, shapes, samples, memory, recipe.damp is None)
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
 
     solved: dict[str, Solved] = {}
