@@ -59,7 +59,7 @@ def test_losses_are_those_of_compensated_rows(monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_to_judge_by_leaves_the_constant() -> None:
     full, zero = hessian(100), np.zeros((1, 48, 48))
-    for fitted, held in ((full, zero), (zero, full), (zero, zero), (full[:, :1, :1], full[:, :1, :1])):
+    for fitted, held in ((full, zero), (zero, zero), (full[:, :1, :1], full[:, :1, :1])):
         assert choose_damping(fitted, held) == CONSTANT
 
 
