@@ -77,7 +77,9 @@ def capture_once(dense: ir.Model, recipes: Sequence[Recipe], subject: Subject) -
     layers = {layer.name: layer for plan in plans for layer in plan.layers}
     ranges = {activation.value: None for plan in plans for activation in plan.activations}
     samples = open_data(dense, subject.calibration, subject.options)
-    return capture(plans[0].model, Chunk(tuple(layers.values()), tuple(ranges)), samples), samples.count
+    return capture(
+        plans[0].model, Chunk(tuple(layers.values()), tuple(ranges), choose_damping=True), samples
+    ), samples.count
 
 
 def compress_with(

@@ -97,7 +97,7 @@ def test_the_damping_is_chosen_with_the_hessian_unless_it_is_given(whole: Path, 
     for layer in database.layers:
         report = database.solved(layer, parse_choice("sparse-0.80")).report
         assert report.damping == chosen[f"{database.entries[layer.name].hessian}.safetensors"]
-        assert not any("damping" in note for note in report.notes)
+        assert not any(note.startswith(("damping raised", "no samples")) for note in report.notes)
     built = build(MODEL, CALIBRATION, "sparse-0.80", copy, Recipe(damp=0.02), data=FEW)
     assert built.captured and set(dampings(copy).values()) == {None}
     assert open_database(copy).solved(database.layers[0], parse_choice("sparse-0.80")).report.damping == 0.02
