@@ -77,7 +77,9 @@ def capture_once(dense: ir.Model, recipes: Sequence[Recipe], subject: Subject) -
     layers = {layer.name: layer for plan in plans for layer in plan.layers}
     ranges = {activation.value: None for plan in plans for activation in plan.activations}
     samples = open_data(dense, subject.calibration, subject.options)
-    return capture(plans[0].model, Chunk(tuple(layers.values()), tuple(ranges)), samples), samples.count
+    return capture(
+        plans[0].model, Chunk(tuple(layers.values()), tuple(ranges), choose_damping=True), samples
+    ), samples.count
 
 
 def compress_with(
@@ -88,7 +90,7 @@ def compress_with(
     method = method_of(recipe)
     solved = {}
     for layer in plan.layers:
-        prepared = prepare_layer(layer, *captured.hessian(layer), recipe)
+        prepared = prepare_layer(layer, captured.of(layer), recipe)
         (solved[layer.name],) = solve_layer(prepared, [plan.choices[layer.name]], recipe, LayerMethod(method))
     reports = [entry.report for entry in solved.values()]
     if recipe.solver != "baseline" and not (check := check_losses(reports)).passed:

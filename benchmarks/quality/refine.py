@@ -154,7 +154,7 @@ def accuracy(subject: Subject) -> Iterator[dict[str, Any]]:
             began = time.perf_counter()
             solved = {}
             for layer in plan.layers:
-                prepared = prepare_layer(layer, *captured.hessian(layer), recipe)
+                prepared = prepare_layer(layer, captured.of(layer), recipe)
                 how = LayerMethod(known(method, prepared.positions, layer.columns))
                 (solved[layer.name],) = solve_layer(prepared, [plan.choices[layer.name]], recipe, how)
             seconds = time.perf_counter() - began

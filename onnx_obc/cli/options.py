@@ -63,7 +63,7 @@ class MethodOptions:
     all_positions: bool | None = None
     """Use every position of every sample for the Hessians, not a draw of 64 for every column."""
     damp: float | None = None
-    """Damping, relative to the mean of the Hessian's diagonal. [default: 0.01]"""
+    """Damping, relative to the mean of the Hessian's diagonal. [default: for each layer by held-out samples]"""
     precision: Literal["auto", "float32", "float64"] | None = None
     """The solver's arithmetic; auto takes float64 where float32 would not do. [default: auto]"""
     seed: int | None = None

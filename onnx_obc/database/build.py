@@ -12,11 +12,10 @@ import onnx
 import onnx_ir as ir
 import psutil
 
-from ..calibration.capture import POSITIONS_PER_COLUMN, Captured, Chunk, plan_chunks, probe
+from ..calibration.capture import POSITIONS_PER_COLUMN, Captured, Chunk, LayerHessian, plan_chunks, probe
 from ..calibration.data import open_samples
 from ..calibration.samples import DataOptions, Samples
 from ..calibration.split import STORED, describe, first_samples, split
-from ..core.arrays import Float64
 from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
 from ..core.level import FLOAT, Choice, Level, parse_choice
 from ..core.level_sets import read_levels
@@ -49,6 +48,7 @@ from .files import (
     write_solution,
 )
 
+DAMPINGS = 1  # rises when other dampings are chosen for the same Hessians
 MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
 PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", *MADE}
 
@@ -131,7 +131,9 @@ def build(
     manifest = replace(manifest, ordered=schedule.ordered)
     write_manifest(target, manifest)
     chunks = _chunks(folded, layers, wanted, choices, calibrating, recipe)
-    hessian_key = content_key(key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN)
+    hessian_key = content_key(
+        key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN, recipe.damp is None and DAMPINGS
+    )
     store = _Folder(target, entries, choices, hessian_key, recipe, method, schedule)
     work = Work(folded.model, chunks, {name: found[1:] for name, found in choices.items()}, method, schedule)
     capture_and_solve(work, calibrating, recipe, store, feedback)
@@ -193,27 +195,29 @@ class _Folder:
         """See `Store`."""
         self.captured = True
         for layer in chunk.layers:
-            hessian, positions = captured.hessian(layer)
-            arrays = {"hessian": np.asarray(hessian)}
-            write_arrays(self._hessian_file(layer), arrays, self._key, {"positions": positions})
+            found = captured.of(layer)
+            arrays = {"hessian": np.asarray(found.hessian)}
+            about = {"positions": found.positions, "damping": found.damping}
+            write_arrays(self._hessian_file(layer), arrays, self._key, about)
         if chunk.ranges:
             file, ranges_key = self._ranges(number, chunk)
             write_ranges(file, captured.ranges, ranges_key)
 
-    def hessian(self, layer: Layer) -> tuple[Float64, int]:
+    def hessian(self, layer: Layer) -> LayerHessian:
         """See `Store`."""
         arrays, info = read_arrays(self._hessian_file(layer), self._key)
-        return arrays["hessian"], int(info["positions"])
+        return LayerHessian(arrays["hessian"], int(info["positions"]), info["damping"])
 
-    def missing(self, layer: Layer, hessian: Float64, positions: int) -> Sequence[Choice]:
+    def missing(self, layer: Layer, hessian: LayerHessian) -> Sequence[Choice]:
         """The levels without a whole solution file, each once, activations aside."""
         choices = [Choice(choice.level) for choice in self._choices[layer.name] if choice.level != FLOAT]
         levels = dict.fromkeys(choice.level for choice in choices)
         method = self._schedule.method_for(layer.name, self._method).method
-        how = asdict(replace(method, threads=None, device="")) | {"damp": self._recipe.damp}
+        damp = hessian.damping if self._recipe.damp is None else self._recipe.damp
+        how = asdict(replace(method, threads=None, device="")) | {"damp": damp}
         if not method.shared_scale:
             del how["shared_scale"]  # so that keys stay what they were before there was such a thing
-        base = content_key(SOLVER, layer.matrix(), hessian, positions, layer.name, how)
+        base = content_key(SOLVER, layer.matrix(), hessian.hessian, hessian.positions, layer.name, how)
         keys = {str(level): content_key(base, str(level)) for level in levels}
         self.entries[layer.name] = replace(self.entries[layer.name], solutions=keys)
         missing = [x for x in levels if not has_arrays(self._solution_file(layer.name, x), keys[str(x)])]
@@ -316,7 +320,7 @@ def _chunks(
     taps = [use.tap.value for layer in solving for use in layer.uses]
     shapes = probe(folded.model, [*values, *taps], samples, recipe.execution())
     memory = recipe.memory * 2**30 if recipe.memory is not None else psutil.virtual_memory().total / 4
-    return plan_chunks(solving, list(values), shapes, samples, memory)
+    return plan_chunks(solving, list(values), shapes, samples, memory, recipe.damp is None)
 
 
 def _clear(folder: Path, parts: Collection[str] = ()) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration.capture import LayerHessian
 from ..core.arrays import Float32, Float64, Int32
 from ..core.level import FLOAT, Choice, Level, parse_bits
 from ..core.solution import Grid, Solution
@@ -30,6 +31,7 @@ from ..solver import (
 )
 from ..solver.bound.bound import lower_bound
 from ..solver.gpu.device import devices
+from ..solver.linalg.damping import CONSTANT
 from ..solver.ordered.compare import compare_on_rows
 from ..targets.registry import TARGETS
 from .recipe import Recipe
@@ -105,6 +107,7 @@ class Prepared:
     """A layer with what every level of it is solved from.
 
     weight: (groups, rows, columns) float32. hessian: (groups, columns, columns) float64, and damped. energy: ‖WX‖² / n.
+    damping: what was asked for, by the recipe or by held-out samples; judged: whether either did ask.
     """
 
     layer: Layer
@@ -113,6 +116,8 @@ class Prepared:
     damped: Damped
     positions: int
     energy: float
+    damping: float
+    judged: bool
 
 
 def solving_device(device: Device) -> str:
@@ -137,11 +142,19 @@ class LayerMethod:
     compared_rows: int = 0
 
 
-def prepare_layer(layer: Layer, hessian: Float64, positions: int, recipe: Recipe) -> Prepared:
-    """Damp and factorise a layer's Hessian (groups, columns, columns)."""
+def prepare_layer(layer: Layer, captured: LayerHessian, recipe: Recipe) -> Prepared:
+    """Damp and factorise a layer's Hessian.
+
+    The damping that held-out samples ask for counts if the recipe names none.
+    """
+    hessian, positions = captured.hessian, captured.positions
+    damping = captured.damping if recipe.damp is None else recipe.damp
+    judged = damping is not None
+    if damping is None:
+        damping = CONSTANT
     weight = layer.matrix()  # (groups, rows, columns)
-    damped = damp(hessian, recipe.damp, recipe.threads)
-    return Prepared(layer, weight, hessian, damped, positions, output_energy(weight, hessian))
+    damped = damp(hessian, damping, recipe.threads)
+    return Prepared(layer, weight, hessian, damped, positions, output_energy(weight, hessian), damping, judged)
 
 
 def trusted_method(prepared: Prepared, method: Method) -> Method:
@@ -264,13 +277,13 @@ def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -
     layer, damped, hessian, positions = prepared.layer, prepared.damped, prepared.hessian, prepared.positions
     notes = []
     if positions == 0 or not hessian.any():
-        notes.append(
-            "the calibration data never reaches this layer: its weights were rounded to nearest or pruned by magnitude"
-        )
-    elif (damped.damping > recipe.damp).any():
-        raised = int((damped.damping > recipe.damp).sum())
-        change = f"from {recipe.damp:g} to {damped.damping.max():g}"
+        notes.append("the calibration data never reaches this layer: rounded to nearest or pruned by magnitude")
+    elif (damped.damping > prepared.damping).any():
+        raised = int((damped.damping > prepared.damping).sum())
+        change = f"from {prepared.damping:g} to {damped.damping.max():g}"
         notes.append(f"damping raised {change} in {raised} of {layer.groups} groups")
+    if not prepared.judged and positions > 0:
+        notes.append(f"no samples could be held out to choose the damping by: {prepared.damping:g}")
     if damped.dead and hessian.any():
         notes.append(f"{damped.dead} of {layer.groups * layer.columns} inputs are always zero")
     few = f"{positions} positions for {layer.columns} columns"

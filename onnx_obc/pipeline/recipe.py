@@ -75,7 +75,7 @@ class Recipe(_Strict):
     refine: Literal["none", "auto"] | int = "auto"
     grid: Literal["mse", "minmax"] = "mse"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
-    damp: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    damp: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # None: by held-out samples
     all_positions: bool = False
     correct: bool = True
     sequential: bool = False

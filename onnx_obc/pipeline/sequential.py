@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from ..calibration.capture import wanted_positions
+from ..calibration.capture import LayerHessian, wanted_positions
+from ..calibration.held_out import held_samples, join, pieces
 from ..calibration.hessian import HessianSum
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
@@ -38,6 +39,15 @@ from .solve import Solutions, method_and_schedule
 from .write import interval
 
 SHARED = "solved in order on the inputs of its first use; it has others"
+
+
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """captured: Ĥ = 2 X̂X̂ᵀ / n, with n and the damping that held-out samples ask for. cross: D = 2 (X − X̂) X̂ᵀ / n,
+    (groups, columns, columns) float64."""
+
+    captured: LayerHessian
+    cross: Float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +110,7 @@ def _walk(
     corrected = {site.node: site for site in trial.sites}
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
     solved: dict[str, Solved] = {}
-    moments: dict[tuple[str, str, object], tuple[Float64, Float64, int]] = {}  # of the last input: layers may share it
+    moments: dict[tuple[str, str, object], _Moments] = {}  # of the last input: layers may share it
     for node in list(plan.model.graph):
         if node in layers:
             layer = layers[node]
@@ -111,7 +121,7 @@ def _walk(
                 pair = (dense.advance([use.tap.value]), compressed.advance([source]))
                 moments = {key: _moments(use, source, *pair, [(b.first, b.count) for b in batches], samples, recipe)}
                 del pair
-            solved[layer.name] = _solve(layer, *moments[key], trial, recipe)
+            solved[layer.name] = _solve(layer, moments[key], trial, recipe)
             writer.weight(layer, solved[layer.name].solution)
             progress("solve", layer.groups * layer.rows, rows)
         if node in corrected:
@@ -139,31 +149,35 @@ def _moments(
     batches: Sequence[tuple[int, int]],
     samples: Samples,
     recipe: Recipe,
-) -> tuple[Float64, Float64, int]:
-    """Ĥ = 2 X̂X̂ᵀ / n and D = 2 (X − X̂) X̂ᵀ / n, both (groups, columns, columns) float64, and n."""
+) -> _Moments:
     how = use.tap.unfold
     groups, columns = shape_of(how, compressed[0][source].shape)
-    total = HessianSum(groups, columns)
+    total, spared = HessianSum(groups, columns), HessianSum(groups, columns)
     cross = np.zeros((groups, columns, columns))
     for (first, count), x_feed, seen_feed in zip(batches, dense, compressed, strict=True):
         wanted, seen = x_feed[use.tap.value], seen_feed[source]
         slots, positions = positions_of(how, seen.shape, count)
-        picks = None
+        picks, each, done = None, positions, 0
+        held = held_samples(first, count, slots, samples.count) & (recipe.damp is None)  # (slots,)
         if not recipe.all_positions:
             take = wanted_positions(columns, count, slots, samples.count)
             picks = pick_positions(positions, take, recipe.seed, range(first, first + slots))
+            each = positions if picks is None else take
         for x, y in zip(unfold(wanted, how, picks, slots), unfold(seen, how, picks, slots), strict=True):
-            total.add(y)  # x, y: (groups, n, columns) float32
+            for part, out in pieces(held, each, done, y.shape[1]):  # x, y: (groups, n, columns) float32
+                (spared if out else total).add(y[:, part])
+            done += y.shape[1]
             cross += np.subtract(x, y).transpose(0, 2, 1) @ np.ascontiguousarray(y)
-    n = total.positions
-    return total.mean(), 2 / max(n, 1) * cross, n
+    n = total.positions + spared.positions
+    hessian, damping = join(total, spared)
+    return _Moments(LayerHessian(hessian, n, damping), 2 / max(n, 1) * cross)
 
 
-def _solve(layer: Layer, hessian: Float64, cross: Float64, positions: int, trial: _Trial, recipe: Recipe) -> Solved:
+def _solve(layer: Layer, moments: _Moments, trial: _Trial, recipe: Recipe) -> Solved:
     """A layer's W*, and from it the solution at its level."""
-    plain = prepare_layer(layer, hessian, positions, recipe)
+    plain = prepare_layer(layer, moments.captured, recipe)
     weight = plain.weight.astype(np.float64)  # (groups, rows, columns)
-    best = weight + weight @ cross @ plain.damped.inverse
+    best = weight + weight @ moments.cross @ plain.damped.inverse
     prepared = replace(plain, weight=best.astype(np.float32))
     remark = SHARED if len(layer.uses) > 1 else trial.plan.remarks.get(layer.name)
     how = trial.schedule.method_for(layer.name, trial.method)

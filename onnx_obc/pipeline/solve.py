@@ -8,10 +8,9 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from ..calibration.capture import Captured, Chunk, capture, plan_chunks, probe
+from ..calibration.capture import Captured, Chunk, LayerHessian, capture, plan_chunks, probe
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
-from ..core.arrays import Float64
 from ..core.level import Choice
 from ..core.progress import Feedback
 from ..graph.layers import Layer
@@ -57,10 +56,10 @@ class Store(Protocol):
     def keep(self, number: int, chunk: Chunk, captured: Captured) -> None:
         """Take what a chunk captured."""
 
-    def hessian(self, layer: Layer) -> tuple[Float64, int]:
-        """The Hessian (groups, columns, columns) and positions of a layer whose chunk was recalled or kept last."""
+    def hessian(self, layer: Layer) -> LayerHessian:
+        """The Hessian of a layer whose chunk was recalled or kept last."""
 
-    def missing(self, layer: Layer, hessian: Float64, positions: int) -> Sequence[Choice]:
+    def missing(self, layer: Layer, hessian: LayerHessian) -> Sequence[Choice]:
         """The choices of a layer that are not solved yet."""
 
     def put(self, solved: Solved, choice: Choice) -> None:
@@ -86,12 +85,12 @@ class InMemory:
         self._captured = captured
         self.ranges |= captured.ranges
 
-    def hessian(self, layer: Layer) -> tuple[Float64, int]:
+    def hessian(self, layer: Layer) -> LayerHessian:
         """See `Store`."""
         assert self._captured is not None
-        return self._captured.hessian(layer)
+        return self._captured.of(layer)
 
-    def missing(self, layer: Layer, hessian: Float64, positions: int) -> Sequence[Choice]:
+    def missing(self, layer: Layer, hessian: LayerHessian) -> Sequence[Choice]:
         """All of them."""
         return self._choices[layer.name]
 
@@ -128,11 +127,11 @@ def capture_and_solve(work: Work, samples: Samples, recipe: Recipe, store: Store
 
 
 def _solve(layer: Layer, work: Work, recipe: Recipe, store: Store, progress: Callable[[int], None]) -> None:
-    hessian, positions = store.hessian(layer)
-    missing = store.missing(layer, hessian, positions)
+    hessian = store.hessian(layer)
+    missing = store.missing(layer, hessian)
     progress(layer.groups * layer.rows * (len(work.choices[layer.name]) - len(missing)))
     if missing:
-        prepared = prepare_layer(layer, hessian, positions, recipe)
+        prepared = prepare_layer(layer, hessian, recipe)
         how, remark = work.schedule.method_for(layer.name, work.method), work.remarks.get(layer.name)
         solutions = solve_layer(prepared, missing, recipe, how, remark, progress)
         for choice, solved in zip(missing, solutions, strict=True):
@@ -148,7 +147,7 @@ def solve_plan(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback)
     values = [activation.value for activation in plan.activations]
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
     shapes = probe(plan.model, [*values, *taps], samples, recipe.execution())
-    chunks = plan_chunks(plan.layers, values, shapes, samples, recipe.memory_bytes())
+    chunks = plan_chunks(plan.layers, values, shapes, samples, recipe.memory_bytes(), recipe.damp is None)
     store = InMemory(choices)
     work = Work(plan.model, chunks, choices, method, schedule, plan.remarks)
     capture_and_solve(work, samples, recipe, store, feedback)

@@ -8,6 +8,7 @@ import pytest
 from onnx.helper import make_node as node
 from small_graphs import build, random
 
+from onnx_obc.calibration.capture import LayerHessian
 from onnx_obc.core.level import Choice, parse_level
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.pipeline.layer import LayerMethod, Prepared, method_of, prepare_layer, solve_layer, trusted_method
@@ -25,7 +26,7 @@ def prepared(positions: int = POSITIONS, recipe: Recipe = Recipe()) -> Prepared:
     (layer,), _ = find_layers(ir.from_proto(proto))
     x = random(positions, COLUMNS, seed=3).astype(np.float64) @ np.diag(1 / np.arange(1, COLUMNS + 1))
     hessian = 2 * x.T @ x / max(positions, 1)  # (columns, columns)
-    return prepare_layer(layer, hessian[None], positions, recipe)
+    return prepare_layer(layer, LayerHessian(hessian[None], positions), recipe)
 
 
 def test_levels_are_solved_in_their_order_and_the_losses_are_those_of_the_weights() -> None:
@@ -51,7 +52,7 @@ def test_the_baseline_is_its_own_reference() -> None:
 def test_a_layer_that_no_sample_reaches_says_so() -> None:
     recipe = Recipe()
     given = prepared()
-    dead = prepare_layer(given.layer, np.zeros((1, COLUMNS, COLUMNS)), 0, recipe)
+    dead = prepare_layer(given.layer, LayerHessian(np.zeros((1, COLUMNS, COLUMNS)), 0), recipe)
     (entry,) = solve_layer(dead, LEVELS[:1], recipe, LayerMethod(method_of(recipe)))
     assert any("never reaches this layer" in note for note in entry.report.notes)
     assert np.isfinite(entry.solution.weights).all()

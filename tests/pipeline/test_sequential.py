@@ -41,7 +41,7 @@ def two_products() -> ir.Model:
 
 
 def test_it_is_least_squares_for_the_new_inputs_and_then_the_exact_solver() -> None:
-    recipe = Recipe(weights="float", sparsity="0.5", all_positions=True, refine="none", device="cpu")
+    recipe = Recipe(weights="float", sparsity="0.5", all_positions=True, refine="none", damp=0.01, device="cpu")
     model = two_products()
     plan = make_plan(prepare(model), recipe)
     before = constants(plan.model)
@@ -53,7 +53,7 @@ def test_it_is_least_squares_for_the_new_inputs_and_then_the_exact_solver() -> N
     seen = np.maximum(X @ u.T, 0)  # X̂ᵀ, (512, 16)
     goal = np.maximum(X @ first.matrix()[0].T, 0) @ w.T  # (WX)ᵀ, (512, 5)
     hessian = 2 / 512 * seen.T @ seen
-    damped = damp(hessian[None], recipe.damp)
+    damped = damp(hessian[None], 0.01)
     extra = damped.hessian[0] - hessian  # λ
     best = np.linalg.solve(hessian + extra, 2 / 512 * seen.T @ goal + extra @ w.T).T  # (5, 16), ridge around W
     expected = solve(best[None].astype(np.float32), damped, plan.choices["second"].level)
