@@ -117,7 +117,7 @@ def test_too_few_samples_choose_nothing() -> None:
 def test_the_second_sum_counts_as_memory() -> None:
     model, data = network(), samples(X, 1)
     layers = find_layers(model)[0]
-    shapes = probe(model, [use.tap.value for layer in layers for use in layer.uses], data, "cpu", None)
+    shapes = probe(model, [use.tap.value for layer in layers for use in layer.uses], data, Execution("cpu"))
     counts = [
         next(m for m in range(1000, 10**6, 1000) if len(plan_chunks(layers, [], shapes, data, m, choose)) == 1)
         for choose in (False, True)
