@@ -35,9 +35,7 @@ def compressed(subject: Subject, name: str, damp: float, folder: Path) -> list[t
         paths = [folder / f"{n}.onnx" for n in names]
         budgets = [parse_budget(n) for n in names]
         recipe = Recipe(damp=damp)
-        compress_to_budget(
-            subject.path, subject.calibration, budgets, paths, "unstructured", recipe, data=subject.options
-        )
+        compress_to_budget(subject.path, subject.calibration, budgets, paths, recipe, data=subject.options)
         return list(zip(names, paths, strict=True))
     over = {"weights": "int2", "asymmetric": True} if name == "W2 asymmetric" else {"sparsity": name}
     path = folder / "model.onnx"
