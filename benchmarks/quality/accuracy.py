@@ -63,7 +63,7 @@ LEVELS: dict[str, Recipe] = {
     "W2": _weights(2),
     "W2 asymmetric": _weights(2, True),
     "2:4": _sparse("2:4"),
-    "2:4 W8A8": Recipe(sparsity="2:4"),
+    "2:4 W8A8": Recipe(sparsity="2:4", strict_pattern=True),
     "4:8": _sparse("4:8"),
     "block4 0.5": _sparse("block4:0.5"),
     "sparse 0.6": _sparse("0.6"),

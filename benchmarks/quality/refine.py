@@ -46,7 +46,9 @@ RECIPES = {
     "W3 asymmetric": Recipe(weights="int3", activations="none", asymmetric=True),
     "W2 asymmetric": Recipe(weights="int2", activations="none", asymmetric=True),
     "2:4": Recipe(weights="float", activations="none", sparsity="2:4"),
-    "2:4 W4 asymmetric": Recipe(weights="int4", activations="none", asymmetric=True, sparsity="2:4"),
+    "2:4 W4 asymmetric": Recipe(
+        weights="int4", activations="none", asymmetric=True, sparsity="2:4", strict_pattern=True
+    ),
 }
 SOME = ("int4-asym", "int2-asym", "2:4")
 FEW = {"ResNet-20": (2, 4, 8, 16, 64, 256), "MiniLM": (16, 32, 64, 128, 256, 512)}

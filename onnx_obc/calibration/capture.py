@@ -19,6 +19,7 @@ import onnx_ir as ir
 from ..core.arrays import Bool, Float64
 from ..core.errors import CalibrationError
 from ..core.machine import usable_cores
+from ..graph.cost import Cost, layer_costs
 from ..graph.layers import Layer, Tap, Window
 from ..runtime.session import Execution, is_finite, open_session
 from .held_out import held_samples, join, pieces
@@ -98,6 +99,15 @@ def probe(model: ir.Model, values: Iterable[str], samples: Samples, execution: E
     session = open_session(model, names, execution.device, execution.threads)
     batch = next(samples.read(0, samples.step))
     return {name: array.shape for name, array in session.run(batch.feed).items()}
+
+
+def run_costs(
+    model: ir.Model, layers: Sequence[Layer], samples: Samples, execution: Execution = Execution()
+) -> dict[str, Cost]:
+    """The cost of every layer by name, at the shapes that it has in a run of the first sample."""
+    values = [name for x in layers for use in x.uses for name in (use.tap.value, str(use.node.outputs[0].name))]
+    shapes = probe(model, values, samples, execution)
+    return layer_costs(model, layers, shapes, samples.step)
 
 
 def plan_chunks(

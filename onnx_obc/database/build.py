@@ -14,7 +14,8 @@ import psutil
 
 from ..calibration.capture import POSITIONS_PER_COLUMN, Captured, Chunk, LayerHessian, plan_chunks, probe
 from ..calibration.data import open_samples
-from ..calibration.samples import DataOptions, Samples
+from ..calibration.options import DataOptions
+from ..calibration.samples import Samples
 from ..calibration.split import STORED, describe, first_samples, split
 from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
 from ..core.level import FLOAT, Choice, Level, parse_choice
@@ -92,7 +93,8 @@ def build(
     stored_model = target / "model.onnx"
     if earlier.model != key if earlier is not None else stored_model.exists() and not _holds(stored_model, key):
         raise DatabaseError(f"{target} holds a database of another model; name another folder, or delete that one")
-    layers, _ = find_layers(folded.model)
+    layers, left_out = find_layers(folded.model)
+    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
     samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed))
     calibrating, held_out = split(samples)
     about, notes = describe(samples, calibrating, held_out)
@@ -245,7 +247,7 @@ class _Folder:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what does not go together with a database: the baseline, and what fixes a level."""
-    for name in ("weights", "activations", "sparsity", "asymmetric", "block"):
+    for name in ("weights", "activations", "sparsity", "asymmetric", "block", "strict_pattern"):
         if getattr(recipe, name) != Recipe.model_fields[name].default:
             raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
     if recipe.solver == "baseline":

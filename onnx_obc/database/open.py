@@ -8,13 +8,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ..calibration.capture import run_costs
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..core.arrays import Float32
 from ..core.errors import DatabaseError
 from ..core.level import FLOAT, Choice, parse_choice
 from ..core.progress import Feedback
-from ..graph.cost import Cost, layer_costs
+from ..graph.cost import Cost
 from ..graph.layers import Layer, find_layers
 from ..graph.model import read_model
 from ..pipeline.finish import Destination, Result, finish
@@ -33,8 +34,8 @@ from .files import LayerEntry, Manifest, level_file, model_key, read_manifest, r
 class Database:
     """A database that was opened: all of it but the solutions, which are read when they are needed.
 
-    folded: the model. layers: of the folded graph, each with an entry in the manifest. samples: `calibration`
-    and `held_out`. choices: what every layer can become, dense first. costs: of the dense layers.
+    folded: the model. layers: of the folded graph, each with an entry in the manifest. samples: `calibration` and
+    `held_out`. choices: what every layer can become, dense first. costs: of the dense layers, for the first sample.
     """
 
     folder: Path
@@ -129,6 +130,7 @@ def open_database(folder: str | Path) -> Database:
     ranges: dict[str, RangeObserver] = {}
     for name, key in manifest.ranges.items():
         ranges |= read_ranges(folder / "ranges" / f"{name}.safetensors", key)
+    samples = read_samples(folder / "samples.safetensors", manifest.samples)
     return Database(
         folder=folder,
         manifest=manifest,
@@ -136,8 +138,8 @@ def open_database(folder: str | Path) -> Database:
         layers=tuple(layers),
         entries=entries,
         choices={name: tuple(map(parse_choice, entry.choices)) for name, entry in entries.items()},
-        costs=layer_costs(folded.model, layers),
-        samples=read_samples(folder / "samples.safetensors", manifest.samples),
+        costs=run_costs(folded.model, layers, samples["calibration"]),
+        samples=samples,
         ranges=ranges,
     )
 

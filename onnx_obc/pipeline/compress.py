@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from ..calibration.data import open_samples
-from ..calibration.samples import DataOptions
+from ..calibration.options import DataOptions
 from ..calibration.split import describe, split
 from ..core.progress import Feedback
 from ..graph.model import input_specs, read_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -65,22 +65,21 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
     layers, left_out = find_layers(model)
     embeddings, floats = _tables(model, recipe)
     left_out += floats
-    unmatched = recipe.unmatched([layer.name for layer in layers])
-    notes += [f"the recipe's pattern {pattern!r} matches no layer" for pattern in unmatched]
+    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}
     for layer in layers:
-        choice, reason = _choose(layer, recipe, profile)
+        choice, reason, remark = _choose(layer, recipe, profile)
         if reason is not None:
             left_out.append(LeftOut(layer.name, layer.op, reason))
             continue
         if not np.isfinite(layer.weight).all():
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
-        bits, remark = TARGETS[recipe.target].activation_bits(layer, choice)
+        bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
-        if remark is not None:
-            remarks[layer.name] = remark
+        if said := [text for text in (remark, input_remark) if text is not None]:
+            remarks[layer.name] = "; ".join(said)
     if not choices and not embeddings:
         raise RecipeError(_nothing_to_do(left_out))
 
@@ -136,22 +135,28 @@ def possible(layer: Layer, choice: Choice, target: str) -> str | None:
     return layer.impossible(choice.level) or unwritable(layer, choice) or TARGETS[target].unsupported(layer, choice)
 
 
-def _choose(layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None) -> tuple[Choice, str | None]:
-    """The choice for a layer, and why it cannot be had, or None."""
+def _choose(
+    layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None
+) -> tuple[Choice, str | None, str | None]:
+    """The choice for a layer, why it cannot be had, or None, and a remark on it, or None."""
     if profile is not None:
         choice = profile.get(layer.name)
         if choice is None or choice.level == FLOAT:
-            return Choice(FLOAT), "float, as the budget allows" if choice is not None else NO_LEVEL
-        return choice, possible(layer, choice, recipe.target)
+            return Choice(FLOAT), "float, as the budget allows" if choice is not None else NO_LEVEL, None
+        return choice, possible(layer, choice, recipe.target), None
     choice = recipe.choose(layer.name)
     if choice is None:
-        return Choice(FLOAT), "skipped, as the recipe says"
+        return Choice(FLOAT), "skipped, as the recipe says", None
     if choice.level == FLOAT:
-        return choice, "float, as the recipe says"
-    reason = possible(layer, choice, recipe.target)
+        return choice, "float, as the recipe says", None
+    reason, remark = possible(layer, choice, recipe.target), None
+    if reason is not None and choice.level.sparsity is not None and not recipe.strict_pattern:
+        plain = Choice(replace(choice.level, sparsity=None), choice.activation_bits)
+        if plain.level != FLOAT and possible(layer, plain, recipe.target) is None:
+            choice, reason, remark = plain, None, f"{reason}: quantized without zeros"
     if reason is None and not recipe.has_rule_for(layer.name):  # a budget, or a user who names the layer, knows better
         reason = TARGETS[recipe.target].unprofitable(layer, choice)
-    return choice, reason
+    return choice, reason, remark
 
 
 def _nothing_to_do(left_out: list[LeftOut]) -> str:

@@ -18,12 +18,11 @@ from .correct import CorrectionReport
 from .draft import Draft
 from .layer import EmbeddingReport, LayerReport
 from .material import Material
+from .quality import quality_notes
 from .recipe import Recipe
 from .verify import Check, OutputMatch, Verdict
 
 SCHEMA = 1
-
-POOR_DB = 10  # below this a note says so
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,8 @@ def make_report(
     """Gather what the stages found. written: where the file lies now; `output`, where it goes, is left empty."""
     plan, model = draft.plan, material.source
     notes = [*plan.notes, *material.notes]
-    notes += [
-        f"output {match.name} is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
-        for match in verdict.outputs
-        if match.sqnr_db < POOR_DB
-    ]
+    reports = [entry.report for entry in draft.solved.values()]
+    notes += quality_notes(reports, verdict.outputs, material.calibration["held_out"])
     if not recipe.verify:
         notes.append("the file was not verified")
     if verdict.file_check is not None:

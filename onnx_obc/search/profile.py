@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from .budget import Budget
 from .costs import Costs, cost_table
 from .dynamic import Switches, choose, choose_cheapest
 from .latency.table import Timings
+from .reach import check_reach, check_smaller, in_words
 from .sensitivity import Task, output_sensitivity, task_sensitivity
 from .spdy import spdy_search
 
@@ -106,12 +106,7 @@ def find_profile(
         return _smallest(database, budget, losses, options, recipe, progress)
     costs = _costs(database, budget.kind, options.timings)
     limit = budget.fraction * costs.dense - costs.fixed
-    if costs.least > budget.fraction * (1 + 1e-9):
-        raise RecipeError(
-            f"--budget {budget} cannot be met: {_reach(budget, costs.least)} with the levels of {database.folder}, "
-            f"{', '.join(database.manifest.levels[1:4])}{' …' if len(database.manifest.levels) > 4 else ''}; ask for "
-            "less, or build more levels"
-        )
+    check_reach(budget, costs.least, levels_of(database))
     names = list(database.choices)
     values = [losses[name] for name in names]
     switches = None
@@ -134,6 +129,11 @@ def find_profile(
     return _profile(database, picked, losses, options.timings)
 
 
+def levels_of(database: Database) -> str:
+    """The levels of a database, in a message."""
+    return f"of {database.folder}, {in_words(database.manifest.levels)}"
+
+
 def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings: Timings) -> list[Profile]:
     """The fastest profile by a table, and the fastest all-integer one.
 
@@ -149,13 +149,6 @@ def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings:
     picked = dict.fromkeys(choose_cheapest(values, allowed, switches) for allowed in (costs.layers, integers))
     profiles = [_profile(database, indices, losses, timings) for indices in picked]
     return [one for one in profiles if any(choice.level != FLOAT for choice in one.choices.values())]
-
-
-def _reach(budget: Budget, least: float) -> str:
-    """How far a budget of this kind can go, in the form it was asked in, rounded to what can be asked for."""
-    if budget.value > 1:
-        return f"{math.floor(1000 / least) / 1000:g}x at most"
-    return f"{math.ceil(1000 * least) / 1000:g}x at least"
 
 
 def _profile(
@@ -193,11 +186,7 @@ def _smallest(
     Measured on the samples that are held out, on models finished as the recipe says.
     """
     least = _costs(database, "size", None).least_of(list(losses.values()))
-    if least > 1 - 1e-9:
-        raise RecipeError(
-            f"--budget {budget}: these levels make no layer smaller, as pruned weights are stored in float; "
-            "build levels with integers, such as 8w8a or 2:4+8w8a"
-        )
+    check_smaller(budget, least)
     judge = Judge(database.dense, list(database.samples["held_out"].feeds()), recipe.execution())
     low, high = np.log(least), 0.0  # of the fraction that is left
     best = None

@@ -17,7 +17,8 @@ from onnx_obc.calibration import capture as capturing
 from onnx_obc.calibration.capture import MAPPED, Chunk, capture, plan_chunks, probe
 from onnx_obc.calibration.data import open_samples
 from onnx_obc.calibration.hessian import held_bytes
-from onnx_obc.calibration.samples import Batch, DataOptions, Samples
+from onnx_obc.calibration.options import DataOptions
+from onnx_obc.calibration.samples import Batch, Samples
 from onnx_obc.calibration.unfold import pick_positions
 from onnx_obc.core.errors import CalibrationError
 from onnx_obc.graph.layers import find_layers

@@ -237,7 +237,7 @@ def test_options(options: str, folder: Path, capsys: pytest.CaptureFixture[str])
 def test_a_report_without_a_place_is_refused_before_the_work(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnx_obc.cli.main.compress", lambda *args, **more: pytest.fail("the work has begun"))
+    monkeypatch.setattr("onnx_obc.pipeline.compress.compress", lambda *args, **more: pytest.fail("the work has begun"))
     assert "none/r.json" in refuse(capsys, "--report", "none/r.json")
     assert "is a folder" in refuse(capsys, "--report", ".")
 
@@ -342,14 +342,14 @@ def test_ctrl_c_leaves_nothing(when: str, folder: Path) -> None:
     assert listing(folder) == before
 
 
-@pytest.mark.parametrize(("when", "written"), [("write_json", "out.onnx"), ("show", "out.onnx, r.json")])
+@pytest.mark.parametrize(("when", "written"), [("as_json.write_json", "out.onnx"), ("table.show", "out.onnx, r.json")])
 def test_ctrl_c_after_the_result_was_written(
     when: str, written: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"onnx_obc.cli.main.{when}", interrupted)
+    monkeypatch.setattr(f"onnx_obc.report.{when}", interrupted)
     Path("out.onnx").write_bytes(b"an older one")
     assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", "--report", "r.json") == 130
     assert capsys.readouterr() == ("", f"interrupted; written: {written}\n")

@@ -16,7 +16,8 @@ from small_graphs import Array, build, random
 from written import rounded
 
 from onnx_obc import Recipe, compress
-from onnx_obc.calibration.samples import Batch, DataOptions, Samples
+from onnx_obc.calibration.options import DataOptions
+from onnx_obc.calibration.samples import Batch, Samples
 from onnx_obc.core.level import FLOAT, Level, parse_level
 from onnx_obc.core.solution import Solution
 from onnx_obc.correction.sites import Kind, Site, find_sites

@@ -11,7 +11,7 @@ from onnx import helper
 from small_graphs import build as onnx_model
 from small_graphs import random
 
-from onnx_obc.calibration.samples import DataOptions
+from onnx_obc.calibration.options import DataOptions
 from onnx_obc.core.errors import RecipeError
 from onnx_obc.core.level import FLOAT, Choice, parse_choice
 from onnx_obc.database.build import build

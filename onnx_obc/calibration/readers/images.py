@@ -35,7 +35,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ...core.arrays import Array, Feed, Float32
 from ...core.errors import CalibrationError
 from ...graph.model import InputSpec
-from ..samples import DataOptions, Samples
+from ..options import DataOptions
+from ..samples import Samples
 from .feeds import deliver, plan_samples
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

@@ -121,5 +121,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run_cli("time", MODEL, "-o", out, "--levels", "8w8a", "--calib", CALIBRATION, "--batch", 2) == 0
     assert "8w8a" in capsys.readouterr().out
     assert read_timings(out).batch == 2
-    assert "--output is missing" in refused(capsys, "time", MODEL)
+    assert "OUTPUT is missing" in refused(capsys, "time", MODEL)
     assert "names no level" in refused(capsys, "time", MODEL, "-o", out, "--levels", ",")
