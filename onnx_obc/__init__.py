@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RecipeError,
         VerificationError,
     )
+    from .core.progress import Feedback
     from .database.build import Built, build
     from .database.open import Database, open_database
     from .pipeline.compress import compress
@@ -35,6 +36,7 @@ else:
             *("CalibrationError", "DatabaseError", "EngineError", "ModelError", "ObcError", "OutputError"),
             *("RecipeError", "VerificationError"),
         ),
+        "core.progress": ("Feedback",),
         "database.build": ("Built", "build"),
         "database.open": ("Database", "open_database"),
         "pipeline.compress": ("compress",),
@@ -65,6 +67,7 @@ __all__ = [
     "Database",
     "DatabaseError",
     "EngineError",
+    "Feedback",
     "ModelError",
     "ObcError",
     "OutputError",

@@ -128,6 +128,27 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_take_eight_parameters_at_most(path: Path) -> None:
+    """Compiled kernels aside, which take arrays only, and commands, whose parameters are options."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.FunctionDef) or (room(path) == "cli" and node.name.endswith("_command")):
+            continue
+        if not any("compiled" in ast.unparse(decorator) for decorator in node.decorator_list):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert len([a for a in arguments if a.arg not in ("self", "cls")]) <= 8, f"{path}:{node.lineno} {node.name}"
+
+
+def test_the_architecture_page_has_the_imports() -> None:
+    rows = [line.split("|")[1:-1] for line in (ROOT / "docs" / "architecture.md").read_text("utf-8").splitlines()]
+    written = {cells[0].strip(" `"): cells[-1].strip() for cells in rows if len(cells) == 4 and "`" in cells[0]}
+    imported: dict[str, set[str]] = {room(path): set() for path in FILES if room(path) != "__init__"}
+    for path in FILES:
+        if room(path) in imported:
+            imported[room(path)] |= {name.split(".")[1] for name in imports(path)} - {room(path)}
+    assert written == {name: ", ".join(r for r in ROOMS if r in imported[name]) for name in ROOMS if name in imported}
+
+
 def test_the_names_of_the_package_are_where_type_checkers_see_them() -> None:
     """The imports for type checkers, the table of what is loaded when asked for, and `__all__` say the same."""
     declared = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +80,7 @@ def compress_command(
     """
     from ..pipeline.compress import compress
     from ..search.budget import parse_budget
-    from ..search.retarget import compress_to_budget, default_levels, output_names
+    from ..search.retarget import compress_to_budget, output_names
     from .terminal import progress_bar
 
     chosen = _recipe(recipe, skip, uniform, method, finishing, run)
@@ -91,24 +92,15 @@ def compress_command(
     read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
     check_not_read(results, {**read, "--timings": searching.timings})
     with told_what_was_written(results, database):
-        with progress_bar(quiet) as (progress, say):
+        with progress_bar(quiet) as feedback:
             found = DataOptions(**{**_given(data), "seed": chosen.seed})
             if budgets:
+                options = replace(_search_options(searching), levels=levels, database=database)
                 made = compress_to_budget(
-                    source,
-                    calib,
-                    budgets,
-                    outputs,
-                    levels or default_levels(budgets[0], chosen.target),
-                    chosen,
-                    _search_options(searching),
-                    database,
-                    data=found,
-                    progress=progress,
-                    say=say,
+                    source, calib, budgets, outputs, chosen, options, data=found, feedback=feedback
                 )
             else:
-                made = [compress(source, calib, chosen, output, data=found, progress=progress, say=say)]
+                made = [compress(source, calib, chosen, output, data=found, feedback=feedback)]
         _show_results(made, budgets, output, report, quiet)
 
 
@@ -146,9 +138,9 @@ def build_command(
     from .terminal import progress_bar
 
     chosen = _recipe(None, skip, method, run)
-    with told_what_was_written((), database), progress_bar(quiet) as (progress, say):
+    with told_what_was_written((), database), progress_bar(quiet) as feedback:
         found = DataOptions(**{**_given(data), "seed": chosen.seed})
-        built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
+        built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
         print(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already")
@@ -190,8 +182,8 @@ def search_command(
     results = [path for path in (*outputs, report) if path is not None]
     check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
     with told_what_was_written(results):
-        with progress_bar(quiet) as (progress, say):
-            made = retarget(database, budgets, outputs, _search_options(searching), over, progress=progress, say=say)
+        with progress_bar(quiet) as feedback:
+            made = retarget(database, budgets, outputs, _search_options(searching), over, feedback=feedback)
         _show_results(made, budgets, output, report, quiet)
 
 

@@ -111,8 +111,8 @@ def bench_command(
             check_output(report, path)
     models = [read_model(path) for path in files]  # says what is wrong with one
     feed = read_feed(models[0], calib, data)
-    with progress_bar(quiet) as (progress, _):
-        found = bench(files, target, feed, threads, rounds, progress)
+    with progress_bar(quiet) as feedback:
+        found = bench(files, target, feed, threads, rounds, feedback.progress)
     if report is not None:
         _write(found.to_dict(), report)
     show(lambda width: bench_table(found))
@@ -152,7 +152,7 @@ def time_command(
     from ..core.level_sets import read_levels
     from ..graph.model import read_model
     from ..graph.save import check_output
-    from ..pipeline.plan import possible_choices
+    from ..pipeline.plan import possible_choices, prepare
     from ..pipeline.recipe import make_recipe
     from ..report.engines import timing_table
     from ..report.table import show
@@ -164,12 +164,12 @@ def time_command(
     check_output(output, source)
     recipe = make_recipe({"target": target, "threads": threads}, "command line")
     model = read_model(source)
-    subject = subject_of(model)
+    subject = subject_of(prepare(model))
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     choices = possible_choices(subject.layers, wanted, recipe)
     feed = read_feed(model, calib, data)
-    with progress_bar(quiet) as (progress, _):
-        found = time_layers(subject, choices, feed, recipe, progress)
+    with progress_bar(quiet) as feedback:
+        found = time_layers(subject, choices, feed, recipe, feedback.progress)
     write_timings(found, output)
     if not quiet:
         show(lambda width: timing_table(found, wanted))

@@ -44,8 +44,8 @@ def demo_command(*, quiet: Annotated[bool, Flag] = False) -> None:
     from .demo import run_demo
     from .terminal import progress_bar
 
-    with progress_bar(quiet) as (progress, _):
-        table = run_demo(progress)
+    with progress_bar(quiet) as feedback:
+        table = run_demo(feedback.progress)
     show(lambda width: table)
 
 

@@ -29,16 +29,16 @@ Calib: TypeAlias = Annotated[
     str,
     Parameter(
         group=DATA,
-        help="An .npz file; a folder of .npz or .npy files; a folder or zip of images; a .csv, .tsv, .txt or .jsonl text, "
-        "for which --tokenizer is needed; module.py:function yielding feeds; or random.",
+        help="An .npz file; a folder of .npz or .npy files; a folder or zip of images; a .csv, .tsv, .txt or .jsonl "
+        "text, for which --tokenizer is needed; module.py:function yielding feeds; or random.",
     ),
 ]
 Budgets: TypeAlias = Annotated[
     tuple[str, ...],
     Parameter(
         group=SEARCH,
-        help="What the model may cost: bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x or drop=1%; a level is then "
-        "chosen for every layer. Several give several files, and a plot of what they reach.",
+        help="What the model may cost: bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x or drop=1%; a level is "
+        "then chosen for every layer. Several give several files, and a plot of what they reach.",
     ),
 ]
 Output: TypeAlias = Annotated[Path, Parameter(name=("--output", "-o"), group="Arguments")]

@@ -63,7 +63,11 @@ class MethodOptions:
     all_positions: Annotated[
         bool, Doc("Use every position of every sample for the Hessians, not a draw of 64 for every column.")
     ] = False
-    damp: Annotated[float, Ge(0), Doc("Damping, relative to the mean of the Hessian's diagonal.")] = 0.01
+    damp: Annotated[
+        float | None,
+        Ge(0),
+        Doc("Damping, relative to the mean of the Hessian's diagonal. [default: for each layer by held-out samples]"),
+    ] = None
     precision: Annotated[
         Literal["auto", "float32", "float64"],
         Doc("The solver's arithmetic; auto takes float64 where float32 would not do."),

@@ -40,13 +40,28 @@ class Plan:
     remarks: Mapping[str, str] = field(default_factory=dict)
 
 
-def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | None = None) -> Plan:
-    """Fold the graph, find its layers, and give each the level that the recipe and the target allow.
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A model as the user gave it, and folded: what every plan starts from. notes: what folding has to tell."""
+
+    dense: ir.Model
+    model: ir.Model
+    notes: tuple[str, ...]
+
+
+def prepare(dense: ir.Model) -> Folded:
+    """Fold a model once; plans clone it. Raises ModelError."""
+    model, notes = fold(dense)
+    return Folded(dense, model, tuple(notes))
+
+
+def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | None = None) -> Plan:
+    """Find the layers of a folded graph, and give each the level that the recipe and the target allow.
 
     profile: the choices of the layers by name, instead of the recipe's own; layers that it lacks stay float. Raises
     RecipeError if there is nothing that can be compressed, ModelError if a weight is NaN or infinite.
     """
-    model, notes = fold(source)
+    model, notes = folded.model.clone(), list(folded.notes)
     layers, left_out = find_layers(model)
     embeddings, floats = _tables(model, recipe)
     left_out += floats
@@ -100,12 +115,12 @@ def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | 
     )
 
 
-def quantizable(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice]) -> list[str]:
+def quantizable(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice]) -> list[str]:
     """The values that a model with this profile, or with a part of it, quantizes.
 
     Of a sum a target may take one branch or the other, as the layers before it are: so each layer on its own, too.
     """
-    plan, target = make_plan(source, recipe, profile), TARGETS[recipe.target]
+    plan, target = make_plan(folded, recipe, profile), TARGETS[recipe.target]
     alone = [target.place_qdq(plan.model, plan.layers, {name: choice}) for name, choice in plan.choices.items()]
     return list(dict.fromkeys(found.value for placed in (plan.activations, *alone) for found in placed))
 

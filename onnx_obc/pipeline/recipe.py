@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from ..core.errors import RecipeError
 from ..core.level import Choice, Level, parse_bits, parse_sparsity
+from ..runtime.session import Execution
 from ..targets.registry import TARGETS
 from .options import Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
 
@@ -79,6 +80,10 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
     def memory_bytes(self) -> float:
         """Bytes for Hessians and activations at a time: `memory`, or half of what is free now."""
         return psutil.virtual_memory().available / 2 if self.memory is None else self.memory * 2**30
+
+    def execution(self) -> Execution:
+        """Where and how models run, in the memory that is free now."""
+        return Execution(self.device, self.threads, self.memory_bytes())
 
     def choose(self, layer: str) -> Choice | None:
         """What the layer of this name is to become: by the first rule that matches, else by the recipe itself.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from ..calibration.capture import Chunk, capture
 from ..calibration.ranges import RangeObserver
@@ -15,20 +14,23 @@ from ..core.arrays import Feed
 from ..core.level import Choice
 from ..graph.fold import remove_unused
 from ..graph.write import Activation, Writer, WrittenWeight
+from ..runtime.session import Execution
 from ..solver.baselines import uncompensated
 from ..targets.engine import batch_of
 from ..targets.registry import TARGETS, save_for
-from .layer import EmbeddingReport, Solved, round_embedding
-from .plan import Plan, make_plan
+from .layer import EmbeddingReport, round_embedding
+from .plan import Folded, make_plan
 from .recipe import Recipe
+from .solve import Solutions
 
 
 def write(
-    plan: Plan, solved: Mapping[str, Solved], ranges: Mapping[str, RangeObserver], recipe: Recipe
+    solutions: Solutions, recipe: Recipe
 ) -> tuple[list[WrittenWeight], list[EmbeddingReport], dict[str, tuple[float, float]]]:
     """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each range."""
+    plan, ranges = solutions.plan, solutions.ranges
     writer = Writer(plan.model)
-    written = [writer.weight(entry.layer, entry.solution) for entry in solved.values()]
+    written = [writer.weight(entry.layer, entry.solution) for entry in solutions.solved.values()]
     embeddings = []
     for embedding in plan.embeddings:
         codes, grid, block, report = round_embedding(embedding, recipe)
@@ -49,14 +51,14 @@ def interval(activation: Activation, ranges: Mapping[str, RangeObserver], recipe
     return ranges[activation.value].interval(recipe.ranges, activation.bits, activation.symmetric)
 
 
-def write_quickly(dense: ir.Model, profile: Mapping[str, Choice], feed: Feed, recipe: Recipe, path: Path) -> None:
+def write_quickly(folded: Folded, profile: Mapping[str, Choice], feed: Feed, recipe: Recipe, path: Path) -> None:
     """Write a model with this profile by rounding and magnitude pruning; activations span what the feed shows."""
-    plan = make_plan(dense, recipe, profile)
+    plan = make_plan(folded, recipe, profile)
     count = batch_of(feed)
     batch = Batch({name: np.asarray(array) for name, array in feed.items()}, 0, count)
     samples = Samples(count, "timing", lambda start, stop: iter([batch]), step=count, batch=count)
     values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
-    ranges = capture(plan.model, Chunk((), values), samples, device="cpu").ranges if values else {}
+    ranges = capture(plan.model, Chunk((), values), samples, execution=Execution("cpu")).ranges if values else {}
     writer = Writer(plan.model)
     for layer in plan.layers:
         level = plan.choices[layer.name].level

@@ -17,6 +17,7 @@ from digits import CALIBRATION, MODEL, listing, small, text_like, top1
 
 from onnx_obc import DataOptions, Recipe, Rule, Samples, VerificationError, compress
 from onnx_obc.calibration.split import HELD_OUT, split
+from onnx_obc.core.progress import Feedback
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.model import read_model
 from onnx_obc.pipeline.recipe import make_recipe
@@ -230,7 +231,7 @@ def test_progress_adds_up() -> None:
         done[stage] = done.get(stage, 0) + count
         totals.setdefault(stage, set()).add(total)
 
-    compress(MODEL, CALIBRATION, Recipe(sparsity="0.5"), data=FEW, progress=advance)
+    compress(MODEL, CALIBRATION, Recipe(sparsity="0.5"), data=FEW, feedback=Feedback(advance))
     assert {stage: {count} for stage, count in done.items()} == totals
     assert list(done) == ["compile", "capture", "solve", "correct", "verify"]
 
@@ -302,7 +303,7 @@ def test_statistics_are_brought_back_to_the_dense_models_after_adaprune(monkeypa
         seen.append(reference)
         return solved, ()
 
-    monkeypatch.setattr("onnx_obc.pipeline.finish.train_all", train)
-    monkeypatch.setattr("onnx_obc.pipeline.finish.correct_statistics", correct)
+    monkeypatch.setattr("onnx_obc.pipeline.draft.train_all", train)
+    monkeypatch.setattr("onnx_obc.pipeline.draft.correct_statistics", correct)
     compress(MODEL, CALIBRATION, Recipe(solver="baseline", global_adaprune=1, verify=False))
     assert len(seen) == 1

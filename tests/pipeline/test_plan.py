@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_obc import Recipe, RecipeError
 from onnx_obc.core.level import NM, Choice, Level
 from onnx_obc.graph.model import read_model
-from onnx_obc.pipeline.plan import Plan, make_plan
+from onnx_obc.pipeline.plan import Plan, make_plan, prepare
 from onnx_obc.pipeline.recipe import Rule
 
 
 def plan(model: onnx.ModelProto, recipe: Recipe) -> Plan:
-    return make_plan(read_model(model), recipe)
+    return make_plan(prepare(read_model(model)), recipe)
 
 
 def test_a_plan_names_what_every_layer_becomes() -> None:
@@ -53,7 +53,7 @@ def test_the_opset_is_raised_only_as_far_as_needed(recipe: Recipe, opset: int) -
 def test_the_source_stays_as_it_is() -> None:
     model = read_model(MODEL)
     before = [node.op_type for node in model.graph]
-    make_plan(model, Recipe(weights="int4"))
+    make_plan(prepare(model), Recipe(weights="int4"))
     assert [node.op_type for node in model.graph] == before and "BatchNormalization" in before
     assert model.opset_imports[""] == 17
 
@@ -68,7 +68,7 @@ def test_what_the_target_refuses_is_left_out() -> None:
 
 def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> None:
     model = read_model(MODEL)
-    found = make_plan(model, Recipe(sparsity="2:4", weights="int4"))
+    found = make_plan(prepare(model), Recipe(sparsity="2:4", weights="int4"))
     sparse = {name for name, choice in found.choices.items() if choice.level.sparsity is not None}
     plain = {name: choice for name, choice in found.choices.items() if name not in sparse}
     assert (len(sparse), len(plain), found.left_out) == (15, 5, ())
@@ -77,10 +77,10 @@ def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> N
         "2:4: C/groups = 1 is not a multiple of 4: quantized without zeros"
     }
     assert not sparse & found.remarks.keys()
-    strict = make_plan(model, Recipe(sparsity="2:4", weights="int4", strict_pattern=True))
+    strict = make_plan(prepare(model), Recipe(sparsity="2:4", weights="int4", strict_pattern=True))
     assert strict.choices.keys() == sparse
     assert {entry.reason for entry in strict.left_out} == {"2:4: C/groups = 1 is not a multiple of 4"}
-    floats = make_plan(model, Recipe(sparsity="2:4", weights="float"))
+    floats = make_plan(prepare(model), Recipe(sparsity="2:4", weights="float"))
     assert floats.choices.keys() == sparse  # there is nothing else that they could become
 
 
@@ -93,8 +93,8 @@ def test_a_pattern_that_no_layer_can_take_is_refused() -> None:
 
 def test_a_profile_is_taken_as_it_is() -> None:
     model, wanted = read_model(MODEL), Choice(Level(NM(2, 4), 8), 8)
-    names = make_plan(model, Recipe()).choices
-    found = make_plan(model, Recipe(), dict.fromkeys(names, wanted))
+    names = make_plan(prepare(model), Recipe()).choices
+    found = make_plan(prepare(model), Recipe(), dict.fromkeys(names, wanted))
     assert len(found.choices) == 15 and set(found.choices.values()) == {wanted}
 
 

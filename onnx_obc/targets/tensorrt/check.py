@@ -20,7 +20,7 @@ from ..finding import Finding
 
 FEW_CHANNELS = 16
 INT4_BLOCKS = (64, 128)
-NEARLY = 0.1  # of the groups of four may break 2:4 for it to look meant
+NEARLY = 0.1  # a weight is reported as nearly 2:4 up to this fraction of broken groups
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}  # of per-channel scales; Gemm with transB 0, otherwise 1
 
 
