@@ -220,7 +220,7 @@ def test_compress_is_a_command_too(seen: dict[str, Any]) -> None:
     assert run_cli("compress", *plain) == 0
     for name in ("-o", "--output"):
         assert run_cli("compress", "in.onnx", "--calib", "x.npz", "--quiet", "--weights", "int4", name, "out.onnx") == 0
-        assert {**seen, "progress": None, "say": None} == {**first, "progress": None, "say": None}
+        assert {**seen, "feedback": None} == {**first, "feedback": None}
 
 
 def test_the_same_words_in_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from onnx import helper
 from small_graphs import build as onnx_model
 from small_graphs import random
 
+from onnx_obc import SearchOptions
 from onnx_obc.core.errors import RecipeError
 from onnx_obc.database.build import build
 from onnx_obc.database.open import open_database
@@ -55,14 +56,16 @@ def test_what_cannot_be_met_is_refused_before_anything_is_solved(
     monkeypatch.setattr("onnx_obc.search.retarget.build", lambda *args, **more: pytest.fail("the work has begun"))
     budgets = [parse_budget("bops=0.9x"), parse_budget(budget)]
     with pytest.raises(RecipeError, match=message):
-        compress_to_budget(free_sizes("h", "w"), DATA, budgets, [None, None], levels, database=tmp_path / "db")
+        options = SearchOptions(levels=levels, database=tmp_path / "db")
+        compress_to_budget(free_sizes("h", "w"), DATA, budgets, [None, None], options=options)
     assert not (tmp_path / "db").exists()
 
 
 def test_levels_that_a_database_has_already_count(tmp_path: Path) -> None:
     model = free_sizes("h", "w")
     build(model, DATA, "int2", tmp_path / "db")
-    (result,) = compress_to_budget(model, DATA, [parse_budget("size=0.15x")], [None], "8w8a", database=tmp_path / "db")
+    options = SearchOptions(levels="8w8a", database=tmp_path / "db")
+    (result,) = compress_to_budget(model, DATA, [parse_budget("size=0.15x")], [None], options=options)
     assert {layer.level for layer in result.report.layers} == {"int2"}
 
 
