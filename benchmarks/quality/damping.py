@@ -149,10 +149,10 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
 
 *Damping*: a constant fraction of the Hessian's mean diagonal for all layers, or *auto*: for each layer the least of
 0.001, 0.003, … 0.1 whose loss on held-out samples is within 1 % of the least. Weights only. *Raw*: the output loss, KL
-from the dense model in nats, for MiniLM ‖y − ŷ‖² / ‖y‖², on up to {JUDGED} samples of other data; *corrected*: after the
-correction of statistics. In %: the change against damping {BASE:g}, as a difference of logarithms, mean over the seeds
-that draw the positions, ± its standard error; of *layer losses* on that other data the mean over the layers. *Samples*
-of which the first nine tenths calibrate.
+from the dense model in nats, for MiniLM ‖y − ŷ‖² / ‖y‖², on up to {JUDGED} samples of other data; *corrected*: after
+the correction of statistics. In %: the change against damping {BASE:g}, as a difference of logarithms, mean over the
+seeds that draw the positions, ± its standard error; of *layer losses* on that other data the mean over the layers.
+*Samples*: of which the first nine tenths calibrate.
 
 {f"Not run yet: {absent}." if absent else ""}
 
