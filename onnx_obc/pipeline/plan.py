@@ -18,6 +18,7 @@ from ..graph.write import Activation
 from ..targets.registry import TARGETS
 from .recipe import Recipe
 
+WITHOUT_ZEROS = ": quantized without zeros"
 NO_LEVEL = "float, as it can take none of the levels"
 
 
@@ -69,6 +70,7 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}
+    without_zeros: list[str] = []
     for layer in layers:
         choice, reason, remark = _choose(layer, recipe, profile)
         if reason is not None:
@@ -78,10 +80,15 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
         bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
+        if remark is not None:
+            without_zeros.append(remark.removesuffix(WITHOUT_ZEROS))
         if said := [text for text in (remark, input_remark) if text is not None]:
             remarks[layer.name] = "; ".join(said)
     if not choices and not embeddings:
         raise RecipeError(_nothing_to_do(left_out))
+    if without_zeros and not any(choice.level.sparsity is not None for choice in choices.values()):
+        shown = "; ".join(dict.fromkeys(without_zeros))
+        raise RecipeError(f"no layer can take the sparsity ({shown}); choose another pattern, or leave it out")
 
     opset = max((opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices), default=0)
     if embeddings:
@@ -153,7 +160,7 @@ def _choose(
     if reason is not None and choice.level.sparsity is not None and not recipe.strict_pattern:
         plain = Choice(replace(choice.level, sparsity=None), choice.activation_bits)
         if plain.level != FLOAT and possible(layer, plain, recipe.target) is None:
-            choice, reason, remark = plain, None, f"{reason}: quantized without zeros"
+            choice, reason, remark = plain, None, f"{reason}{WITHOUT_ZEROS}"
     if reason is None and not recipe.has_rule_for(layer.name):  # a budget, or a user who names the layer, knows better
         reason = TARGETS[recipe.target].unprofitable(layer, choice)
     return choice, reason, remark
