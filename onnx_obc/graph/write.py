@@ -156,6 +156,24 @@ class Writer:
         return free
 
 
+def rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: Solution) -> None:
+    """Put another solution, at the same level, where that of a layer was written."""
+    initializers = model.graph.initializers
+    if written.codes is None or solution.grid is None or solution.codes is None:
+        _set(initializers[written.name], layer.tensor(solution.weights))
+        return
+    codes = initializers[written.codes]
+    layout, scale = scale_layout(layer, solution.grid.block), next(use.node for use in codes.uses()).inputs[1]
+    assert layout is not None and scale is not None
+    dtype = storage_type(solution.grid.bits, solution.grid.symmetric).numpy()
+    _set(codes, layer.tensor(solution.codes).astype(dtype))
+    _set(scale, solution.grid.scale.reshape(-1)[layout.rows])
+
+
+def _set(value: ir.Value, array: Array) -> None:
+    value.const_value = ir.Tensor(np.ascontiguousarray(array) if array.ndim else array, name=value.name)
+
+
 def activation_grid(low: float, high: float, bits: int, symmetric: bool) -> tuple[float, int]:
     """Scale and zero point of an activation that spans (low, high), low ≤ 0 ≤ high."""
     if symmetric:

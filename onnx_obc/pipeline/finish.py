@@ -25,7 +25,7 @@ from .plan import Plan
 from .recipe import Recipe
 from .report import Report, make_report
 from .verify import Check, Verdict, check_lowered, verify
-from .write import write
+from .write import fit_to_biases, write
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,12 @@ def _draft(
             solved, corrections = train_all(material, plan, solved, recipe, progress)
     with watch("write"):
         written, embeddings, intervals = write(plan, solved, ranges, recipe)
+        solved = fit_to_biases(plan.model, solved, written, recipe.target)
     if correcting:
         with watch("correct"):
             found = correct_statistics(material, plan, reference, sites, solved, written, recipe, progress)
             solved, corrections = found[0], (*corrections, *found[1])
+            solved = fit_to_biases(plan.model, solved, written, recipe.target)
     return _Draft(plan, solved, written, embeddings, intervals, corrections)
 
 

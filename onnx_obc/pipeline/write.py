@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,17 @@ from ..calibration.samples import Batch, Samples
 from ..core.arrays import Feed
 from ..core.level import Choice
 from ..graph.fold import remove_unused
-from ..graph.write import Activation, Writer, WrittenWeight
+from ..graph.write import Activation, Writer, WrittenWeight, rewrite
 from ..solver.baselines import uncompensated
 from ..targets.engine import batch_of
 from ..targets.registry import TARGETS, save_for
 from .layer import EmbeddingReport, Solved, round_embedding
 from .plan import Plan, make_plan
 from .recipe import Recipe
+
+COARSER = (
+    "rows are next to nothing beside their bias, which no int32 would hold on their scale: they have a coarser one"
+)
 
 
 def write(
@@ -42,6 +47,27 @@ def write(
         intervals[name] = found
     remove_unused(plan.model)
     return written, embeddings, intervals
+
+
+def fit_to_biases(
+    model: ir.Model, solved: dict[str, Solved], written: Sequence[WrittenWeight], target: str
+) -> dict[str, Solved]:
+    """Give the layers of a written model, in place, scales that their biases fit. Returns them as they are then."""
+    changed = dict(solved)
+    for weight in written:
+        entry = solved[weight.layer]
+        solution = TARGETS[target].fit_to_biases(entry.layer, entry.solution)
+        if solution is entry.solution:
+            continue
+        rewrite(model, entry.layer, weight, solution)
+        rows = int((solution.weights != entry.solution.weights).any(axis=2).sum())
+        report = entry.report
+        if rows and not any(note.endswith(COARSER) for note in report.notes):
+            report = replace(
+                report, notes=(*report.notes, f"{rows} of {entry.layer.groups * entry.layer.rows} {COARSER}")
+            )
+        changed[weight.layer] = replace(entry, solution=solution, report=report)
+    return changed
 
 
 def interval(activation: Activation, ranges: Mapping[str, RangeObserver], recipe: Recipe) -> tuple[float, float]:
