@@ -54,7 +54,7 @@ def flops(tap: Tap, rows: int, columns: int, input_shape: Sequence[int], output_
             return 2 * unfold.groups * rows * columns * math.prod(input_shape[2:])
         return 2 * unfold.groups * rows * columns * math.prod(output_shape[2:])
     sizes = list(input_shape)
-    axis = len(sizes) + unfold.axis
+    axis = unfold.along(len(sizes))
     if axis != 0:
         sizes[0] = 1
     del sizes[axis]
@@ -133,7 +133,7 @@ def _fixed(shape: Shape) -> list[int]:
 def _free(tap: Tap, before: Shape, after: Shape) -> list[str]:
     """The names of the free dimensions that `flops` counts as 1."""
     if isinstance(tap.unfold, Contraction):
-        axis = len(before) + tap.unfold.axis
+        axis = tap.unfold.along(len(before))
         counted = [size for index, size in enumerate(before) if index not in (0, axis)]
     else:
         counted = list(before[2:] if tap.unfold.transposed else after[2:])

@@ -57,6 +57,7 @@ def fold(model: ir.Model) -> tuple[ir.Model, list[str]]:
         ("turning Constant nodes into initializers", _lift_constants),
         ("fusing Pad into Conv", _fuse_pads),
         ("fusing BatchNormalization", _fuse_batchnorms),
+        ("dropping the leading axes of weights", _drop_leading_axes),
         ("removing what is not used", _remove_unused),
     ]
     for what, step in steps:
@@ -151,6 +152,27 @@ def _may_fold(node: ir.Node) -> bool | None:
         if value is not None and tensor is not None and tensor.size >= SHARED_SIZE and len(value.uses()) > 1:
             return False
     return None
+
+
+def _drop_leading_axes(model: ir.Model) -> str | None:
+    """Give weights of MatMul whose leading axes have one entry, (1, K, N), two axes: integer kernels take no more.
+
+    Where all that read such a weight multiply inputs of as many axes by it, so that the output keeps its own.
+    """
+    for value in list(model.graph.initializers.values()):
+        tensor, uses = value.const_value, list(value.uses())
+        shape = () if tensor is None else tensor.shape.numpy()
+        if tensor is None or len(shape) < 3 or any(size != 1 for size in shape[:-2]) or value.is_graph_output():
+            continue
+        if uses and all(_multiplies(model, use.node, use.idx, len(shape)) for use in uses):
+            _set_initializer(model, value, tensor.numpy().reshape(shape[-2:]))
+    return None
+
+
+def _multiplies(model: ir.Model, node: ir.Node, index: int, axes: int) -> bool:
+    """Whether a node is a MatMul of the main graph whose other input has at least so many axes."""
+    other = node.inputs[1 - index] if node.op_type == "MatMul" and node.domain == "" else None
+    return other is not None and node.graph is model.graph and other.shape is not None and len(other.shape) >= axes
 
 
 def _remove_unused(model: ir.Model) -> str | None:

@@ -135,8 +135,7 @@ def _integers(model: ir.Model) -> set[bytes]:
                 if scale.size > 1:
                     shape[node.attributes.get_int("axis", 1)] = -1
                 arrays.append(np.rint(weight.numpy() / scale.numpy().reshape(shape)).astype(np.int8))
-    turned = (x.T if x.ndim == 2 and x.shape[0] > x.shape[1] else x for x in arrays if x.ndim > 1)
-    return {np.ascontiguousarray(array).tobytes() for array in turned}
+    return {min(x.tobytes(), x.T.tobytes()) if x.ndim == 2 else x.tobytes() for x in arrays if x.ndim > 1}
 
 
 def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> list[Check]:

@@ -170,10 +170,11 @@ def test_matmul_columns(left: bool, x_shape: tuple[int, ...], w_shape: tuple[int
     assert use.index == (0 if left else 1)
     contraction = use.tap.unfold
     assert isinstance(contraction, Contraction)
-    assert x.shape[contraction.axis] == layer.columns == layer.channels
+    axis = contraction.along(x.ndim)
+    assert x.shape[axis] == layer.columns == layer.channels
     assert contraction.batch == w_shape[:-2]
     assert layer.groups == int(np.prod(contraction.batch))
-    vectors = np.moveaxis(x, contraction.axis, -1)  # (…, columns)
+    vectors = np.moveaxis(x, axis, -1)  # (…, columns)
     if vectors.ndim == 1:
         vectors = vectors[None]
     matrix = layer.matrix().reshape(*contraction.batch, layer.rows, layer.columns)
