@@ -252,6 +252,8 @@ def _conv(node: ir.Node, weight: Constant) -> tuple[Use, View, Constant]:
     attributes, shape = node.attributes, weight.array.shape
     kernel, groups = shape[2:], attributes.get_int("group", 1)
     transposed = node.op_type == "ConvTranspose"
+    if groups < 1:
+        raise _NoLayer(f"it has {groups} groups")
     if shape[0] % groups:
         raise _NoLayer(f"its {shape[0]} channels do not divide into {groups} groups")
     rest = tuple(range(3, 3 + len(kernel)))

@@ -64,6 +64,8 @@ def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | 
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
         bits, remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
+        if remark is None and TARGETS[recipe.target].copied(layer, choices[layer.name]):
+            remark = f"{len(layer.uses)} nodes share this weight, and each has a copy: the kernel takes no shared one"
         if remark is not None:
             remarks[layer.name] = remark
     if not choices and not embeddings:

@@ -33,7 +33,11 @@ def write(
 ) -> tuple[list[WrittenWeight], list[EmbeddingReport], dict[str, tuple[float, float]]]:
     """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each range."""
     writer = Writer(plan.model)
-    written = [writer.weight(entry.layer, entry.solution) for entry in solved.values()]
+    written = []
+    for name, entry in solved.items():
+        copied = TARGETS[recipe.target].copied(entry.layer, plan.choices[name])
+        parts = [replace(entry.layer, uses=(use,)) for use in entry.layer.uses] if copied else [entry.layer]
+        written += [writer.weight(part, entry.solution) for part in parts]
     embeddings = []
     for embedding in plan.embeddings:
         codes, grid, block, report = round_embedding(embedding, recipe)

@@ -35,6 +35,7 @@ class Target:
     fit_to_biases(layer, its solution) → the solution on scales that the biases in the written model fit, where an
     engine rounds those to the scales.
     check(model) → the rules that any ONNX file, whoever wrote it, breaks, as far as the graph alone shows them.
+    copied(layer, choice) → whether each node that shares a weight needs a copy of its own.
     weight_forms: the forms that integer weights are written in, and what rewrites a copy of a finished Q/DQ model to
     that form; None: it has that form already.
     zero_points(activation bits) → whether rows of weights below 8 bits have zero points unless the user says otherwise.
@@ -54,6 +55,7 @@ class Target:
     fit_to_biases: Callable[[Layer, Solution], Solution]
     check: Callable[[ir.Model], list[Finding]]
     unprofitable: Callable[[Layer, Choice], str | None] = lambda layer, choice: None
+    copied: Callable[[Layer, Choice], bool] = lambda layer, choice: False
     weight_forms: Mapping[WeightForm, Lowering | None] = field(default_factory=lambda: {"dq": None})
     zero_points: Callable[[int | None], bool] = lambda activation_bits: False
     signed_activations: bool = False

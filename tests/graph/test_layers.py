@@ -349,6 +349,23 @@ def test_other_float_types(dtype: str) -> None:
     assert left.reason == f"weights are {dtype}; export the model in float32"
 
 
+@pytest.mark.parametrize("group", [0, -1])
+def test_no_groups(group: int) -> None:
+    weights = {"w": random(4, 3, 3, 3)}
+    model = build([node("Conv", ["x", "w"], ["y"], group=group)], {"x": (1, 3, 8, 8)}, {"y": None}, weights)
+    layers, (left,) = find_layers(ir.from_proto(model))
+    assert not layers
+    assert f"{group} groups" in left.reason
+
+
+def test_a_reshape_to_another_size() -> None:
+    weights = {"w": random(50), "s": np.array([11, 5])}
+    nodes = [node("Reshape", ["w", "s"], ["v"]), node("MatMul", ["x", "v"], ["y"])]
+    layers, (left,) = find_layers(ir.from_proto(build(nodes, {"x": (2, 11)}, {"y": None}, weights)))
+    assert not layers
+    assert "Reshape" in left.reason
+
+
 def test_integer_and_empty_weights() -> None:
     nodes = [node("MatMul", ["x", "i"], ["y"]), node("MatMul", ["x", "e"], ["z"])]
     weights = {"i": np.ones((2, 2), np.int32), "e": np.ones((2, 0), np.float32)}

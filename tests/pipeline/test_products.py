@@ -79,3 +79,26 @@ def test_a_constant_times_a_vector_whose_rank_is_not_known(gelu: str) -> None:
     result = compress(model, samples)
     got, expected = run(ir.to_proto(result.model), samples[0])[0], run(model, samples[0])[0]
     assert agreement_db(expected, got) > 30
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_a_shared_weight_runs_in_its_kernel(weights: str) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"]),
+    ]
+    model = build(nodes, {"x": ("n", 5, 32)}, {"y": ("n", 5, 32)}, {"w": random(32, 32)})
+    recipe = Recipe.model_validate({"weights": weights, "activations": "none"})
+    report = compress(model, {"x": random(32, 5, 32)}, recipe).report
+    assert report.engine is not None
+    assert report.engine["integer_weights"] == report.engine["in_weight_kernels"] == 2
+    assert "each has a copy" in " ".join(report.layers[0].notes)
+
+
+def test_a_constant_on_the_left_for_openvino() -> None:
+    model = build([helper.make_node("MatMul", ["a", "x"], ["y"])], {"x": (16, 6)}, {"y": (8, 6)}, {"a": random(8, 16)})
+    report = compress(model, feeds(16, 6), Recipe.model_validate({"target": "openvino"})).report
+    assert report.layers[0].activations == "float"
+    assert "constant left operand" in " ".join(report.layers[0].notes)
+    assert not any("zero point" in note or "no rule that is known" in note for note in report.notes)

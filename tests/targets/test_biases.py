@@ -81,7 +81,7 @@ def test_biases_of_dead_and_empty_rows(op: str, correct: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul"])
-@pytest.mark.parametrize("scales", product((1e-6, 1, 1e6), repeat=3))
+@pytest.mark.parametrize("scales", list(product((1e-6, 1, 1e6), repeat=3)))
 def test_whatever_the_scale_of_inputs_weights_and_biases(op: str, scales: tuple[float, float, float]) -> None:
     check(op, scales)
 

@@ -14,5 +14,6 @@ TARGET = Target(
     place_qdq=rules.place_qdq,
     fit_to_biases=biases.fit_to_biases,
     check=check.check,
+    copied=rules.copied,
     zero_points=lambda activation_bits: True,
 )

@@ -61,7 +61,8 @@ def _reach(layer: Layer) -> Float64 | None:
             continue
         step, bias = _input_scale(use.node), _bias(use.node)
         if step is not None and bias is not None and bias.size in (1, found.size):
-            np.maximum(found, np.abs(np.broadcast_to(bias.reshape(-1), found.size).reshape(found.shape)) / step, found)
+            size = np.abs(np.broadcast_to(bias.reshape(-1), found.size).reshape(found.shape)).astype(np.float64)
+            found = np.maximum(found, size / step)
     return found if found.any() else None
 
 

@@ -59,6 +59,12 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
     return choice.activation_bits, None
 
 
+def copied(layer: Layer, choice: Choice) -> bool:
+    """Whether a weight that several MatMul share is stored for each: MatMulNBits is made of codes with one reader."""
+    alone = choice.level.bits is not None and choice.activation_bits is None
+    return alone and len(layer.uses) > 1 and layer.op == "MatMul" and layer.weight.ndim == 2
+
+
 def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
     """Give products that run in integers, and that no QuantizeLinear will follow, a bias that allows for it; and hide
     each Clip and MaxPool from the 4-bit QuantizeLinear that will follow it."""
