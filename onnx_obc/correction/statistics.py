@@ -20,8 +20,7 @@ from ..core.arrays import Array, Feed, Float32, Float64
 from ..core.solution import Solution
 from ..graph.edit import free_name, names_of
 from ..graph.layers import Layer
-from ..graph.scales import scale_layout
-from ..graph.write import WrittenWeight
+from ..graph.write import WrittenWeight, rewrite
 from ..runtime.session import Execution
 from ..runtime.stepper import Stepper
 from .sites import Site
@@ -89,7 +88,7 @@ def correct(
         if site.kind == "batchnorm" and site.layer is not None and (factor != 1).any():
             if site.layer in changed:
                 changed[site.layer] = scaled(changed[site.layer], factor)
-                _rewrite(written, layers[site.layer].layer, layers[site.layer].weight, changed[site.layer])
+                rewrite(written, layers[site.layer].layer, layers[site.layer].weight, changed[site.layer])
             else:
                 _scale_float(written, site, factor)
         elif site.gain is not None and (factor != 1).any():
@@ -182,18 +181,6 @@ def scaled(solution: Solution, factor: Float64) -> Solution:
     scale = solution.grid.scale
     grid = replace(solution.grid, scale=scale * rows.repeat(scale.shape[1] // rows.shape[1], axis=1))
     return replace(solution, grid=grid, weights=grid.dequantize(solution.codes))
-
-
-def _rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: Solution) -> None:
-    """Put the weights or the scales of a solution where those of the layer were written."""
-    initializers = model.graph.initializers
-    if written.codes is None or solution.grid is None:
-        _set(initializers[written.name], layer.tensor(solution.weights))
-        return
-    node = next(use.node for use in initializers[written.codes].uses())
-    layout, scale = scale_layout(layer, solution.grid.block), node.inputs[1]
-    assert layout is not None and scale is not None
-    _set(scale, solution.grid.scale.reshape(-1)[layout.rows])
 
 
 def _scale_float(model: ir.Model, site: Site, factor: Float64) -> None:

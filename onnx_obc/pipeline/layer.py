@@ -211,6 +211,7 @@ def report_layer(
     """The figures of a layer's solution. `seconds` is 0: the caller knows."""
     layer, weight, damped, energy = prepared.layer, prepared.weight, prepared.damped, prepared.energy
     simple = baseline(weight, damped, choice.level, grid=recipe.grid, shared_scale=method.shared_scale)
+    copies = len(layer.uses) if TARGETS[recipe.target].copied(layer, choice) else 1
     loss, loss_baseline = (layer_loss(weight, x.weights, prepared.hessian) for x in (solution, simple))
     return LayerReport(
         name=layer.name,
@@ -236,7 +237,7 @@ def report_layer(
         positions=prepared.positions,
         seconds=0.0,
         bytes_before=weight_bytes(layer, FLOAT),
-        bytes_after=weight_bytes(layer, choice.level),
+        bytes_after=weight_bytes(layer, choice.level) * copies,
         notes=tuple(_notes(prepared, choice, recipe, method))
         + _not_exact(method, ordered_over_exact, recipe)
         + ((remark,) if remark else ()),

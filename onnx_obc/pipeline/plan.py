@@ -80,6 +80,8 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
         bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
+        if remark is None and TARGETS[recipe.target].copied(layer, choices[layer.name]):
+            remark = f"{len(layer.uses)} nodes share this weight, and each has a copy: the kernel takes no shared one"
         if remark is not None:
             without_zeros.append(remark.removesuffix(WITHOUT_ZEROS))
         if said := [text for text in (remark, input_remark) if text is not None]:
