@@ -6,7 +6,7 @@ What does not fit at once is captured in chunks, each with a run of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, prod
@@ -25,7 +25,7 @@ from .hessian import HessianSum, held_bytes
 from .hessian_shifted import add_shifted, pays
 from .ranges import RangeObserver
 from .samples import Batch, Samples
-from .unfold import Index, pick_positions, positions_of, shape_of, unfold
+from .unfold import Index, finite_positions, pick_positions, positions_of, shape_of, unfold
 
 POSITIONS_PER_COLUMN = 64  # what more would gain is measured in benchmarks/sampling.py
 MAPPED = 1 / 4  # of the memory: a larger Hessian goes to a temporary file
@@ -43,11 +43,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Captured:
-    """hessians: H = 2 X Xᵀ / n of every tap, (groups, columns, columns) float64; positions: the n of each."""
+    """hessians: H = 2 X Xᵀ / n of every tap, (groups, columns, columns) float64; positions: the n of each.
+
+    left_out: how many other positions hold NaN or infinity.
+    """
 
     hessians: dict[Tap, Float64]
     positions: dict[Tap, int]
     ranges: dict[str, RangeObserver]
+    left_out: dict[Tap, int]
 
     def hessian(self, layer: Layer) -> tuple[Float64, int]:
         """The Hessian of a layer over all nodes that use its weight, and its number of positions."""
@@ -59,6 +63,10 @@ class Captured:
         for tap in taps:
             mean += self.hessians[tap] * (self.positions[tap] / max(total, 1))
         return mean, total
+
+    def not_finite(self, layer: Layer) -> int:
+        """How many positions of a layer are left out of its Hessian, as they hold NaN or infinity."""
+        return sum(self.left_out[use.tap] for use in layer.uses)
 
 
 def probe(model: ir.Model, values: Iterable[str], samples: Samples, device: Device, threads: int | None) -> Shapes:
@@ -129,7 +137,8 @@ def capture(
     positions for every column. `progress` is called with the number of samples of each batch.
 
     The layers are shared out over `threads` threads, which changes no result, provided that BLAS is held to one.
-    Raises CalibrationError if a layer's input holds NaN or infinity, or if the disk has no room for a mapped Hessian.
+    Positions with NaN or infinity are left out and counted: a mask may make them, and nothing reads them then. Raises
+    CalibrationError if a sample has no other, or if the disk has no room for a mapped Hessian.
     """
     owners = {use.tap: layer.name for layer in chunk.layers for use in layer.uses}
     sums: dict[Tap, HessianSum] = {}
@@ -142,9 +151,9 @@ def capture(
         for tap in owners:
             if tap not in sums:
                 sums[tap] = HessianSum(*shape_of(tap.unfold, values[tap.value].shape), tap in chunk.mapped)
-        work: dict[str, list[Future[bool]]] = {name: [] for name in names}
+        work: dict[str, list[Future[None]]] = {name: [] for name in names}
         for name, observer in observers.items():
-            work[name].append(pool.submit(_observe, observer, values[name], batch.count))
+            work[name].append(pool.submit(observer.update, values[name], batch.count))
         drawn: dict[tuple[int, ...], Index | None] = {}  # most layers draw the same positions as another one
         for tap in sorted(owners, key=lambda tap: -sums[tap].columns):
             array = values[tap.value]
@@ -157,16 +166,18 @@ def capture(
                     drawn[key] = pick_positions(positions, wanted, seed, samples_drawn)
                 picks = drawn[key]
             work[tap.value].append(pool.submit(_accumulate, sums[tap], tap, array, picks, slots))
-        for name, parts in work.items():
-            if not all(part.result() for part in parts):
-                raise _not_finite(name, values[name], batch, owners)
+        _check_finite(values, batch, owners, observers)
+        for parts in work.values():
+            for part in parts:
+                part.result()
 
     with ThreadPoolExecutor(threads or usable_cores(), "capture") as pool:  # each sum is one thread's at a time
         for batch in samples.read(0, samples.count):
             take(batch)
             progress(batch.count)
         hessians = dict(zip(sums, pool.map(HessianSum.mean, sums.values()), strict=True))
-    return Captured(hessians, {tap: total.positions for tap, total in sums.items()}, observers)
+    positions, left_out = ({tap: getattr(total, n) for tap, total in sums.items()} for n in ("positions", "left_out"))
+    return Captured(hessians, positions, observers, left_out)
 
 
 def wanted_positions(columns: int, count: int, slots: int, samples: int, per_column: int = POSITIONS_PER_COLUMN) -> int:
@@ -174,35 +185,52 @@ def wanted_positions(columns: int, count: int, slots: int, samples: int, per_col
     return ceil(per_column * columns / samples) * (count // slots)
 
 
-def _observe(observer: RangeObserver, array: npt.NDArray[Any], count: int) -> bool:
-    """Watch an activation; false if it holds NaN or infinity."""
-    if not is_finite(array):
-        return False
-    observer.update(array, count)
-    return True
-
-
-def _accumulate(total: HessianSum, tap: Tap, array: npt.NDArray[Any], picks: Index | None, slots: int) -> bool:
-    """Add a batch of a layer's input to its sum; false if it holds NaN or infinity."""
-    if not is_finite(array):
-        return False
-    if picks is None and isinstance(tap.unfold, Window) and pays(tap.unfold, array.shape):
+def _accumulate(total: HessianSum, tap: Tap, array: npt.NDArray[Any], picks: Index | None, slots: int) -> None:
+    """Add a batch of a layer's input to its sum, but for the positions that hold NaN or infinity."""
+    whole = is_finite(array)
+    if whole and picks is None and isinstance(tap.unfold, Window) and pays(tap.unfold, array.shape):
         add_shifted(total, array, tap.unfold)
-    else:
-        for x in unfold(array, tap.unfold, picks, slots):
-            total.add(x)
-    return True
+        return
+    for x in unfold(array, tap.unfold, picks, slots):  # (groups, n, columns)
+        total.add(x if whole else x[:, finite_positions(x)])
+        total.left_out += 0 if whole else x.shape[1] - int(finite_positions(x).sum())
 
 
-def _not_finite(name: str, array: npt.NDArray[Any], batch: Batch, owners: dict[Tap, str]) -> CalibrationError:
-    layer = next((owner for tap, owner in owners.items() if tap.value == name), None)
-    what = f"the input of layer {layer!r}" if layer is not None else f"the activation {name!r}"
-    if array.ndim and array.shape[0] == batch.count:
-        bad = ~np.isfinite(array.reshape(batch.count, -1)).all(axis=1)
-        where = f"sample {batch.first + int(np.argmax(bad))}"
-    else:
-        where = f"samples {batch.first} to {batch.first + batch.count - 1}"
-    return CalibrationError(
-        f"{what} holds NaN or infinity for {where}: the model itself overflows there; "
-        "check the preprocessing, or leave that sample out"
-    )
+def _check_finite(
+    values: Mapping[str, npt.NDArray[Any]], batch: Batch, owners: dict[Tap, str], names: Iterable[str]
+) -> None:
+    """Raise CalibrationError if a sample holds NaN or infinity everywhere: in a layer's input, at each position.
+
+    The error names what first holds any in that sample. names: the activations that are watched besides.
+    """
+    watched: list[tuple[str, int | None, str]]
+    watched = [(tap.value, _axis(tap), f"the input of layer {layer!r}") for tap, layer in owners.items()]
+    watched += [(name, None, f"the activation {name!r}") for name in names]
+    odd = [(values[name], axis, what) for name, axis, what in watched if not is_finite(values[name])]
+    for array, axis, what in odd:
+        finite = np.isfinite(array)
+        if axis is not None and array.ndim:
+            finite = finite.all(axis=axis, keepdims=True)
+        good = np.asarray(_by_sample(finite, batch).any(axis=1))  # (count,) or (1,)
+        if good.all():
+            continue
+        sample, where = int(np.argmin(good)), f"sample {batch.first + int(np.argmin(good))}"
+        if len(good) < batch.count:
+            where = f"samples {batch.first} to {batch.first + batch.count - 1}"
+        else:
+            parts = ((_by_sample(np.isfinite(x), batch), text) for x, _, text in odd)
+            what = next(text for x, text in parts if len(x) < batch.count or not x[sample].all())
+        raise CalibrationError(
+            f"{what} holds NaN or infinity for {where}: the model itself overflows there; "
+            "check the preprocessing, or leave that sample out"
+        )
+
+
+def _axis(tap: Tap) -> int:
+    """The axis of a layer's input along which a position's values lie: for a convolution, those of a pixel."""
+    return 1 if isinstance(tap.unfold, Window) else tap.unfold.axis
+
+
+def _by_sample(array: npt.NDArray[Any], batch: Batch) -> npt.NDArray[Any]:
+    """An array as (samples, values); as (1, values) where samples do not lie along its first axis."""
+    return array.reshape(batch.count if array.ndim and array.shape[0] == batch.count else 1, -1)

@@ -296,7 +296,8 @@ def _capture_chunk(
     )
     for layer in chunk.layers:
         hessian, positions = captured.hessian(layer)
-        write_arrays(files[layer.name], {"hessian": np.asarray(hessian)}, key, {"positions": positions})
+        info = {"positions": positions, "left_out": captured.not_finite(layer)}
+        write_arrays(files[layer.name], {"hessian": np.asarray(hessian)}, key, info)
     if chunk.ranges:
         write_ranges(ranges, captured.ranges, ranges_key)
     return True
@@ -327,7 +328,7 @@ def _solve_layer(
     rows = layer.groups * layer.rows
     progress(rows * (len(choices) - 1 - len(missing)))
     if missing:
-        prepared = prepare_layer(layer, hessian, positions, recipe)
+        prepared = replace(prepare_layer(layer, hessian, positions, recipe), left_out=int(info["left_out"]))
         told = 0
 
         def advance(done: int) -> None:

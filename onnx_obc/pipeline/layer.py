@@ -102,6 +102,7 @@ class Prepared:
     damped: Damped
     positions: int
     energy: float
+    left_out: int = 0  # positions with NaN or infinity
 
 
 def solving_device(device: Device) -> str:
@@ -152,7 +153,7 @@ def solve_layer(
         progress(rows - finished)
         finished = rows
 
-    prepared = prepare_layer(layer, *captured.hessian(layer), recipe)
+    prepared = replace(prepare_layer(layer, *captured.hessian(layer), recipe), left_out=captured.not_finite(layer))
     ratio = None
     if recipe.solver == "baseline":
         shared = method.shared_scale
@@ -241,6 +242,8 @@ def _not_exact(method: Method, ratio: float | None, recipe: Recipe) -> tuple[str
 def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -> list[str]:
     layer, damped, hessian, positions = prepared.layer, prepared.damped, prepared.hessian, prepared.positions
     notes = []
+    if left := prepared.left_out:
+        notes.append(f"{left} of {left + positions} positions of its input hold NaN or infinity, and are left out")
     if positions == 0 or not hessian.any():
         notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
     elif (damped.damping > recipe.damp).any():

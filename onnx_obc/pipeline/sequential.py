@@ -19,7 +19,7 @@ from ..calibration.capture import wanted_positions
 from ..calibration.hessian import HessianSum
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
-from ..calibration.unfold import pick_positions, positions_of, shape_of, unfold
+from ..calibration.unfold import finite_positions, pick_positions, positions_of, shape_of, unfold
 from ..core.arrays import Feed, Float64
 from ..correction.sites import Site
 from ..correction.statistics import affine, apply_affine
@@ -150,6 +150,8 @@ def _moments(
             take = wanted_positions(columns, count, slots, samples.count)
             picks = pick_positions(positions, take, recipe.seed, range(first, first + slots))
         for x, y in zip(unfold(wanted, how, picks, slots), unfold(seen, how, picks, slots), strict=True):
+            if not (good := finite_positions(x, y)).all():
+                x, y = x[:, good], y[:, good]
             total.add(y)  # x, y: (groups, n, columns) float32
             cross += np.subtract(x, y).transpose(0, 2, 1) @ np.ascontiguousarray(y)
     n = total.positions
