@@ -77,6 +77,12 @@ def unfold(value: Array, how: Window | Contraction, picks: Index | None, slots: 
         yield from _picked_windows(value, how, flat)
 
 
+def finite_positions(*vectors: Array) -> npt.NDArray[np.bool_]:
+    """At which positions of all these (groups, n, columns) no value is NaN or infinite: (n,)."""
+    good: npt.NDArray[np.bool_] = np.logical_and.reduce([np.isfinite(x).all(axis=(0, 2)) for x in vectors])
+    return good
+
+
 # ------------------------------------------------ matrix products
 
 

@@ -21,7 +21,7 @@ from ..core.solution import Solution
 from ..graph.edit import free_name, names_of
 from ..graph.layers import Layer
 from ..graph.write import WrittenWeight, rewrite
-from ..runtime.session import Execution
+from ..runtime.session import Execution, is_finite
 from ..runtime.stepper import Stepper
 from .sites import Site
 
@@ -107,8 +107,9 @@ def affine(dense: Sequence[Array], compressed: Sequence[Array], site: Site) -> t
     A factor is clipped to ½ … 2. Channels that hardly vary keep the factor 1, and what is off by no more than rounding
     is left as it is: the factor is 1 and the shift 0.
     """
-    mean, spread = moments(dense, site.axis)  # (channels,) float64 each
-    found_mean, found_spread = moments(compressed, site.axis)
+    dense, compressed, axis = _finite(dense, compressed, site.axis)
+    mean, spread = moments(dense, axis)  # (channels,) float64 each
+    found_mean, found_spread = moments(compressed, axis)
     largest = max(float(spread.max(initial=0)), float(found_spread.max(initial=0)), float(np.finfo(np.float32).tiny))
     least = NEGLIGIBLE * largest
     factor = np.ones_like(mean)
@@ -122,6 +123,21 @@ def affine(dense: Sequence[Array], compressed: Sequence[Array], site: Site) -> t
     unit = np.maximum(spread, least)
     mean_off, spread_off = (found_mean - mean) / unit, (np.maximum(found_spread, least) - unit) / unit
     return factor, shift, Corrected(site.value, site.kind, _rms(mean_off), _rms(spread_off))
+
+
+def _finite(
+    dense: Sequence[Array], compressed: Sequence[Array], axis: int
+) -> tuple[Sequence[Array], Sequence[Array], int]:
+    """Both values where both are finite in all channels, and the axis of the channels then."""
+    if all(map(is_finite, (*dense, *compressed))):
+        return dense, compressed, axis
+    kept: tuple[list[Array], list[Array]] = ([], [])
+    for pair in zip(dense, compressed, strict=True):
+        flat = [np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in pair]  # (positions, channels) each
+        good = np.isfinite(flat[0]).all(axis=1) & np.isfinite(flat[1]).all(axis=1)
+        for values, x in zip(kept, flat, strict=True):
+            values.append(x[good])
+    return *kept, -1
 
 
 def _rms(values: Float64) -> float:

@@ -122,8 +122,8 @@ ARRAYS: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "strings": ({"x": x.astype(str)}, ["'x' holds", "the model takes float32"]),
     "no samples": ({"x": x[:0]}, ["there are no samples", "at least one"]),
     "no arrays": ({}, ["has no array for the model's input 'x'"]),
-    "nan": ({"x": bad}, ["sample 5", "'x' holds NaN or infinity"]),
-    "infinity": ({"x": np.full_like(x, np.inf)}, ["'x' holds NaN or infinity"]),
+    "nan": ({"x": bad}, ["sample 5", "'x' holds NaN; remove the sample"]),
+    "infinity": ({"x": np.full_like(x, np.inf)}, ["the input of layer 'product' holds NaN or infinity for sample 0"]),
 }
 
 
