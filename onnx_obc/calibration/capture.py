@@ -6,7 +6,7 @@ What does not fit at once is captured in chunks, each with a run of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import ceil, prod
@@ -27,7 +27,7 @@ from .hessian import HessianSum, held_bytes
 from .hessian_shifted import add_shifted, pays
 from .ranges import RangeObserver
 from .samples import Batch, Samples
-from .unfold import Index, pick_positions, positions_of, shape_of, unfold
+from .unfold import Index, finite_positions, pick_positions, positions_of, shape_of, unfold
 
 POSITIONS_PER_COLUMN = 64  # what more would gain is measured in benchmarks/sampling.py
 MAPPED = 1 / 4  # of the memory: a larger Hessian goes to a temporary file
@@ -50,24 +50,27 @@ class Chunk:
 @dataclass(frozen=True, eq=False)
 class LayerHessian:
     """H = 2 X Xᵀ / n of a layer, (groups, columns, columns) float64; positions: n. damping: what samples held out of it
-    ask for, as a fraction of the mean diagonal; None if none could be."""
+    ask for, as a fraction of the mean diagonal; None if none could be. left_out: positions with NaN or infinity."""
 
     hessian: Float64
     positions: int
     damping: float | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
 class Captured:
     """hessians: H = 2 X Xᵀ / n of every tap, (groups, columns, columns) float64; positions: the n of each.
 
-    dampings: the damping that held-out samples say each Hessian needs; without a tap where there were none.
+    dampings: the damping that held-out samples say each Hessian needs; without a tap where there were none. left_out:
+    how many other positions hold NaN or infinity.
     """
 
     hessians: dict[Tap, Float64]
     positions: dict[Tap, int]
     ranges: dict[str, RangeObserver]
     dampings: dict[Tap, float] = field(default_factory=dict)
+    left_out: dict[Tap, int] = field(default_factory=dict)
 
     def hessian(self, layer: Layer) -> tuple[Float64, int]:
         """The Hessian of a layer over all nodes that use its weight, and its number of positions."""
@@ -82,7 +85,8 @@ class Captured:
 
     def of(self, layer: Layer) -> LayerHessian:
         """The Hessian of a layer, over all nodes that use its weight."""
-        return LayerHessian(*self.hessian(layer), self.damping(layer))
+        left_out = sum(self.left_out.get(use.tap, 0) for use in layer.uses)
+        return LayerHessian(*self.hessian(layer), self.damping(layer), left_out)
 
     def damping(self, layer: Layer) -> float | None:
         """The damping chosen for a layer's Hessian, the largest of all nodes; None if it could not be judged."""
@@ -173,7 +177,8 @@ def capture(
     positions for every column. `progress` is called with the number of samples of each batch.
 
     Layers are shared out over the threads of `execution`, which changes no result, provided that BLAS is held to one.
-    Raises CalibrationError if a layer's input holds NaN or infinity, or if the disk has no room for a mapped Hessian.
+    Positions with NaN or infinity are left out and counted: a mask may make them, and nothing reads them then. Raises
+    CalibrationError if a sample has no other, or if the disk has no room for a mapped Hessian.
     """
     owners = {use.tap: layer.name for layer in chunk.layers for use in layer.uses}
     sums: dict[Tap, HessianSum] = {}
@@ -190,9 +195,9 @@ def capture(
                 sums[tap] = HessianSum(*shape, tap in chunk.mapped)
                 if chunk.choose_damping:
                     spared[tap] = HessianSum(*shape, tap in chunk.mapped)
-        work: dict[str, list[Future[bool]]] = {name: [] for name in names}
+        work: dict[str, list[Future[None]]] = {name: [] for name in names}
         for name, observer in observers.items():
-            work[name].append(pool.submit(_observe, observer, values[name], batch.count))
+            work[name].append(pool.submit(observer.update, values[name], batch.count))
         drawn: dict[tuple[int, ...], Index | None] = {}  # most layers draw the same positions as another one
         for tap in sorted(owners, key=lambda tap: -sums[tap].columns):
             array = values[tap.value]
@@ -208,9 +213,10 @@ def capture(
             if chunk.choose_damping:
                 held = held_samples(batch.first, batch.count, slots, samples.count)
             work[tap.value].append(pool.submit(_accumulate, sums[tap], spared.get(tap), tap, array, picks, held))
-        for name, parts in work.items():
-            if not all(part.result() for part in parts):
-                raise _not_finite(name, values[name], batch, owners)
+        _check_finite(values, batch, owners, observers)
+        for parts in work.values():
+            for part in parts:
+                part.result()
 
     with ThreadPoolExecutor(
         execution.threads or usable_cores(), "capture"
@@ -220,15 +226,16 @@ def capture(
             progress(batch.count)
         positions = {tap: total.positions for tap, total in sums.items()}
         positions |= {tap: positions[tap] + part.positions for tap, part in spared.items()}
+        left_out = {tap: total.left_out for tap, total in sums.items()}
         if not chunk.choose_damping:
             hessians = dict(zip(sums, pool.map(HessianSum.mean, sums.values()), strict=True))
-            return Captured(hessians, positions, observers)
+            return Captured(hessians, positions, observers, left_out=left_out)
     hessians, dampings = {}, {}
     for tap, total in sums.items():  # one by one: each takes more memory meanwhile
         hessians[tap], damping = join(total, spared.pop(tap))
         if damping is not None:
             dampings[tap] = damping
-    return Captured(hessians, positions, observers, dampings)
+    return Captured(hessians, positions, observers, dampings, left_out)
 
 
 def wanted_positions(columns: int, count: int, slots: int, samples: int, per_column: int = POSITIONS_PER_COLUMN) -> int:
@@ -236,46 +243,66 @@ def wanted_positions(columns: int, count: int, slots: int, samples: int, per_col
     return ceil(per_column * columns / samples) * (count // slots)
 
 
-def _observe(observer: RangeObserver, array: npt.NDArray[Any], count: int) -> bool:
-    """Watch an activation; false if it holds NaN or infinity."""
-    if not is_finite(array):
-        return False
-    observer.update(array, count)
-    return True
-
-
 def _accumulate(
     total: HessianSum, spared: HessianSum | None, tap: Tap, array: npt.NDArray[Any], picks: Index | None, held: Bool
-) -> bool:
-    """Add a batch of a layer's input to its sum, the slots (slots,) held out to `spared`; false for NaN or infinity."""
-    slots = len(held)
-    if not is_finite(array):
-        return False
-    if picks is None and isinstance(tap.unfold, Window) and pays(tap.unfold, array.shape):
+) -> None:
+    """Add a batch of a layer's input to its sum, the slots (n,) held out to `spared`; NaN and infinity to neither."""
+    slots, whole = len(held), is_finite(array)
+    if whole and picks is None and isinstance(tap.unfold, Window) and pays(tap.unfold, array.shape):
         images = np.repeat(held, len(array) // slots)
         if not images.all():
             add_shifted(total, array[~images] if images.any() else array, tap.unfold)
         if spared is not None and images.any():
             add_shifted(spared, array[images], tap.unfold)
-        return True
+        return
     each = picks.shape[1] if picks is not None else positions_of(tap.unfold, array.shape, slots)[1]
     start = 0
-    for x in unfold(array, tap.unfold, picks, slots):
+    for x in unfold(array, tap.unfold, picks, slots):  # (groups, n, columns)
         for part, out in pieces(held, each, start, x.shape[1]):
-            (spared if spared is not None and out else total).add(x[:, part])
+            some = x[:, part]
+            if not whole:
+                finite = finite_positions(some)
+                total.left_out += len(finite) - int(finite.sum())
+                some = some[:, finite]
+            (spared if spared is not None and out else total).add(some)
         start += x.shape[1]
-    return True
 
 
-def _not_finite(name: str, array: npt.NDArray[Any], batch: Batch, owners: dict[Tap, str]) -> CalibrationError:
-    layer = next((owner for tap, owner in owners.items() if tap.value == name), None)
-    what = f"the input of layer {layer!r}" if layer is not None else f"the activation {name!r}"
-    if array.ndim and array.shape[0] == batch.count:
-        bad = ~np.isfinite(array.reshape(batch.count, -1)).all(axis=1)
-        where = f"sample {batch.first + int(np.argmax(bad))}"
-    else:
-        where = f"samples {batch.first} to {batch.first + batch.count - 1}"
-    return CalibrationError(
-        f"{what} holds NaN or infinity for {where}: the model itself overflows there; "
-        "check the preprocessing, or leave that sample out"
-    )
+def _check_finite(
+    values: Mapping[str, npt.NDArray[Any]], batch: Batch, owners: dict[Tap, str], names: Iterable[str]
+) -> None:
+    """Raise CalibrationError if a sample holds NaN or infinity everywhere: in a layer's input, at each position.
+
+    The error names what first holds any in that sample. names: the activations that are watched besides.
+    """
+    watched: list[tuple[str, int | None, str]]
+    watched = [(tap.value, _axis(tap), f"the input of layer {layer!r}") for tap, layer in owners.items()]
+    watched += [(name, None, f"the activation {name!r}") for name in names]
+    odd = [(values[name], axis, what) for name, axis, what in watched if not is_finite(values[name])]
+    for array, axis, what in odd:
+        finite = np.isfinite(array)
+        if axis is not None and array.ndim:
+            finite = finite.all(axis=axis, keepdims=True)
+        good = np.asarray(_by_sample(finite, batch).any(axis=1))  # (count,) or (1,)
+        if good.all():
+            continue
+        sample, where = int(np.argmin(good)), f"sample {batch.first + int(np.argmin(good))}"
+        if len(good) < batch.count:
+            where = f"samples {batch.first} to {batch.first + batch.count - 1}"
+        else:
+            parts = ((_by_sample(np.isfinite(x), batch), text) for x, _, text in odd)
+            what = next(text for x, text in parts if len(x) < batch.count or not x[sample].all())
+        raise CalibrationError(
+            f"{what} holds NaN or infinity for {where}: the model itself overflows there; "
+            "check the preprocessing, or leave that sample out"
+        )
+
+
+def _axis(tap: Tap) -> int:
+    """The axis of a layer's input along which a position's values lie: for a convolution, those of a pixel."""
+    return 1 if isinstance(tap.unfold, Window) else tap.unfold.axis
+
+
+def _by_sample(array: npt.NDArray[Any], batch: Batch) -> npt.NDArray[Any]:
+    """An array as (samples, values); as (1, values) where samples do not lie along its first axis."""
+    return array.reshape(batch.count if array.ndim and array.shape[0] == batch.count else 1, -1)

@@ -35,6 +35,7 @@ class HessianSum:
         self.lower: Float64 = mapped_zeros(shape) if mapped else np.zeros(shape)
         self.columns = columns
         self.positions = 0
+        self.left_out = 0  # positions that hold NaN or infinity
         self._block: Array | None = None  # (BLOCK, columns), of which `_filled` rows are in use
         self._filled = 0
 

@@ -7,42 +7,55 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..core.arrays import Float64
+from ..core.arrays import Float32, Float64
 
-BINS = 4096
-HISTOGRAM_ELEMENTS = 2**16  # of each sample, evenly strided: plenty for 4096 bins, and cheap on large images
+BINS = 4096  # that the mean squared error is computed on
+HISTOGRAM_ELEMENTS = 2**16  # of each sample, evenly strided: plenty for the bins, and cheap on large images
 PERCENTILE = 99.99
-SMALLEST_LIMIT = 2.0**-150  # below every float32 but 0
+STEP = 13  # bits of a float32 that its bin does not depend on: 1024 bins from one power of two to the next
+WIDTH = 24 * 2 ** (23 - STEP)  # bins on either side of zero: 24 powers of two below the largest value
+SMALLEST = 2.0**-149  # float32
 
 
 class RangeObserver:
-    """Watches one activation: its exact smallest and largest value, and a histogram of it.
+    """Watches one activation: its exact smallest and largest value, and a histogram of it. NaN and infinity are left
+    out.
 
-    The histogram spans [−limit, limit) where limit is the smallest power of two above everything seen. When a larger
-    value comes, neighbouring bins merge, so that the result does not depend on the order of the data.
+    Bins are as wide as a thousandth of their values, so that a few huge values leave all others as far apart as they
+    were. The bin of a value is the first bits of its float32; what lies 24 powers of two below the largest magnitude
+    counts as zero. The result does not depend on the order of the data.
     """
 
     def __init__(self) -> None:
         self.low = 0.0
         self.high = 0.0
-        self._limit = SMALLEST_LIMIT
-        self._counts: npt.NDArray[np.int64] = np.zeros(BINS, dtype=np.int64)
+        self._zeros = 0
+        self._top = (
+            WIDTH - 1
+        )  # the largest bin that counts; bins top − WIDTH + 1 … top, of positive and negative values
+        self._counts: npt.NDArray[np.int64] = np.zeros((2, WIDTH), dtype=np.int64)
 
     def update(self, values: npt.NDArray[np.floating], count: int) -> None:
-        """Add one tensor that holds `count` samples along its first axis. Its values must be finite."""
+        """Add one tensor that holds `count` samples along its first axis."""
         if values.size == 0:
             return
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
-        largest = max(-self.low, self.high)
-        if largest > 0:
-            self._grow(2.0 ** int(np.frexp(largest)[1]))
+        low, high = values.min(), values.max()
+        whole = bool(np.isfinite(low) and np.isfinite(high))
+        if not whole:
+            finite = np.isfinite(values)
+            low, high = (f(where=finite, initial=0) for f in (values.min, values.max))
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         flat = values.reshape(count, -1) if values.ndim and values.shape[0] == count else values.reshape(1, -1)
         step = -(-flat.shape[1] // HISTOGRAM_ELEMENTS)
-        sampled = flat[:, ::step].astype(np.float64).ravel()
-        # Scaling by a power of two is exact, so that a value finds its bin whether or not bins merge later.
-        index = np.floor(sampled * (BINS / (2 * self._limit))).astype(np.int64) + BINS // 2
-        self._counts += np.bincount(index, minlength=BINS)
+        sampled = flat[:, ::step].ravel()
+        bits = _float32(sampled if whole else sampled[np.isfinite(sampled)]).view(np.uint32)
+        self._grow(int(_float32(np.array([max(abs(self.low), self.high)])).view(np.uint32)[0] >> STEP))
+        place = ((bits & 0x7FFFFFFF) >> STEP).view(np.int32) - (self._top - WIDTH + 1)
+        seen = place >= 0
+        if not seen.all():
+            self._zeros += int(seen.size - np.count_nonzero(seen))
+            place, bits = place[seen], bits[seen]
+        self._counts += np.bincount(place + (bits >> 31).view(np.int32) * WIDTH, minlength=2 * WIDTH).reshape(2, WIDTH)
 
     def interval(
         self, method: Literal["mse", "minmax", "percentile"], bits: int, symmetric: bool
@@ -55,35 +68,66 @@ class RangeObserver:
         low, high = self.low, self.high
         if low == high or method == "minmax":
             return low, high
-        centres = np.linspace(-self._limit, self._limit, BINS, endpoint=False) + self._limit / BINS  # (BINS,)
         if method == "percentile":
-            cumulative = np.cumsum(self._counts) / self._counts.sum()
-            tail = 1 - PERCENTILE / 100
-            half = self._limit / BINS  # of a bin
-            below = float(centres[np.searchsorted(cumulative, tail)]) - half
-            above = float(centres[np.searchsorted(cumulative, 1 - tail)]) + half
-            return max(low, min(below, 0.0)), min(high, max(above, 0.0))
-        return _best_clipping(centres, self._counts, low, high, bits, symmetric)
+            edges, (positive, negative) = self._edges(), self._counts  # edges: (WIDTH + 1,)
+            least = (1 - PERCENTILE / 100) * (self._zeros + self._counts.sum())  # values outside, on either side
+            return max(low, -_tail(edges, negative, least)), min(high, _tail(edges, positive, least))
+        centres, counts = self.linear()
+        return _best_clipping(centres, counts, low, high, bits, symmetric)
+
+    def linear(self) -> tuple[Float64, npt.NDArray[np.int64]]:
+        """The histogram in BINS equal bins up to the power of two above everything seen: centres and counts."""
+        limit = 2.0 ** int(np.frexp(max(-self.low, self.high, SMALLEST))[1])
+        half = limit / BINS  # of a bin; powers of two, so that each bin of ours lies within one of them
+        index = np.minimum(self._edges()[:-1] / (2 * half), BINS // 2 - 1).astype(np.int64)  # (WIDTH,)
+        counts = np.zeros(BINS, np.int64)
+        np.add.at(counts, BINS // 2 + index, self._counts[0])
+        np.add.at(counts, BINS // 2 - 1 - index, self._counts[1])
+        counts[BINS // 2] += self._zeros
+        return np.linspace(-limit, limit, BINS, endpoint=False) + half, counts
 
     def arrays(self) -> tuple[npt.NDArray[np.int64], Float64]:
-        """All that was seen: counts (BINS,), and (low, high, limit)."""
-        return self._counts, np.array([self.low, self.high, self._limit])
+        """All that was seen: the bins that are not empty and their counts, (2, bins), and (low, high, top, zeros)."""
+        flat = self._counts.ravel()
+        (bins,) = flat.nonzero()
+        return np.stack([bins, flat[bins]]), np.array([self.low, self.high, self._top, self._zeros])
 
     @classmethod
     def restored(cls, counts: npt.NDArray[np.int64], limits: Float64) -> RangeObserver:
         """The observer that gave these `arrays`."""
         observer = cls()
-        observer._counts = counts
-        observer.low, observer.high, observer._limit = (float(x) for x in limits)
+        observer._counts.ravel()[counts[0]] = counts[1]
+        observer.low, observer.high = float(limits[0]), float(limits[1])
+        observer._top, observer._zeros = int(limits[2]), int(limits[3])
         return observer
 
-    def _grow(self, limit: float) -> None:
-        if limit <= self._limit:
+    def _edges(self) -> Float64:
+        """Where the bins of magnitudes begin and end, (WIDTH + 1,)."""
+        places = np.arange(self._top - WIDTH + 1, self._top + 2, dtype=np.uint32)
+        return np.minimum((places << STEP).view(np.float32).astype(np.float64), np.finfo(np.float32).max)
+
+    def _grow(self, top: int) -> None:
+        shift = top - self._top
+        if shift <= 0:
             return
-        merge = int(min(limit / self._limit, BINS))  # so many bins become one
-        merged = np.zeros_like(self._counts)
-        np.add.at(merged, (np.arange(BINS) - BINS // 2) // merge + BINS // 2, self._counts)
-        self._counts, self._limit = merged, limit
+        lost = min(shift, WIDTH)
+        self._zeros += int(self._counts[:, :lost].sum())
+        kept = np.zeros_like(self._counts)
+        kept[:, : WIDTH - lost] = self._counts[:, lost:]
+        self._counts, self._top = kept, top
+
+
+def _float32(values: npt.NDArray[np.floating]) -> Float32:
+    largest = np.finfo(np.float32).max
+    clipped: Float32 = np.clip(values, -largest, largest).astype(np.float32, copy=False)
+    return clipped
+
+
+def _tail(edges: Float64, counts: npt.NDArray[np.int64], least: float) -> float:
+    """The smallest magnitude above which fewer than `least` values lie, as the bins (WIDTH,) show it; 0 if all do."""
+    above = np.cumsum(counts[::-1])[::-1]  # (WIDTH,) in this bin or above
+    reached = np.flatnonzero(above >= least)
+    return float(edges[reached[-1] + 1]) if reached.size else 0.0
 
 
 def _best_clipping(

@@ -27,7 +27,7 @@ def shape_of(unfold: Window | Contraction, shape: tuple[int, ...]) -> tuple[int,
     """(groups, columns) of X for an input of this shape."""
     if isinstance(unfold, Window):
         return unfold.groups, prod(unfold.kernel) * (shape[1] // unfold.groups)
-    return prod(unfold.batch), shape[unfold.axis]
+    return prod(unfold.batch), shape[unfold.along(len(shape))]
 
 
 def positions_of(unfold: Window | Contraction, shape: tuple[int, ...], count: int) -> tuple[int, int]:
@@ -75,6 +75,12 @@ def unfold(value: Array, how: Window | Contraction, picks: Index | None, slots: 
         yield from _all_windows(value, how)
     else:
         yield from _picked_windows(value, how, flat)
+
+
+def finite_positions(*vectors: Array) -> npt.NDArray[np.bool_]:
+    """At which positions of all these (groups, n, columns) no value is NaN or infinite: (n,)."""
+    good: npt.NDArray[np.bool_] = np.logical_and.reduce([np.isfinite(x).all(axis=(0, 2)) for x in vectors])
+    return good
 
 
 # ------------------------------------------------ matrix products

@@ -20,9 +20,8 @@ from ..core.arrays import Array, Feed, Float32, Float64
 from ..core.solution import Solution
 from ..graph.edit import free_name, names_of
 from ..graph.layers import Layer
-from ..graph.scales import scale_layout
-from ..graph.write import WrittenWeight
-from ..runtime.session import Execution
+from ..graph.write import WrittenWeight, rewrite
+from ..runtime.session import Execution, is_finite
 from ..runtime.stepper import Stepper
 from .sites import Site
 
@@ -89,7 +88,7 @@ def correct(
         if site.kind == "batchnorm" and site.layer is not None and (factor != 1).any():
             if site.layer in changed:
                 changed[site.layer] = scaled(changed[site.layer], factor)
-                _rewrite(written, layers[site.layer].layer, layers[site.layer].weight, changed[site.layer])
+                rewrite(written, layers[site.layer].layer, layers[site.layer].weight, changed[site.layer])
             else:
                 _scale_float(written, site, factor)
         elif site.gain is not None and (factor != 1).any():
@@ -108,8 +107,9 @@ def affine(dense: Sequence[Array], compressed: Sequence[Array], site: Site) -> t
     A factor is clipped to ½ … 2. Channels that hardly vary keep the factor 1, and what is off by no more than rounding
     is left as it is: the factor is 1 and the shift 0.
     """
-    mean, spread = moments(dense, site.axis)  # (channels,) float64 each
-    found_mean, found_spread = moments(compressed, site.axis)
+    dense, compressed, axis = _finite(dense, compressed, site.axis)
+    mean, spread = moments(dense, axis)  # (channels,) float64 each
+    found_mean, found_spread = moments(compressed, axis)
     largest = max(float(spread.max(initial=0)), float(found_spread.max(initial=0)), float(np.finfo(np.float32).tiny))
     least = NEGLIGIBLE * largest
     factor = np.ones_like(mean)
@@ -123,6 +123,21 @@ def affine(dense: Sequence[Array], compressed: Sequence[Array], site: Site) -> t
     unit = np.maximum(spread, least)
     mean_off, spread_off = (found_mean - mean) / unit, (np.maximum(found_spread, least) - unit) / unit
     return factor, shift, Corrected(site.value, site.kind, _rms(mean_off), _rms(spread_off))
+
+
+def _finite(
+    dense: Sequence[Array], compressed: Sequence[Array], axis: int
+) -> tuple[Sequence[Array], Sequence[Array], int]:
+    """Both values where both are finite in all channels, and the axis of the channels then."""
+    if all(map(is_finite, (*dense, *compressed))):
+        return dense, compressed, axis
+    kept: tuple[list[Array], list[Array]] = ([], [])
+    for pair in zip(dense, compressed, strict=True):
+        flat = [np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in pair]  # (positions, channels) each
+        good = np.isfinite(flat[0]).all(axis=1) & np.isfinite(flat[1]).all(axis=1)
+        for values, x in zip(kept, flat, strict=True):
+            values.append(x[good])
+    return *kept, -1
 
 
 def _rms(values: Float64) -> float:
@@ -182,18 +197,6 @@ def scaled(solution: Solution, factor: Float64) -> Solution:
     scale = solution.grid.scale
     grid = replace(solution.grid, scale=scale * rows.repeat(scale.shape[1] // rows.shape[1], axis=1))
     return replace(solution, grid=grid, weights=grid.dequantize(solution.codes))
-
-
-def _rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: Solution) -> None:
-    """Put the weights or the scales of a solution where those of the layer were written."""
-    initializers = model.graph.initializers
-    if written.codes is None or solution.grid is None:
-        _set(initializers[written.name], layer.tensor(solution.weights))
-        return
-    node = next(use.node for use in initializers[written.codes].uses())
-    layout, scale = scale_layout(layer, solution.grid.block), node.inputs[1]
-    assert layout is not None and scale is not None
-    _set(scale, solution.grid.scale.reshape(-1)[layout.rows])
 
 
 def _scale_float(model: ir.Model, site: Site, factor: Float64) -> None:

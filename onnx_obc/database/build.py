@@ -201,7 +201,7 @@ class _Folder:
         for layer in chunk.layers:
             found = captured.of(layer)
             arrays = {"hessian": np.asarray(found.hessian)}
-            about = {"positions": found.positions, "damping": found.damping}
+            about = {"positions": found.positions, "damping": found.damping, "left_out": found.left_out}
             write_arrays(self._hessian_file(layer), arrays, self._key, about)
         if chunk.ranges:
             file, ranges_key = self._ranges(number, chunk)
@@ -210,7 +210,7 @@ class _Folder:
     def hessian(self, layer: Layer) -> LayerHessian:
         """See `Store`."""
         arrays, info = read_arrays(self._hessian_file(layer), self._key)
-        return LayerHessian(arrays["hessian"], int(info["positions"]), info["damping"])
+        return LayerHessian(arrays["hessian"], int(info["positions"]), info["damping"], int(info["left_out"]))
 
     def missing(self, layer: Layer, hessian: LayerHessian) -> Sequence[Choice]:
         """The levels without a whole solution file, each once, activations aside."""

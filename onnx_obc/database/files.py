@@ -37,7 +37,7 @@ from ..core.level import parse_level
 from ..core.solution import Grid, Solution
 from ..graph.tensors import tensors
 
-SCHEMA = 1  # rises when what is kept is written or computed otherwise: only solutions have a version of their own
+SCHEMA = 2  # rises when what is kept is written or computed otherwise: only solutions have a version of their own
 HEADER = "onnx_obc"  # the one entry of a file's metadata: several would be written in random order
 REPAIR = "run the same onnx-obc build again: it makes anew what is missing and keeps the rest"
 

@@ -71,7 +71,7 @@ def flops(
             return 2 * unfold.groups * rows * columns * parts * math.prod(input_shape[2:])
         return 2 * unfold.groups * rows * columns * parts * math.prod(output_shape[2:])
     sizes = list(input_shape)
-    axis = len(sizes) + unfold.axis
+    axis = unfold.along(len(sizes))
     if axis != 0:
         sizes[0] = parts
     del sizes[axis]
@@ -150,7 +150,7 @@ def _fixed(shape: Shape) -> list[int]:
 def _free(tap: Tap, before: Shape, after: Shape) -> list[str]:
     """The names of the free dimensions that `flops` counts as 1."""
     if isinstance(tap.unfold, Contraction):
-        axis = len(before) + tap.unfold.axis
+        axis = tap.unfold.along(len(before))
         counted = [size for index, size in enumerate(before) if index not in (0, axis)]
     else:
         counted = list(before[2:] if tap.unfold.transposed else after[2:])

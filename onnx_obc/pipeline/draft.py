@@ -14,7 +14,7 @@ from .material import Material
 from .plan import Plan
 from .recipe import Recipe
 from .solve import Solutions
-from .write import write
+from .write import fit_to_biases, write
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ def make_draft(material: Material, solutions: Solutions, recipe: Recipe, feedbac
             solved, corrections = train_all(material, plan, solved, recipe, feedback.progress)
     with feedback.watch("write"):
         written, embeddings, intervals = write(replace(solutions, solved=solved), recipe)
+        solved = fit_to_biases(plan.model, solved, written, recipe.target)
     if correcting:
         with feedback.watch("correct"):
             solved, tried = correct_statistics(
                 material, plan, reference, sites, solved, written, recipe, feedback.progress
             )
             corrections = (*corrections, *tried)
+            solved = fit_to_biases(plan.model, solved, written, recipe.target)
     return Draft(plan, solved, written, embeddings, intervals, corrections)
 
 

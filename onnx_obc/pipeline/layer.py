@@ -118,6 +118,7 @@ class Prepared:
     energy: float
     damping: float
     judged: bool
+    left_out: int = 0  # positions with NaN or infinity
 
 
 def solving_device(device: Device) -> str:
@@ -154,7 +155,9 @@ def prepare_layer(layer: Layer, captured: LayerHessian, recipe: Recipe) -> Prepa
         damping = CONSTANT
     weight = layer.matrix()  # (groups, rows, columns)
     damped = damp(hessian, damping, recipe.threads)
-    return Prepared(layer, weight, hessian, damped, positions, output_energy(weight, hessian), damping, judged)
+    return Prepared(
+        layer, weight, hessian, damped, positions, output_energy(weight, hessian), damping, judged, captured.left_out
+    )
 
 
 def trusted_method(prepared: Prepared, method: Method) -> Method:
@@ -211,6 +214,7 @@ def report_layer(
     """The figures of a layer's solution. `seconds` is 0: the caller knows."""
     layer, weight, damped, energy = prepared.layer, prepared.weight, prepared.damped, prepared.energy
     simple = baseline(weight, damped, choice.level, grid=recipe.grid, shared_scale=method.shared_scale)
+    copies = len(layer.uses) if TARGETS[recipe.target].copied(layer, choice) else 1
     loss, loss_baseline = (layer_loss(weight, x.weights, prepared.hessian) for x in (solution, simple))
     return LayerReport(
         name=layer.name,
@@ -236,7 +240,7 @@ def report_layer(
         positions=prepared.positions,
         seconds=0.0,
         bytes_before=weight_bytes(layer, FLOAT),
-        bytes_after=weight_bytes(layer, choice.level),
+        bytes_after=weight_bytes(layer, choice.level) * copies,
         notes=tuple(_notes(prepared, choice, recipe, method))
         + _not_exact(method, ordered_over_exact, recipe)
         + ((remark,) if remark else ()),
@@ -276,6 +280,8 @@ def _not_exact(method: Method, ratio: float | None, recipe: Recipe) -> tuple[str
 def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -> list[str]:
     layer, damped, hessian, positions = prepared.layer, prepared.damped, prepared.hessian, prepared.positions
     notes = []
+    if left := prepared.left_out:
+        notes.append(f"{left} of {left + positions} positions of its input hold NaN or infinity, and are left out")
     if positions == 0 or not hessian.any():
         notes.append("the calibration data never reaches this layer: rounded to nearest or pruned by magnitude")
     elif (damped.damping > prepared.damping).any():

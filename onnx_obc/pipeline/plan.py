@@ -79,17 +79,19 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
         bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
+        plain = None if unfit is None else f"{unfit}: quantized without zeros"
+        copied = None
+        if TARGETS[recipe.target].copied(layer, choices[layer.name]):
+            copied = f"{len(layer.uses)} nodes share this weight, and each has a copy: the kernel takes no shared one"
         if unfit is not None:
             dropped.append(unfit)
-        plain = None if unfit is None else f"{unfit}: quantized without zeros"
-        if said := [text for text in (plain, input_remark) if text is not None]:
+        if said := [text for text in (plain, copied, input_remark) if text is not None]:
             remarks[layer.name] = "; ".join(said)
     if not choices and not embeddings:
         raise RecipeError(_nothing_to_do(left_out))
-    if dropped and all(choice.level.sparsity is None for choice in choices.values()):
-        raise RecipeError(
-            f"no layer can take the sparsity pattern ({dropped[0]}); choose another, or see `onnx-obc inspect`"
-        )
+    if dropped and not any(choice.level.sparsity is not None for choice in choices.values()):
+        shown = "; ".join(dict.fromkeys(dropped))
+        raise RecipeError(f"no layer can take the sparsity ({shown}); choose another pattern, or leave it out")
 
     opset = max((opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices), default=0)
     if embeddings:

@@ -20,7 +20,7 @@ from ..calibration.held_out import held_samples, join, pieces
 from ..calibration.hessian import HessianSum
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
-from ..calibration.unfold import pick_positions, positions_of, shape_of, unfold
+from ..calibration.unfold import finite_positions, pick_positions, positions_of, shape_of, unfold
 from ..core.arrays import Feed, Float64
 from ..core.progress import Feedback, Progress
 from ..correction.sites import Site
@@ -164,9 +164,12 @@ def _moments(
             picks = pick_positions(positions, take, recipe.seed, range(first, first + slots))
             each = positions if picks is None else take
         for x, y in zip(unfold(wanted, how, picks, slots), unfold(seen, how, picks, slots), strict=True):
+            good = finite_positions(x, y)
             for part, out in pieces(held, each, done, y.shape[1]):  # x, y: (groups, n, columns) float32
-                (spared if out else total).add(y[:, part])
+                (spared if out else total).add(y[:, part][:, good[part]])
             done += y.shape[1]
+            if not good.all():
+                x, y = x[:, good], y[:, good]
             cross += np.subtract(x, y).transpose(0, 2, 1) @ np.ascontiguousarray(y)
     n = total.positions + spared.positions
     hessian, damping = join(total, spared)

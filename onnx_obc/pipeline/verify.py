@@ -136,8 +136,7 @@ def _integers(model: ir.Model) -> set[bytes]:
                 if scale.size > 1:
                     shape[node.attributes.get_int("axis", 1)] = -1
                 arrays.append(np.rint(weight.numpy() / scale.numpy().reshape(shape)).astype(np.int8))
-    turned = (x.T if x.ndim == 2 and x.shape[0] > x.shape[1] else x for x in arrays if x.ndim > 1)
-    return {np.ascontiguousarray(array).tobytes() for array in turned}
+    return {min(x.tobytes(), x.T.tobytes()) if x.ndim == 2 else x.tobytes() for x in arrays if x.ndim > 1}
 
 
 def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> list[Check]:
@@ -150,13 +149,15 @@ def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[Wr
         array = _evaluate(values[weight.name], model.opset_imports[""])
         if not np.array_equal(replace(layer, weight=array).matrix(), solution.weights):
             different.append(weight.layer)
-        if not all(_reads(values, use, weight.name) for use in layer.uses):
+        if not all(_reads(values, use, weight.name) for use in weight.uses):
             elsewhere.append(weight.layer)
         fault = broken_pattern(array, layer, solution)
         if fault is not None:
             broken.append(f"{weight.layer}: {fault}")
     sparse = sum(entry.solution.level.sparsity is not None for entry in solved.values())
-    exact = f"{len(written)} layers read weights that dequantize bit for bit to the solver's"
+    exact = (
+        f"{len({weight.layer for weight in written})} layers read weights that dequantize bit for bit to the solver's"
+    )
     faults = {"not the solver's": different, "not what the layer reads": elsewhere}
     wrong = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
     held = f"{sparse} sparse layers hold their pattern along the input channels"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from ..calibration.capture import Chunk, capture
 from ..calibration.ranges import RangeObserver
@@ -13,15 +15,19 @@ from ..calibration.samples import Batch, Samples
 from ..core.arrays import Feed
 from ..core.level import Choice
 from ..graph.fold import remove_unused
-from ..graph.write import Activation, Writer, WrittenWeight
+from ..graph.write import Activation, Writer, WrittenWeight, rewrite
 from ..runtime.session import Execution
 from ..solver.baselines import uncompensated
 from ..targets.engine import batch_of
 from ..targets.registry import TARGETS, save_for
-from .layer import EmbeddingReport, round_embedding
+from .layer import EmbeddingReport, Solved, round_embedding
 from .plan import Folded, make_plan
 from .recipe import Recipe
 from .solve import Solutions
+
+COARSER = (
+    "rows are next to nothing beside their bias, which no int32 would hold on their scale: they have a coarser one"
+)
 
 
 def write(
@@ -30,7 +36,11 @@ def write(
     """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each range."""
     plan, ranges = solutions.plan, solutions.ranges
     writer = Writer(plan.model)
-    written = [writer.weight(entry.layer, entry.solution) for entry in solutions.solved.values()]
+    written = []
+    for name, entry in solutions.solved.items():
+        copied = TARGETS[recipe.target].copied(entry.layer, plan.choices[name])
+        parts = [replace(entry.layer, uses=(use,)) for use in entry.layer.uses] if copied else [entry.layer]
+        written += [writer.weight(part, entry.solution) for part in parts]
     embeddings = []
     for embedding in plan.embeddings:
         codes, grid, block, report = round_embedding(embedding, recipe)
@@ -44,6 +54,27 @@ def write(
         intervals[name] = found
     remove_unused(plan.model)
     return written, embeddings, intervals
+
+
+def fit_to_biases(
+    model: ir.Model, solved: Mapping[str, Solved], written: Sequence[WrittenWeight], target: str
+) -> Mapping[str, Solved]:
+    """Give the layers of a written model, in place, scales that their biases fit. Returns them as they are then."""
+    changed = dict(solved)
+    for weight in written:
+        entry = solved[weight.layer]
+        solution = TARGETS[target].fit_to_biases(entry.layer, entry.solution)
+        if solution is entry.solution:
+            continue
+        rewrite(model, entry.layer, weight, solution)
+        rows = int((solution.weights != entry.solution.weights).any(axis=2).sum())
+        report = entry.report
+        if rows and not any(note.endswith(COARSER) for note in report.notes):
+            report = replace(
+                report, notes=(*report.notes, f"{rows} of {entry.layer.groups * entry.layer.rows} {COARSER}")
+            )
+        changed[weight.layer] = replace(entry, solution=solution, report=report)
+    return changed
 
 
 def interval(activation: Activation, ranges: Mapping[str, RangeObserver], recipe: Recipe) -> tuple[float, float]:

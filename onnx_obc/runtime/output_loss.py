@@ -19,8 +19,8 @@ class OutputLoss:
 
     For class scores, logits or probabilities alike, it is KL(dense ‖ compressed) in nats, per row of classes; for every
     other float output the squared error relative to the dense output's energy, ‖y − ŷ‖² / ‖y‖². Outputs that are not
-    float arrays do not count. 0 where nothing was seen; infinite where the compressed output is not finite but the
-    dense one is.
+    float arrays do not count, nor what is NaN or infinite in the dense model. 0 where nothing was seen; infinite where
+    the compressed output is not finite but the dense one is.
     """
 
     def __init__(self, scores: Collection[str]) -> None:
@@ -39,12 +39,16 @@ class OutputLoss:
             y, found = wanted.astype(np.float64), np.asarray(compressed[name], np.float64)
             if name in self._scores and y.ndim >= 2 and y.shape[-1] > 1:
                 classes = y.shape[-1]
-                p, q = _log_probabilities(y.reshape(-1, classes)), _log_probabilities(found.reshape(-1, classes))
-                self._divergence[name] = self._divergence.get(name, 0.0) + float((np.exp(p) * (p - q)).sum())
+                told = np.isfinite(y.max(axis=-1))  # NaN and rows without any class say nothing
+                p, q = _log_probabilities(y[told].reshape(-1, classes)), _log_probabilities(found[told])
+                share = np.exp(p)  # (rows, classes)
+                with np.errstate(invalid="ignore"):  # classes that a mask rules out, at −∞, have no share
+                    parts = np.where(share > 0, share * (p - q), 0)
+                self._divergence[name] = self._divergence.get(name, 0.0) + float(parts.sum())
                 self._rows[name] = self._rows.get(name, 0) + len(p)
             else:
                 usable = np.isfinite(y)
-                self._error[name] = self._error.get(name, 0.0) + float(((y - found)[usable] ** 2).sum())
+                self._error[name] = self._error.get(name, 0.0) + float(((y[usable] - found[usable]) ** 2).sum())
                 self._energy[name] = self._energy.get(name, 0.0) + float((y[usable] ** 2).sum())
 
     @property

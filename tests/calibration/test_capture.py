@@ -305,8 +305,8 @@ def test_memory_does_not_grow_with_the_samples() -> None:
         return highest
 
     peak(8)
-    few, many = peak(16), peak(800)
-    held = 800 * 8 * 8 * 4 * 4  # bytes of one activation of all samples
+    few, many = peak(16), peak(4000)
+    held = 4000 * 8 * 8 * 4 * 4  # bytes of one activation of all samples
     assert many < few + held / 4
     assert many < 1.5 * few
 
@@ -316,7 +316,7 @@ def test_memory_does_not_grow_with_the_samples() -> None:
 
 def test_nan_in_the_data_names_the_sample() -> None:
     x = X.copy()
-    x[19, 1, 2, 3] = np.nan
+    x[19, 1, 2, 3] = np.nan  # after the pooling, nothing else is left
     model = ir.from_proto(network())
     with pytest.raises(CalibrationError, match=r"input of layer 'first' holds NaN or infinity for sample 19: "):
         capture(model, everything(model), raw(x, 8))
@@ -357,7 +357,7 @@ def test_samples_are_named_as_a_range_where_they_do_not_lie_along_the_first_axis
     ]
     model = ir.from_proto(build(nodes, {"x": ("n", 4)}, {"y": None}, {"w": random(3, 4)}))
     x = np.abs(random(9, 4)) + 1
-    x[7] = -1
+    x[3:] = -1
     with pytest.raises(CalibrationError, match="'left' holds NaN or infinity for samples 3 to 8"):
         capture(model, everything(model), Samples(9, "raw", lambda a, b: iter([Batch({"x": x[3:]}, 3, 6)])))
 

@@ -13,7 +13,8 @@ from small_graphs import build, random
 from onnx_obc.calibration.capture import Chunk, capture, plan_chunks, probe
 from onnx_obc.calibration.data import open_samples
 from onnx_obc.calibration.held_out import held_samples, pieces
-from onnx_obc.calibration.samples import DataOptions, Samples
+from onnx_obc.calibration.options import DataOptions
+from onnx_obc.calibration.samples import Samples
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.graph.model import InputSpec
 from onnx_obc.runtime.session import Execution

@@ -67,9 +67,9 @@ def test_order_and_batches_do_not_matter(name: str) -> None:
         for method in METHODS:
             for bits, symmetric in ((8, False), (8, True), (4, False)):
                 assert other.interval(method, bits, symmetric) == reference.interval(method, bits, symmetric)
-    sizes = observe(*np.array_split(x, 3))._counts, reference._counts
-    np.testing.assert_array_equal(*sizes)
-    assert reference._counts.sum() == x.size
+    for mine, theirs in zip(observe(*np.array_split(x, 3)).arrays(), reference.arrays(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert reference.linear()[1].sum() == x.size
 
 
 @settings(max_examples=50, deadline=None)
@@ -78,15 +78,15 @@ def test_order_of_any_values(values: list[float], random: Any) -> None:
     shuffled = values.copy()
     random.shuffle(shuffled)
     one, other = (observe(*(np.array([[value]], np.float32) for value in order)) for order in (values, shuffled))
-    np.testing.assert_array_equal(one._counts, other._counts)
-    assert (one.low, one.high, one._limit) == (other.low, other.high, other._limit)
+    for mine, theirs in zip(one.arrays(), other.arrays(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_histogram_counts_what_numpy_counts() -> None:
     x = DATA["normal"] * 3
     counts, _ = np.histogram(x.astype(np.float64), bins=BINS, range=(-16, 16))
     assert 8 < np.abs(x).max() < 16
-    np.testing.assert_array_equal(observe(x)._counts, counts)
+    np.testing.assert_array_equal(observe(x).linear()[1], counts)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -142,6 +142,30 @@ def test_percentile_leaves_an_outlier_out() -> None:
     assert observer.interval("minmax", 8, False)[1] == 1000
 
 
+@pytest.mark.parametrize("outlier", [10.0, 1e3, 1e6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_percentiles_are_numpy_s_however_far_out_an_outlier_lies(outlier: float, sign: int) -> None:
+    x = np.concatenate([normal(200_000), [np.float32(outlier)]]).astype(np.float32) * sign
+    observer = observe(*np.array_split(x, 20))
+    wanted = np.percentile(x, [0.01, 99.99], method="inverted_cdf")
+    np.testing.assert_allclose(observer.interval("percentile", 8, False), wanted, rtol=2e-3)
+
+
+def test_what_is_not_finite_is_left_out() -> None:
+    x = normal(20, 500)
+    holes = np.concatenate([x, np.full((20, 3), np.nan, np.float32), np.full((20, 3), -np.inf, np.float32)], axis=1)
+    for mine, theirs in zip(observe(holes).arrays(), observe(x).arrays(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert observe(np.full((2, 3), np.inf, np.float32)).interval("mse", 8, False) == (0, 0)
+
+
+def test_arrays_restore_it() -> None:
+    observer = observe(DATA["heavy"])
+    restored = RangeObserver.restored(*observer.arrays())
+    for method in METHODS:
+        assert restored.interval(method, 8, False) == observer.interval(method, 8, False)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("value", [0.0, 5.0, -5.0, 1e30, 1e-30, 1e-45])
@@ -166,7 +190,7 @@ def test_large_samples_are_thinned_evenly_but_never_lose_their_extremes() -> Non
     x[:, 1], x[:, 2] = -7, 9
     observer = observe(x)
     assert (observer.low, observer.high) == (-7, 9)
-    assert observer._counts.sum() == 2 * HISTOGRAM_ELEMENTS
+    assert observer.linear()[1].sum() == 2 * HISTOGRAM_ELEMENTS
 
 
 def test_values_without_a_batch_axis() -> None:
@@ -174,4 +198,4 @@ def test_values_without_a_batch_axis() -> None:
     observer.update(np.float32(3), 4)
     observer.update(np.arange(-2, 3, dtype=np.float32), 4)
     assert (observer.low, observer.high) == (-2, 3)
-    assert observer._counts.sum() == 6
+    assert observer.linear()[1].sum() == 6

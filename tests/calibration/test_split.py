@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from onnx_obc.calibration.data import open_samples
-from onnx_obc.calibration.samples import DataOptions, Samples
+from onnx_obc.calibration.options import DataOptions
+from onnx_obc.calibration.samples import Samples
 from onnx_obc.calibration.split import HELD_OUT, describe, first_samples, split
 from onnx_obc.graph.model import InputSpec
 

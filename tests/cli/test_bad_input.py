@@ -122,8 +122,8 @@ ARRAYS: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "strings": ({"x": x.astype(str)}, ["'x' holds", "the model takes float32"]),
     "no samples": ({"x": x[:0]}, ["there are no samples", "at least one"]),
     "no arrays": ({}, ["has no array for the model's input 'x'"]),
-    "nan": ({"x": bad}, ["sample 5", "'x' holds NaN or infinity"]),
-    "infinity": ({"x": np.full_like(x, np.inf)}, ["'x' holds NaN or infinity"]),
+    "nan": ({"x": bad}, ["sample 5", "'x' holds NaN; remove the sample"]),
+    "infinity": ({"x": np.full_like(x, np.inf)}, ["the input of layer 'product' holds NaN or infinity for sample 0"]),
 }
 
 
@@ -191,7 +191,7 @@ OPTIONS: dict[str, str] = {
     "--sparsity 3:2": "sparsity '3:2' must keep some of the weights, and not all of them; write e.g. 2:4",
     "--sparsity block4": "sparsity 'block4' is not known; write 2:4",
     "--sparsity 1.5": "the pruned fraction must lie between 0 and 1; write e.g. 0.6",
-    "--sparsity 2:3": "no layer can take the sparsity pattern (2:3: the number of columns = 4 is not a multiple of 3)",
+    "--sparsity 2:3": "no layer can take the sparsity (2:3: the number of columns = 4 is not a multiple of 3)",
     "--weights int9": 'Invalid value "int9" for --weights. Choose from: "float", "int8"',
     "--weights float": "no layer can be compressed (float, as the recipe says); choose another level",
     "--skip *": "no layer can be compressed (skipped, as the recipe says)",

@@ -18,7 +18,7 @@ from digits import CALIBRATION, MODEL, listing, refused, run_cli, small, top1
 
 from onnx_obc import DatabaseError, DataOptions, Recipe, RecipeError, Rule, build, open_database, parse_budget, retarget
 from onnx_obc.core.level import parse_choice
-from onnx_obc.database.files import read_arrays
+from onnx_obc.database.files import SCHEMA, read_arrays
 from onnx_obc.solver.linalg.damping import CANDIDATES
 
 FEW = DataOptions(samples=64)
@@ -46,7 +46,7 @@ def files(folder: Path) -> dict[str, bytes | None]:
 
 def test_its_manifest_names_every_solution(whole: Path) -> None:
     manifest = json.loads((whole / "manifest.json").read_text())
-    assert manifest["complete"] and manifest["schema"] == 1
+    assert manifest["complete"] and manifest["schema"] == SCHEMA
     assert manifest["levels"] == ["float", "8w8a", "2:4+8w8a", "sparse-0.50", "sparse-0.80"]
     named = {f"layers/{x['folder']}/{level.replace(':', 'of')}.safetensors"
              for x in manifest["layers"] for level in x["solutions"]}  # fmt: skip
@@ -150,7 +150,8 @@ def test_what_is_no_database_is_refused(whole: Path, copy: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"), [(0, "older onnx-obc .* build it again"), (2, "newer onnx-obc .* upgrade onnx-obc")]
+    ("schema", "said"),
+    [(SCHEMA - 1, "older onnx-obc .* build it again"), (SCHEMA + 1, "newer onnx-obc .* upgrade onnx-obc")],
 )
 def test_other_versions_are_refused(schema: int, said: str, copy: Path) -> None:
     path = copy / "manifest.json"

@@ -12,7 +12,7 @@ from digits import small
 
 from onnx_obc import Recipe, VerificationError
 from onnx_obc.calibration.data import open_samples
-from onnx_obc.calibration.samples import DataOptions
+from onnx_obc.calibration.options import DataOptions
 from onnx_obc.calibration.split import describe, split
 from onnx_obc.core.progress import Feedback
 from onnx_obc.graph.model import input_specs, read_model

@@ -11,11 +11,11 @@ from onnx import helper
 from small_graphs import build as onnx_model
 from small_graphs import random
 
+from onnx_obc import SearchOptions
 from onnx_obc.core.errors import RecipeError
 from onnx_obc.database.build import build
 from onnx_obc.database.open import open_database
 from onnx_obc.search.budget import parse_budget
-from onnx_obc.search.profile import SearchOptions
 from onnx_obc.search.retarget import compress_to_budget, retarget
 
 

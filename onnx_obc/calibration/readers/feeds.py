@@ -235,8 +235,8 @@ def check_dtype(spec: InputSpec, dtype: np.dtype[Any], where: str) -> None:
 
 def convert(array: Array, spec: InputSpec, where: str) -> Array:
     """The values in the input's type. `check_dtype` must have passed. Raises CalibrationError if they do not fit."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise CalibrationError(f"{where}: {spec.name!r} holds NaN or infinity; remove the sample or mend what made it")
+    if array.dtype.kind == "f" and np.isnan(array).any():  # infinity is what masks are made of
+        raise CalibrationError(f"{where}: {spec.name!r} holds NaN; remove the sample or mend what made it")
     if array.dtype.kind in "iu" and array.dtype != spec.dtype and array.size:
         limits = np.iinfo(spec.dtype.name)
         for value in (int(array.min()), int(array.max())):
@@ -247,7 +247,7 @@ def convert(array: Array, spec: InputSpec, where: str) -> Array:
                 )
     with np.errstate(over="ignore"):
         result = np.array(array, dtype=spec.dtype, order="C")
-    if array.dtype.kind == "f" and array.dtype != spec.dtype and not np.isfinite(result).all():
+    if array.dtype.kind == "f" and array.dtype != spec.dtype and not np.array_equal(np.isinf(result), np.isinf(array)):
         raise CalibrationError(
             f"{where}: {spec.name!r} holds values too large for {spec.dtype.name}; scale them as for training"
         )

@@ -82,7 +82,7 @@ def test_function_must_yield_the_same_again() -> None:
         ({"x": np.zeros((1, 3))}, "feed 1 of .*3 where 2 is fixed"),
         ({"x": np.zeros(2)}, "feed 1 of .*add the batch axis"),
         ({"x": np.zeros((1, 2), int)}, "feed 1 of .*holds int64 values"),
-        ({"x": np.array([[0, np.nan]])}, "feed 1 of .*NaN or infinity"),
+        ({"x": np.array([[0, np.nan]])}, "feed 1 of .*holds NaN"),
     ],
 )
 def test_feeds_that_do_not_fit(feed: object, message: str) -> None:

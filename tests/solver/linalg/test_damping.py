@@ -32,7 +32,7 @@ def test_samples_that_fit_themselves_never_ask_for_more() -> None:
 
 
 def test_the_choice_is_the_least_within_the_tolerance() -> None:
-    fitted, held = hessian(100, decay=0.5), hessian(1000, decay=0.5, seed=1)
+    fitted, held = hessian(400, decay=0.5), hessian(1000, decay=0.5, seed=1)
     losses = held_out_losses(fitted, held)
     chosen = CANDIDATES.index(choose_damping(fitted, held))
     assert 0 < chosen < len(CANDIDATES) - 1
