@@ -15,7 +15,7 @@ POOR_DB = 10.0  # below this the model may be of no use at all
 FEW = 8
 
 # The SQNR in dB that outputs usually keep, by the bits of the coarsest weights, for float and for int8 inputs: 5 less
-# than the lowest of these, on held-out calibration samples. By default options, all levels: the digits of `onnx-obc demo`
+# than the lowest of these, on held-out calibration samples. By default options, all levels: the model of the demo
 # (49.8 at int8, 25.9 at int4, 19.8 at int3; with int8 inputs 19.8, 18.7, 16.8) and ResNet-20 on CIFAR-10 (47.8, 25.2,
 # 20.6; 33.6, 25.1, 20.5). Unrefined, about 100 samples, at int8: EfficientNet-Lite0 (32.8; with int8 inputs 26.4) and
 # MiniLM (with int8 inputs 19.6). With float inputs 7 to 5 bits lie evenly between int8 and int4. At int4
