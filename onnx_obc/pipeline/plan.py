@@ -82,7 +82,7 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
         choices[layer.name] = Choice(choice.level, bits)
         if remark is None and TARGETS[recipe.target].copied(layer, choices[layer.name]):
             remark = f"{len(layer.uses)} nodes share this weight, and each has a copy: the kernel takes no shared one"
-        if remark is not None:
+        if remark is not None and remark.endswith(WITHOUT_ZEROS):
             without_zeros.append(remark.removesuffix(WITHOUT_ZEROS))
         if said := [text for text in (remark, input_remark) if text is not None]:
             remarks[layer.name] = "; ".join(said)

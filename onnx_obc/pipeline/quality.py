@@ -10,13 +10,14 @@ from .verify import OutputMatch
 
 POOR_DB = 10.0  # below this the model may be of no use at all
 
-# Held-out samples below which the SQNR is rough. Of random draws from 450 digits (the model of `onnx-obc demo`, int8 and
-# int4), the middle nine tenths span 12 dB for one sample, 8 for two, 6 for four, 4 for eight and 2 for thirty-two.
+# Held-out samples below which the SQNR is rough. Of random draws from 450 digits (the model of `onnx-obc demo`, int8
+# and int4), the middle nine tenths span 12 dB for one sample, 8 for two, 6 for four, 4 for eight, 2 for thirty-two.
 FEW = 8
 
-# The SQNR in dB that outputs usually keep, by the bits of the coarsest weights, for float and for int8 inputs: 5 less than
-# the lower of two models, measured with default options on held-out calibration samples: the digits of `onnx-obc demo` and
-# ResNet-20 on CIFAR-10 (49.8 and 47.8 at int8, 25.9 and 25.2 at int4; with int8 inputs 19.8 and 33.6, 18.7 and 25.1).
+# The SQNR in dB that outputs usually keep, by the bits of the coarsest weights, for float and for int8 inputs: 5 less
+# than the lower of two models, measured with default options on held-out calibration samples: the digits of
+# `onnx-obc demo` and ResNet-20 on CIFAR-10 (49.8 and 47.8 at int8, 25.9 and
+# 25.2 at int4; with int8 inputs 19.8 and 33.6, 18.7 and 25.1).
 USUAL_DB = {
     False: {8: 42.0, 7: 38.0, 6: 31.0, 5: 27.0, 4: 20.0, 3: 14.0, 2: 8.0},
     True: {8: 14.0, 7: 14.0, 6: 14.0, 5: 13.0, 4: 13.0, 3: 11.0, 2: 8.0},
@@ -49,7 +50,7 @@ def quality_notes(layers: Sequence[LayerReport], outputs: Sequence[OutputMatch],
 
 
 def usual_db(layers: Sequence[LayerReport]) -> tuple[float, str]:
-    """The SQNR that outputs usually keep, and at which level that is; −inf where layers are pruned or none is integer."""
+    """The SQNR that outputs usually keep, and at which level; −inf where layers are pruned or none is integer."""
     levels = [parse_level(layer.level) for layer in layers]
     bits = min((level.bits for level in levels if level.bits is not None), default=None)
     if bits is None or any(level.sparsity is not None for level in levels):

@@ -68,7 +68,7 @@ def test_what_the_target_refuses_is_left_out() -> None:
 
 def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> None:
     model = read_model(MODEL)
-    found = make_plan(model, Recipe(sparsity="2:4", weights="int4"))
+    found = make_plan(prepare(model), Recipe(sparsity="2:4", weights="int4"))
     sparse = {name for name, choice in found.choices.items() if choice.level.sparsity is not None}
     plain = {name: choice for name, choice in found.choices.items() if name not in sparse}
     assert (len(sparse), len(plain), found.left_out) == (15, 5, ())
@@ -77,17 +77,17 @@ def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> N
         "2:4: C/groups = 1 is not a multiple of 4: quantized without zeros"
     }
     assert not sparse & found.remarks.keys()
-    strict = make_plan(model, Recipe(sparsity="2:4", weights="int4", strict_pattern=True))
+    strict = make_plan(prepare(model), Recipe(sparsity="2:4", weights="int4", strict_pattern=True))
     assert strict.choices.keys() == sparse
     assert {entry.reason for entry in strict.left_out} == {"2:4: C/groups = 1 is not a multiple of 4"}
-    floats = make_plan(model, Recipe(sparsity="2:4", weights="float"))
+    floats = make_plan(prepare(model), Recipe(sparsity="2:4", weights="float"))
     assert floats.choices.keys() == sparse  # there is nothing else that they could become
 
 
 def test_a_profile_is_taken_as_it_is() -> None:
     model, wanted = read_model(MODEL), Choice(Level(NM(2, 4), 8), 8)
-    names = make_plan(model, Recipe()).choices
-    found = make_plan(model, Recipe(), dict.fromkeys(names, wanted))
+    names = make_plan(prepare(model), Recipe()).choices
+    found = make_plan(prepare(model), Recipe(), dict.fromkeys(names, wanted))
     assert len(found.choices) == 15 and set(found.choices.values()) == {wanted}
 
 
