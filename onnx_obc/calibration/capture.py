@@ -246,7 +246,7 @@ def wanted_positions(columns: int, count: int, slots: int, samples: int, per_col
 def _accumulate(
     total: HessianSum, spared: HessianSum | None, tap: Tap, array: npt.NDArray[Any], picks: Index | None, held: Bool
 ) -> None:
-    """Add a batch of a layer's input to its sum, the slots (slots,) held out to `spared`; only what is finite."""
+    """Add a batch of a layer's input to its sum, the slots (n,) held out to `spared`; NaN and infinity to neither."""
     slots, whole = len(held), is_finite(array)
     if whole and picks is None and isinstance(tap.unfold, Window) and pays(tap.unfold, array.shape):
         images = np.repeat(held, len(array) // slots)

@@ -6,17 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from ..calibration.options import DataOptions
 from ..core.errors import RecipeError
 from .options import (
-    DATA,
     LEVELS,
     RUN,
     SEARCH,
+    Budgets,
+    Calib,
     CalibrationOptions,
     FinishOptions,
     Flag,
@@ -25,7 +26,6 @@ from .options import (
     Report,
     RunOptions,
     SearchingOptions,
-    TargetOptions,
     UniformOptions,
 )
 from .results import check_not_read, check_report, told_what_was_written
@@ -42,12 +42,11 @@ def compress_command(
     /,
     output: Output,
     *,
-    calib: Annotated[str, Parameter(group=DATA)],
+    calib: Calib,
     recipe: Annotated[Path | None, Parameter(group=LEVELS)] = None,
     skip: Annotated[tuple[str, ...], Parameter(group=LEVELS)] = (),
     uniform: UniformOptions = UniformOptions(),
-    target: TargetOptions = TargetOptions(),
-    budget: Annotated[tuple[str, ...], Parameter(group=SEARCH)] = (),
+    budget: Budgets = (),
     levels: Annotated[str | None, Parameter(group=SEARCH)] = None,
     database: Annotated[Path | None, Parameter(group=SEARCH)] = None,
     searching: SearchingOptions = SearchingOptions(),
@@ -66,16 +65,10 @@ def compress_command(
         The trained model.
     output
         Where to write the compressed model.
-    calib
-        An .npz file; a folder of .npz or .npy files; a folder or zip of images; a .csv, .tsv, .txt or .jsonl text, for
-        which --tokenizer is needed; module.py:function yielding feeds; or random.
     recipe
         A YAML file with options, and rules for layers by name; options given here come before those in the file.
     skip
         Leave layers alone of this name, or that match it as a shell pattern; may be given several times.
-    budget
-        Choose a level for every layer instead: bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x or drop=1%;
-        several give several files.
     levels
         The levels to choose from: unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
     database
@@ -90,7 +83,7 @@ def compress_command(
     from ..search.retarget import compress_to_budget, output_names
     from .terminal import progress_bar
 
-    chosen = _recipe(recipe, skip, uniform, target, method, finishing, run)
+    chosen = _recipe(recipe, skip, uniform, method, finishing, run)
     budgets = [parse_budget(text) for text in budget]
     outputs = output_names(output, budgets)
     _check_together(bool(budgets), {"--levels": levels, "--database": database}, uniform, searching)
@@ -100,7 +93,7 @@ def compress_command(
     check_not_read(results, {**read, "--timings": searching.timings})
     with told_what_was_written(results, database):
         with progress_bar(quiet) as feedback:
-            found = DataOptions(**vars(data), seed=chosen.seed)
+            found = DataOptions(**{**_given(data), "seed": chosen.seed})
             if budgets:
                 options = replace(_search_options(searching), levels=levels, database=database)
                 made = compress_to_budget(
@@ -116,10 +109,9 @@ def build_command(
     /,
     database: Output,
     *,
-    calib: Annotated[str, Parameter(group=DATA)],
+    calib: Calib,
     levels: Annotated[str, Parameter(group=LEVELS)],
     skip: Annotated[tuple[str, ...], Parameter(group=LEVELS)] = (),
-    target: TargetOptions = TargetOptions(),
     method: MethodOptions = MethodOptions(),
     run: RunOptions = RunOptions(),
     data: CalibrationOptions = CalibrationOptions(),
@@ -135,8 +127,6 @@ def build_command(
         The trained model.
     database
         The folder to build into.
-    calib
-        Calibration data, as for compressing: see onnx-obc --help.
     levels
         unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
     skip
@@ -147,9 +137,9 @@ def build_command(
     from ..database.build import build
     from .terminal import progress_bar
 
-    chosen = _recipe(None, skip, target, method, run)
+    chosen = _recipe(None, skip, method, run)
     with told_what_was_written((), database), progress_bar(quiet) as feedback:
-        found = DataOptions(**vars(data), seed=chosen.seed)
+        found = DataOptions(**{**_given(data), "seed": chosen.seed})
         built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
@@ -161,7 +151,7 @@ def search_command(
     /,
     output: Output,
     *,
-    budget: Annotated[tuple[str, ...], Parameter(group=SEARCH)],
+    budget: Budgets,
     searching: SearchingOptions = SearchingOptions(),
     finishing: FinishOptions = FinishOptions(),
     run: RunOptions = RunOptions(),
@@ -174,9 +164,6 @@ def search_command(
     ----------
     database
         The folder.
-    budget
-        bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x (with --timings) or drop=1%; several give several files,
-        and a plot of what they reach.
     output
         Where to write the model; with several budgets, their names are put before its ending.
     report
@@ -209,7 +196,7 @@ def _recipe(path: Path | None, skip: Sequence[str], *options: object) -> Recipe:
     return make_recipe({**dict(base), **_given(*options), "layers": rules}, source="command line")
 
 
-def _given(*options: object) -> dict[str, object]:
+def _given(*options: object) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for group in options for name, value in vars(group).items() if value is not None}
 

@@ -183,7 +183,8 @@ def read_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed:
     specs = input_specs(model)
     sizes = {spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
     batch = data.batch or (sizes.pop() if len(sizes) == 1 else 1)
-    options = {**vars(data), "batch": batch, "samples": data.samples or batch, "allow_random": True}
+    given = {name: value for name, value in vars(data).items() if value is not None}
+    options = {**given, "batch": batch, "samples": data.samples or batch, "allow_random": True}
     samples = open_samples(calib, specs, DataOptions(**options))
     return next(iter(samples.read(0, samples.count))).feed
 

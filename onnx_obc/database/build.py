@@ -20,12 +20,14 @@ from ..calibration.split import STORED, describe, first_samples, split
 from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
 from ..core.level import FLOAT, Choice, Level, parse_choice
 from ..core.level_sets import read_levels
+from ..core.options import names
 from ..core.progress import Feedback
 from ..core.version import __version__
 from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import save_model
 from ..pipeline.layer import SOLVER, Solved
+from ..pipeline.options import MethodOptions, UniformOptions
 from ..pipeline.plan import Folded, possible, possible_choices, prepare, quantizable
 from ..pipeline.recipe import Recipe
 from ..pipeline.schedule import Schedule
@@ -247,7 +249,7 @@ class _Folder:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what does not go together with a database: the baseline, and what fixes a level."""
-    for name in ("weights", "activations", "sparsity", "asymmetric", "block", "strict_pattern"):
+    for name in names(UniformOptions):
         if getattr(recipe, name) != Recipe.model_fields[name].default:
             raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
     if recipe.solver == "baseline":
@@ -284,9 +286,8 @@ def _holds(path: Path, key: str) -> bool:
 
 def _options(recipe: Recipe) -> dict[str, object]:
     """What of a recipe a database depends on."""
-    names = ("target", "solver", "time_limit", "refine", "grid", "damp", "all_positions", "precision", "seed")
     plain = recipe.model_dump(mode="json")
-    return {**{name: plain[name] for name in names}, "skip": [rule.match for rule in recipe.layers]}
+    return {**{name: plain[name] for name in names(MethodOptions)}, "skip": [rule.match for rule in recipe.layers]}
 
 
 def _entries(layers: Sequence[Layer], choices: Mapping[str, Sequence[Choice]]) -> dict[str, LayerEntry]:

@@ -1,8 +1,121 @@
-"""The words of a recipe, without what validates it: light to import."""
+"""The options of a recipe, in the groups in which commands take them; light to import, validated by `Recipe`.
+
+Every option is said here, once: its values, its default and what it does. docs/recipe.md says more on each.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Le
+
+from ..core.options import Doc
+from ..targets.names import TargetName, WeightForm
 
 Activations: TypeAlias = Literal["none", "int8", "int4"]
 Weights: TypeAlias = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
+BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
+
+
+@dataclass(frozen=True)
+class UniformOptions:
+    """What all layers become, where no budget chooses: each fixes a level."""
+
+    weights: Annotated[Weights, Doc("The weights of every layer.")] = "int8"
+    activations: Annotated[
+        Activations, Doc("The inputs of layers with integer weights; int4 is simulated: no kernel computes with it.")
+    ] = "int8"
+    sparsity: Annotated[
+        str, Doc("Which weights become zero: 2:4, 4:8, block4:0.7 (70 % of blocks of 4), 0.6 (anywhere), none.")
+    ] = "none"
+    strict_pattern: Annotated[
+        bool, Doc("Leave layers in float that cannot take the sparsity pattern, not in integers without zeros.")
+    ] = False
+    asymmetric: Annotated[
+        bool | None,
+        Doc("Give every weight row, or block, a zero point. [default: below 8 bits, where the target takes them]"),
+    ] = None
+    block: Annotated[
+        BlockSize | None, Doc("Weights per scale, along a row, in MatMul and Gemm. [default: the whole row]")
+    ] = None
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What solutions depend on."""
+
+    target: Annotated[TargetName, Doc("The runtime to write for.")] = "onnxruntime"
+    solver: Annotated[
+        Literal["auto", "exact", "ordered", "baseline"],
+        Doc("auto: exact, or ordered for huge layers; baseline: rounding and magnitude, to compare with."),
+    ] = "auto"
+    time_limit: Annotated[
+        float | None, Gt(0), Doc("Seconds for solving all layers: auto then solves exactly as many as fit.")
+    ] = None
+    refine: Annotated[
+        Literal["none", "auto"] | int, Doc("Local search after the greedy: none, auto, or for so many sweeps.")
+    ] = "auto"
+    grid: Annotated[
+        Literal["mse", "minmax"],
+        Doc("How a weight row's scale is found: mse clips where that lowers the error, minmax never."),
+    ] = "mse"
+    all_positions: Annotated[
+        bool, Doc("Use every position of every sample for the Hessians, not a draw of 64 for every column.")
+    ] = False
+    damp: Annotated[
+        float | None,
+        Ge(0),
+        Doc("Damping, relative to the mean of the Hessian's diagonal. [default: for each layer by held-out samples]"),
+    ] = None
+    precision: Annotated[
+        Literal["auto", "float32", "float64"],
+        Doc("The solver's arithmetic; auto takes float64 where float32 would not do."),
+    ] = "auto"
+    seed: Annotated[int, Ge(0), Doc("Random seed.")] = 0
+
+
+@dataclass(frozen=True)
+class FinishOptions:
+    """What happens to a model once its layers have their levels."""
+
+    weight_form: Annotated[
+        WeightForm,
+        Doc("For tensorrt: integer weights behind DequantizeLinear, or, for old releases, floats behind both."),
+    ] = "dq"
+    embeddings: Annotated[
+        Literal["float", "int8", "int4"], Doc("Store the tables of Gather as integers, by rounding.")
+    ] = "float"
+    ranges: Annotated[Literal["mse", "minmax", "percentile"], Doc("How the range of an activation is found.")] = "mse"
+    correct: Annotated[
+        bool, Doc("Bring the statistics of layer outputs back to the dense model's, where that helps.")
+    ] = True
+    sequential: Annotated[
+        bool, Doc("Solve layers in order, each on the inputs that the compressed ones before it produce.")
+    ] = False
+    global_adaprune: Annotated[
+        int,
+        Ge(0),
+        Le(1000),
+        Doc("Epochs of gradient steps on all remaining weights at the end; needs torch and onnx2torch."),
+    ] = 0
+    verify: Annotated[bool, Doc("Read the file back and check it.")] = True
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and with what it runs."""
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Doc("Where the model runs and the layers are solved; auto: on a GPU if there is one."),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        Ge(1),
+        Le(1024),
+        Doc("How many threads solve; the result does not depend on it. [default: all cores]"),
+    ] = None
+    memory: Annotated[
+        float | None, Gt(0), Doc("GiB for Hessians and activations at a time. [default: half of what is free]")
+    ] = None

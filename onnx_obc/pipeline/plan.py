@@ -18,7 +18,6 @@ from ..graph.write import Activation
 from ..targets.registry import TARGETS
 from .recipe import Recipe
 
-WITHOUT_ZEROS = ": quantized without zeros"
 NO_LEVEL = "float, as it can take none of the levels"
 
 
@@ -70,9 +69,9 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}
-    without_zeros: list[str] = []
+    dropped: list[str] = []  # why layers cannot have the pattern of their level
     for layer in layers:
-        choice, reason, remark = _choose(layer, recipe, profile)
+        choice, reason, unfit = _choose(layer, recipe, profile)
         if reason is not None:
             left_out.append(LeftOut(layer.name, layer.op, reason))
             continue
@@ -80,16 +79,18 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
         bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
-        if remark is None and TARGETS[recipe.target].copied(layer, choices[layer.name]):
-            remark = f"{len(layer.uses)} nodes share this weight, and each has a copy: the kernel takes no shared one"
-        if remark is not None and remark.endswith(WITHOUT_ZEROS):
-            without_zeros.append(remark.removesuffix(WITHOUT_ZEROS))
-        if said := [text for text in (remark, input_remark) if text is not None]:
+        plain = None if unfit is None else f"{unfit}: quantized without zeros"
+        copied = None
+        if TARGETS[recipe.target].copied(layer, choices[layer.name]):
+            copied = f"{len(layer.uses)} nodes share this weight, and each has a copy: the kernel takes no shared one"
+        if unfit is not None:
+            dropped.append(unfit)
+        if said := [text for text in (plain, copied, input_remark) if text is not None]:
             remarks[layer.name] = "; ".join(said)
     if not choices and not embeddings:
         raise RecipeError(_nothing_to_do(left_out))
-    if without_zeros and not any(choice.level.sparsity is not None for choice in choices.values()):
-        shown = "; ".join(dict.fromkeys(without_zeros))
+    if dropped and not any(choice.level.sparsity is not None for choice in choices.values()):
+        shown = "; ".join(dict.fromkeys(dropped))
         raise RecipeError(f"no layer can take the sparsity ({shown}); choose another pattern, or leave it out")
 
     opset = max((opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices), default=0)
@@ -147,7 +148,7 @@ def possible(layer: Layer, choice: Choice, target: str) -> str | None:
 def _choose(
     layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None
 ) -> tuple[Choice, str | None, str | None]:
-    """The choice for a layer, why it cannot be had, or None, and a remark on it, or None."""
+    """The choice for a layer, why it cannot be had, or None, and why it goes without its sparsity pattern, or None."""
     if profile is not None:
         choice = profile.get(layer.name)
         if choice is None or choice.level == FLOAT:
@@ -158,14 +159,14 @@ def _choose(
         return Choice(FLOAT), "skipped, as the recipe says", None
     if choice.level == FLOAT:
         return choice, "float, as the recipe says", None
-    reason, remark = possible(layer, choice, recipe.target), None
+    reason, unfit = possible(layer, choice, recipe.target), None
     if reason is not None and choice.level.sparsity is not None and not recipe.strict_pattern:
         plain = Choice(replace(choice.level, sparsity=None), choice.activation_bits)
         if plain.level != FLOAT and possible(layer, plain, recipe.target) is None:
-            choice, reason, remark = plain, None, f"{reason}{WITHOUT_ZEROS}"
+            choice, reason, unfit = plain, None, reason
     if reason is None and not recipe.has_rule_for(layer.name):  # a budget, or a user who names the layer, knows better
         reason = TARGETS[recipe.target].unprofitable(layer, choice)
-    return choice, reason, remark
+    return choice, reason, unfit
 
 
 def _nothing_to_do(left_out: list[LeftOut]) -> str:

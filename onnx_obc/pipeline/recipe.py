@@ -7,34 +7,29 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import psutil
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from ..core.errors import RecipeError
 from ..core.level import Choice, Level, parse_bits, parse_sparsity
 from ..runtime.session import Execution
-from ..targets.names import TargetName, WeightForm
 from ..targets.registry import TARGETS
-from .options import Activations, Weights
+from .options import Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
 
 ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
 
 
-def _as_text(value: object) -> object:
-    """YAML reads 0.6 as a number; it is meant as it is written."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    return value
+class _Strict(BaseModel, frozen=True):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-SparsityText = Annotated[str, BeforeValidator(_as_text)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    @field_validator("sparsity", mode="before", check_fields=False)
+    @classmethod
+    def _sparsity_is_text(cls, value: object) -> object:
+        """YAML reads 0.6 as a number; it is meant as it is written."""
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @field_validator("sparsity", check_fields=False)
     @classmethod
@@ -44,53 +39,26 @@ class _Strict(BaseModel):
         return value
 
 
-class Rule(_Strict):
+class Rule(_Strict, frozen=True):
     """Overrides for the layers of the name `match`, or that match it as a shell pattern; None: as in the recipe."""
 
     match: str
     skip: bool = False
     weights: Weights | None = None
-    sparsity: SparsityText | None = None
+    sparsity: str | None = None
     activations: Activations | None = None
     asymmetric: bool | None = None
-    block: Literal[16, 32, 64, 128, 256] | None = None
+    block: BlockSize | None = None
 
     def matches(self, layer: str) -> bool:
         """Whether the rule is about the layer of this name, which may hold brackets as exporters write them."""
         return layer == self.match or fnmatchcase(layer, self.match)
 
 
-class Recipe(_Strict):
-    """How a model is to be compressed. Field by field the options of the command line; see docs/recipe.md."""
+class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, frozen=True):  # fields: the last first
+    """How a model is to be compressed: the options of these groups, as on the command line; see docs/recipe.md."""
 
-    weights: Weights = "int8"
-    activations: Activations = "int8"
-    sparsity: SparsityText = "none"
-    asymmetric: bool | None = None  # None: below 8 bits, where the target takes it
-    block: Literal[16, 32, 64, 128, 256] | None = None  # columns that share a scale; None: the whole row
-    strict_pattern: bool = False  # a layer that cannot take the sparsity pattern stays float, not integers without it
-    embeddings: Literal["float", "int8", "int4"] = "float"
     layers: tuple[Rule, ...] = ()
-
-    target: TargetName = "onnxruntime"
-    weight_form: WeightForm = "dq"
-    solver: Literal["auto", "exact", "ordered", "baseline"] = "auto"
-    time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds
-    refine: Literal["none", "auto"] | int = "auto"
-    grid: Literal["mse", "minmax"] = "mse"
-    ranges: Literal["mse", "minmax", "percentile"] = "mse"
-    damp: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # None: by held-out samples
-    all_positions: bool = False
-    correct: bool = True
-    sequential: bool = False
-    global_adaprune: int = Field(default=0, ge=0, le=1000)  # epochs
-    precision: Literal["auto", "float32", "float64"] = "auto"
-    seed: int = Field(default=0, ge=0)
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    memory: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # GiB
-    verify: bool = True
 
     @model_validator(mode="after")
     def _form_fits_the_target(self) -> Recipe:

@@ -22,6 +22,7 @@ from ..calibration.split import split
 from ..core.errors import RecipeError
 from ..core.level import parse_choice
 from ..core.level_sets import read_levels
+from ..core.options import names
 from ..core.progress import Feedback, Stopwatch
 from ..database.build import build, check_recipe
 from ..database.files import read_manifest
@@ -30,6 +31,7 @@ from ..graph.layers import find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from ..pipeline.finish import Destination, Result
+from ..pipeline.options import FinishOptions, RunOptions
 from ..pipeline.plan import possible_choices, prepare
 from ..pipeline.recipe import Recipe, make_recipe
 from ..targets.registry import TARGETS
@@ -40,10 +42,7 @@ from .profile import Profile, SearchOptions, find_profile, levels_of, sensitivit
 from .reach import check_budgets, in_words
 
 # Fields of a recipe that a search decides: the others were decided when the database was built.
-SEARCHED = (
-    *("weight_form", "ranges", "correct", "sequential", "global_adaprune", "embeddings"),
-    *("device", "threads", "memory", "verify"),
-)
+SEARCHED = (*names(FinishOptions), *names(RunOptions))
 
 
 def retarget(

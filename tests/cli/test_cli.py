@@ -21,14 +21,8 @@ from digits import CALIBRATION, MODEL, listing, refused, run_cli, small, text_li
 import onnx_obc
 from onnx_obc import DataOptions, Recipe
 from onnx_obc.cli.help import USAGES
-from onnx_obc.cli.options import (
-    CalibrationOptions,
-    FinishOptions,
-    MethodOptions,
-    RunOptions,
-    TargetOptions,
-    UniformOptions,
-)
+from onnx_obc.cli.options import CalibrationOptions, FinishOptions, MethodOptions, RunOptions, UniformOptions
+from onnx_obc.core.options import Doc, names
 
 
 @pytest.fixture
@@ -144,13 +138,25 @@ def test_every_option_arrives(seen: dict[str, Any]) -> None:
 
 
 def test_the_options_are_those_of_the_recipe_and_of_the_data() -> None:
-    groups = (UniformOptions, TargetOptions, MethodOptions, FinishOptions, RunOptions)
+    groups = (UniformOptions, MethodOptions, FinishOptions, RunOptions)
     found = [field for group in groups for field in dataclasses.fields(group)]
     assert sorted(field.name for field in found) == sorted(set(Recipe.model_fields) - {"layers"})
-    assert all(field.default is None for field in found)
-    ours = {field.name: field.default for field in dataclasses.fields(CalibrationOptions)}
-    theirs = {field.name: field.default for field in dataclasses.fields(DataOptions) if field.name != "seed"}
-    assert ours == theirs
+    assert all(field.default is None for field in (*found, *dataclasses.fields(CalibrationOptions)))
+    assert names(CalibrationOptions) == names(DataOptions)
+    said = [extra.text for field in Recipe.model_fields.values() for extra in field.metadata if isinstance(extra, Doc)]
+    assert len(set(said)) == len(found)  # each has words of its own
+
+
+def test_options_that_are_wrong_are_refused_where_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {
+        "damp": "-1",
+        "time-limit": "0",
+        "memory": "inf",
+        "threads": "0",
+        "global-adaprune": "1001",
+    }.items():
+        line = refused(capsys, "in.onnx", "out.onnx", "--calib", "x.npz", f"--{name}", value)
+        assert line.startswith(f"error: command line: {name.replace('-', '_')}: should be "), line
 
 
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,12 +176,17 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         "Run",
     ]
     assert all(len(line) <= 80 for line in shown.splitlines())
-    words = " ".join(re.sub(r"[│\n]", " ", shown).split())
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run_cli("--help-all") == 0
+    words = " ".join(re.sub(r"[│\n]|--no-[\w-]+", " ", capsys.readouterr().out).split())
     for name, field in Recipe.model_fields.items():
         if name != "layers":
             assert f"--{name.replace('_', '-')}" in words, name
-        if isinstance(field.default, (str, float)) and not isinstance(field.default, bool):
-            assert f"[default: {field.default}]" in words, name
+        if name != "layers" and field.default is not None:
+            default = {True: "yes", False: "no"}[field.default] if isinstance(field.default, bool) else field.default
+            assert re.search(rf"--{name.replace('_', '-')} [^[]*\[default: {default}\]", words), name
+        for extra in field.metadata:
+            assert not isinstance(extra, Doc) or extra.text in words, name
     assert run_cli("inspect", "--help") == 0
     assert "which levels are impossible" in capsys.readouterr().out
 

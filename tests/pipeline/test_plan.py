@@ -84,6 +84,11 @@ def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> N
     assert floats.choices.keys() == sparse  # there is nothing else that they could become
 
 
+def test_a_pattern_that_no_layer_can_take_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"no layer can take the sparsity \(2:3: the number of columns = 4 is not"):
+        plan(small(), Recipe(sparsity="2:3"))
+
+
 def test_a_profile_is_taken_as_it_is() -> None:
     model, wanted = read_model(MODEL), Choice(Level(NM(2, 4), 8), 8)
     names = make_plan(prepare(model), Recipe()).choices
@@ -236,3 +241,20 @@ def test_readers_of_one_value_each_see_it_at_their_own_width() -> None:
     }
     assert [(a.value, a.bits, len(a.readers)) for a in found.activations] == [("x", 4, 1), ("x", 8, 1), ("t", 4, 1)]
     assert found.remarks == {}
+
+
+def test_a_weight_that_is_copied_is_no_pattern_that_is_left_out() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"], name="second"),
+    ]
+    weights = {"w": np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)}
+    found = plan(
+        build(nodes, {"x": (TensorProto.FLOAT, ["N", 32])}, {"y": ["N", 32]}, weights),
+        Recipe(weights="int4", activations="none"),
+    )
+    assert [str(choice) for choice in found.choices.values()] == ["int4-asym"]
+    assert list(found.remarks.values()) == [
+        "2 nodes share this weight, and each has a copy: the kernel takes no shared one"
+    ]
