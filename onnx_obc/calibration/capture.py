@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Float64
 from ..core.errors import CalibrationError
-from ..core.machine import usable_cores
+from ..core.machine import workers
 from ..graph.layers import Layer, Tap, Window
 from ..runtime.session import Device, is_finite, open_session
 from .hessian import HessianSum, held_bytes
@@ -171,7 +171,7 @@ def capture(
             for part in parts:
                 part.result()
 
-    with ThreadPoolExecutor(threads or usable_cores(), "capture") as pool:  # each sum is one thread's at a time
+    with ThreadPoolExecutor(workers(threads), "capture") as pool:  # each sum is one thread's at a time
         for batch in samples.read(0, samples.count):
             take(batch)
             progress(batch.count)

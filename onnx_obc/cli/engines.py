@@ -13,13 +13,14 @@ from cyclopts import Parameter
 from ..calibration.data import open_samples
 from ..calibration.samples import DataOptions
 from ..core.arrays import Feed
-from ..core.errors import CalibrationError, ModelError, RecipeError
+from ..core.errors import CalibrationError, ModelError, RecipeError, shortened
 from ..core.files import write_file
 from ..core.level_sets import read_levels
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_output
 from ..pipeline.plan import possible_choices
 from ..pipeline.recipe import make_recipe
+from ..report.console import messages
 from ..report.engines import bench_table, examination_table, timing_table
 from ..report.table import show
 from ..search.latency.layer_times import subject_of, time_layers
@@ -180,7 +181,7 @@ def _any_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed | N
     except (CalibrationError, ModelError) as error:
         if calib != "random":
             raise
-        print(f"not run: {' '.join(str(error).split())}", file=sys.stderr)
+        messages().print(f"not run: {shortened(str(error))}")
         return None
 
 

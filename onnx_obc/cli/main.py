@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
-from rich.console import Console
 
 from ..calibration.samples import KINDS, DataOptions
-from ..core.errors import ObcError, OutputError, RecipeError
+from ..core.errors import ObcError, OutputError, RecipeError, shortened
 from ..core.version import __version__
 from ..database.build import build
 from ..graph.save import check_output
@@ -21,6 +20,7 @@ from ..pipeline.compress import compress
 from ..pipeline.finish import Result
 from ..pipeline.recipe import Recipe, Rule, make_recipe, read_recipe
 from ..report.as_json import write_json
+from ..report.console import messages, say
 from ..report.pareto import pareto_points, write_pareto
 from ..report.table import report_table, show
 from ..search.budget import Budget, parse_budget
@@ -46,6 +46,7 @@ from .options import (
 )
 from .terminal import progress_bar
 
+LONGEST_LINE = 1500  # characters of a message: what is longer quotes something
 USAGES = {
     "": "onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]",
     "build": "onnx-obc build SOURCE DATABASE --calib DATA --levels LEVELS [OPTIONS]",
@@ -126,7 +127,7 @@ def compress_command(
     read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
     _check_not_read(results, {**read, "--timings": searching.timings})
     with _told_what_was_written(results, database):
-        with progress_bar(quiet) as (progress, say):
+        with progress_bar(quiet) as (progress, tell):
             found = DataOptions(**vars(data), seed=chosen.seed)
             if budgets:
                 names, options = levels or default_levels(budgets[0], chosen.target), _search_options(searching)
@@ -134,10 +135,10 @@ def compress_command(
                     *(source, calib, budgets, outputs, names, chosen, options, database),
                     data=found,
                     progress=progress,
-                    say=say,
+                    say=tell,
                 )
             else:
-                made = [compress(source, calib, chosen, output, data=found, progress=progress, say=say)]
+                made = [compress(source, calib, chosen, output, data=found, progress=progress, say=tell)]
         _show_results(made, budgets, output, report, quiet)
 
 
@@ -176,12 +177,12 @@ def build_command(
         Print nothing but errors.
     """
     chosen = _recipe(None, skip, target, method, run)
-    with _told_what_was_written((), database), progress_bar(quiet) as (progress, say):
+    with _told_what_was_written((), database), progress_bar(quiet) as (progress, tell):
         found = DataOptions(**vars(data), seed=chosen.seed)
-        built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=say)
+        built = build(source, calib, levels, database, chosen, data=found, progress=progress, say=tell)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
-        print(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already")
+        say(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already")
 
 
 @app.command(name="search")
@@ -220,8 +221,8 @@ def search_command(
     results = [path for path in (*outputs, report) if path is not None]
     _check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
     with _told_what_was_written(results):
-        with progress_bar(quiet) as (progress, say):
-            made = retarget(database, budgets, outputs, _search_options(searching), over, progress=progress, say=say)
+        with progress_bar(quiet) as (progress, tell):
+            made = retarget(database, budgets, outputs, _search_options(searching), over, progress=progress, say=tell)
         _show_results(made, budgets, output, report, quiet)
 
 
@@ -258,17 +259,21 @@ app.command(time_command, name="time")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: one line for every error that a user can cause, and its exit code."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    errors = messages()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens or ["--help"], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         command = tokens[0] if tokens[0] in USAGES else ""
-        errors.print(f"error: {_explain(error, USAGES[command])}; see onnx-obc {command} --help".replace("  ", " "))
+        said = shortened(_explain(error, USAGES[command]), LONGEST_LINE)
+        errors.print(f"error: {said}; see onnx-obc {command} --help".replace("  ", " "))
         sys.exit(2)
     except ObcError as error:
-        errors.print(f"error: {error}")
+        errors.print(f"error: {shortened(str(error), LONGEST_LINE)}")
         sys.exit(error.exit_code)
+    except MemoryError:
+        errors.print("error: out of memory; give fewer --samples, a smaller --batch, or a lower --memory")
+        sys.exit(2)
     except KeyboardInterrupt as interrupt:
         written = ", ".join(interrupt.args)
         errors.print(f"interrupted; written: {written}" if written else "interrupted; nothing was written")
@@ -336,7 +341,7 @@ def _show_results(
     if len(budgets) > 1:
         files = write_pareto(pareto_points(made), output.with_name(f"{output.stem}-pareto"))
         if not quiet:
-            print("written:", ", ".join(str(path) for path in files))
+            say(f"written: {', '.join(str(path) for path in files)}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ..calibration.data import open_samples
 from ..calibration.samples import DataOptions, Samples
 from ..calibration.split import STORED, describe, first_samples, split
 from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
+from ..core.files import remove_abandoned
 from ..core.level import FLOAT, Choice, Level, parse_choice
 from ..core.level_sets import read_levels
 from ..core.progress import Progress
@@ -128,7 +129,10 @@ def build(
         ranges={},
         layers=tuple(entries.values()),
     )
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
     _clear(target, set() if same or earlier is None else MADE)
     if not _holds(there, key):
         save_model(dense, there)
@@ -348,11 +352,11 @@ def _solve_layer(
 
 
 def _clear(folder: Path, parts: set[str]) -> None:
-    """Remove what an interrupted build left under temporary names, and whole parts."""
+    """Remove what a build that was killed left under temporary names, and whole parts."""
     for name in parts:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        remove_abandoned(place)
 
 
 def _remove_stale(folder: Path, manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ from ..calibration.split import describe, split
 from ..core.progress import Progress, Stopwatch
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
+from .correct import check_trainable
 from .finish import Result, finish
 from .material import Material
 from .plan import make_plan
@@ -49,6 +50,7 @@ def compress(
     """
     recipe = recipe or Recipe()
     data = data or DataOptions(seed=recipe.seed)
+    check_trainable(recipe)
     target = check_output(output, model) if output is not None else None
     watch = Stopwatch()
     with watch("read"):

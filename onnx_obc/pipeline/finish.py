@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ..calibration.ranges import RangeObserver
 from ..core.errors import VerificationError
+from ..core.files import scratch_prefix
 from ..core.progress import Progress, Stopwatch
 from ..graph.save import leave_rejected, place_model, save_model
 from ..graph.write import WrittenWeight
@@ -63,7 +64,8 @@ def finish(
         with watch("correct"):
             draft = _better(draft, other, material, recipe)
     plan, solved, written = draft.plan, draft.solved, draft.written
-    with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=target.parent if target is not None else None) as scratch:
+    folder = target.parent if target is not None else None
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=folder) as scratch:
         path = Path(scratch) / (target.name if target is not None else "model.onnx")
         save_model(plan.model, path)
         verdict, examination = Verdict(), None

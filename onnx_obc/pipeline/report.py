@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from ..core.machine import usable_cores
 from ..core.version import __version__
 from ..graph.layers import LeftOut
 from ..graph.save import file_bytes
@@ -95,6 +96,8 @@ def make_report(
         for match in verdict.outputs
         if match.sqnr_db < POOR_DB
     ]
+    if (asked := recipe.threads or 0) > usable_cores():
+        notes.append(f"{asked} threads were asked for; there are {usable_cores()} cores, and as many were used")
     if not recipe.verify:
         notes.append("the file was not verified")
     if examination is not None:

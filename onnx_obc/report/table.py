@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +15,7 @@ from ..graph.cost import Cost
 from ..graph.layers import Layer, LeftOut
 from ..pipeline.layer import EmbeddingReport, LayerReport
 from ..pipeline.report import Report
+from .console import PlainConsole
 
 NAME_WIDTH = 40  # what the layers' names get at least, by leaving out other columns
 
@@ -130,9 +131,9 @@ def report_table(report: Report, width: int) -> RenderableType:
 
 def show(render: Callable[[int], RenderableType]) -> None:
     """Print what `render` makes for the terminal's width; where there is none, as wide as the content needs."""
-    console = Console()
+    console = PlainConsole()
     if not console.is_terminal:
-        console = Console(width=200)
+        console = PlainConsole(width=200)
     console.print(render(console.width))
 
 

@@ -21,6 +21,7 @@ from ..database.build import build
 from ..database.open import Database, material_of, open_database, rival_of, stitch
 from ..graph.model import read_model
 from ..graph.save import check_beside, check_output
+from ..pipeline.correct import check_trainable
 from ..pipeline.finish import Result, finish
 from ..pipeline.recipe import Recipe, make_recipe
 from ..pipeline.verify import check_graph
@@ -57,6 +58,7 @@ def retarget(
     targets = [None if output is None else check_output(output, None) for output in outputs]
     database = database if isinstance(database, Database) else open_database(database)
     chosen = _recipe(database, recipe or {})
+    check_trainable(chosen)
     losses = sensitivities(database, options, chosen, progress)
     if any(budget.kind == "latency" for budget in budgets):
         options = replace(options, timings=table_of(database, options, chosen, progress))
@@ -120,6 +122,7 @@ def compress_to_budget(
         if output is not None:
             check_beside(dense, check_output(output, model))
     recipe = recipe or Recipe()
+    check_trainable(recipe)
     over = {name: value for name, value in dict(recipe).items() if name in SEARCHED}
     with ExitStack() as stack:
         folder = database or stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-obc-"))
