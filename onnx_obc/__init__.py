@@ -1,24 +1,62 @@
 """Exact post-training pruning and quantization of ONNX models, by Optimal Brain Compression."""
 
-from .calibration.samples import Batch, DataOptions, Samples
-from .core.errors import (
-    CalibrationError,
-    DatabaseError,
-    ModelError,
-    ObcError,
-    OutputError,
-    RecipeError,
-    VerificationError,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .core.version import __version__
-from .database.build import Built, build
-from .database.open import Database, open_database
-from .pipeline.compress import compress
-from .pipeline.finish import Result
-from .pipeline.recipe import Recipe, Rule
-from .search.budget import Budget, parse_budget
-from .search.profile import SearchOptions
-from .search.retarget import compress_to_budget, retarget
+
+if TYPE_CHECKING:
+    from .calibration.options import DataOptions
+    from .calibration.samples import Batch, Samples
+    from .core.errors import (
+        CalibrationError,
+        DatabaseError,
+        EngineError,
+        ModelError,
+        ObcError,
+        OutputError,
+        RecipeError,
+        VerificationError,
+    )
+    from .core.progress import Feedback
+    from .database.build import Built, build
+    from .database.open import Database, open_database
+    from .pipeline.compress import compress
+    from .pipeline.finish import Result
+    from .pipeline.recipe import Recipe, Rule
+    from .search.budget import Budget, parse_budget
+    from .search.profile import SearchOptions
+    from .search.retarget import compress_to_budget, retarget
+else:
+    # Where each name is: loaded when it is asked for (PEP 562), so that the command line answers at once.
+    _HOMES = {
+        "calibration.options": ("DataOptions",),
+        "calibration.samples": ("Batch", "Samples"),
+        "core.errors": (
+            *("CalibrationError", "DatabaseError", "EngineError", "ModelError", "ObcError", "OutputError"),
+            *("RecipeError", "VerificationError"),
+        ),
+        "core.progress": ("Feedback",),
+        "database.build": ("Built", "build"),
+        "database.open": ("Database", "open_database"),
+        "pipeline.compress": ("compress",),
+        "pipeline.finish": ("Result",),
+        "pipeline.recipe": ("Recipe", "Rule"),
+        "search.budget": ("Budget", "parse_budget"),
+        "search.profile": ("SearchOptions",),
+        "search.retarget": ("compress_to_budget", "retarget"),
+    }
+
+    def __getattr__(name):
+        for home, names in _HOMES.items():
+            if name in names:
+                globals()[name] = value = getattr(import_module(f".{home}", __name__), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Batch",
@@ -28,6 +66,8 @@ __all__ = [
     "DataOptions",
     "Database",
     "DatabaseError",
+    "EngineError",
+    "Feedback",
     "ModelError",
     "ObcError",
     "OutputError",

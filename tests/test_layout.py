@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import onnx_obc
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "onnx_obc"
@@ -117,8 +120,46 @@ def test_no_test_imports_from_the_benchmarks() -> None:
             assert not any(name.split(".")[0] == "benchmarks" for name in names), path
 
 
-def test_importing_the_package_loads_no_training_framework() -> None:
+def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "sklearn", "tokenizers", "PIL", "cyclopts", "rich")
+    heavy += ("numpy", "onnx", "onnx_ir", "numba", "pydantic")
     code = f"import sys, onnx_obc; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_take_eight_parameters_at_most(path: Path) -> None:
+    """Compiled kernels aside, which take arrays only, and commands, whose parameters are options."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.FunctionDef) or (room(path) == "cli" and node.name.endswith("_command")):
+            continue
+        if not any("compiled" in ast.unparse(decorator) for decorator in node.decorator_list):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert len([a for a in arguments if a.arg not in ("self", "cls")]) <= 8, f"{path}:{node.lineno} {node.name}"
+
+
+def test_the_architecture_page_has_the_imports() -> None:
+    rows = [line.split("|")[1:-1] for line in (ROOT / "docs" / "architecture.md").read_text("utf-8").splitlines()]
+    written = {cells[0].strip(" `"): cells[-1].strip() for cells in rows if len(cells) == 4 and "`" in cells[0]}
+    imported: dict[str, set[str]] = {room(path): set() for path in FILES if room(path) != "__init__"}
+    for path in FILES:
+        if room(path) in imported:
+            imported[room(path)] |= {name.split(".")[1] for name in imports(path)} - {room(path)}
+    assert written == {name: ", ".join(r for r in ROOMS if r in imported[name]) for name in ROOMS if name in imported}
+
+
+def test_the_names_of_the_package_are_where_type_checkers_see_them() -> None:
+    """The imports for type checkers, the table of what is loaded when asked for, and `__all__` say the same."""
+    declared = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert sorted(declared) == sorted(onnx_obc.__all__) and set(onnx_obc.__all__) <= set(dir(onnx_obc))
+    for name, home in declared.items():
+        assert getattr(onnx_obc, name) is getattr(importlib.import_module(f"onnx_obc.{home}"), name), name
+    assert all(callable(getattr(onnx_obc, name)) for name in ("build", "compress", "retarget"))
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = onnx_obc.nonsense

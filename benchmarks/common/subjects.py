@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from benchmarks.common.evaluation import IMAGENET_EVALUATION, Score, cifar_top1, imagenet_top1, sts_spearman
 from onnx_obc.calibration.data import open_samples
-from onnx_obc.calibration.samples import DataOptions, Samples
+from onnx_obc.calibration.options import DataOptions
+from onnx_obc.calibration.samples import Samples
 from onnx_obc.graph.model import input_specs
 
 NAMES = ("ResNet-20", "ResNet-56", "EfficientNet-Lite0", "MiniLM")

@@ -8,13 +8,11 @@ Every level compresses the whole model, each layer that can take the level, with
 statistics afterwards. The Hessians and activation ranges are captured once for each model and serve every level.
 
 A finished row is added to the JSON file at once (by default benchmarks/results/accuracy.jsonl; one object a line), and
-rows that are there already are not run again: delete the file to start over. The table is made of all its rows.
+rows that are there already are not run again, but with --again. The table is made of all its rows.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -28,14 +26,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from benchmarks.common.evaluation import cifar_top1
+from benchmarks.common.harness import Rows, arguments, measure
 from benchmarks.common.subjects import NAMES, Subject, find_subjects, open_data, subset
 from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.capture import Captured, Chunk, capture
 from onnx_obc.graph.model import read_model
 from onnx_obc.graph.save import save_model
-from onnx_obc.pipeline.layer import method_of, solve_layer
-from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.layer import LayerMethod, method_of, prepare_layer, solve_layer
+from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.recipe import Recipe
+from onnx_obc.pipeline.solve import Solutions
 from onnx_obc.pipeline.verify import check_losses
 from onnx_obc.pipeline.write import write
 
@@ -63,7 +63,7 @@ LEVELS: dict[str, Recipe] = {
     "W2": _weights(2),
     "W2 asymmetric": _weights(2, True),
     "2:4": _sparse("2:4"),
-    "2:4 W8A8": Recipe(sparsity="2:4"),
+    "2:4 W8A8": Recipe(sparsity="2:4", strict_pattern=True),
     "4:8": _sparse("4:8"),
     "block4 0.5": _sparse("block4:0.5"),
     "sparse 0.6": _sparse("0.6"),
@@ -73,26 +73,29 @@ QUICK = ("W4", "2:4")
 
 def capture_once(dense: ir.Model, recipes: Sequence[Recipe], subject: Subject) -> tuple[Captured, int]:
     """The Hessians and ranges that any of these recipes needs, and the number of samples that they are made of."""
-    plans = [make_plan(dense, recipe) for recipe in recipes]
+    plans = [make_plan(prepare(dense), recipe) for recipe in recipes]
     layers = {layer.name: layer for plan in plans for layer in plan.layers}
     ranges = {activation.value: None for plan in plans for activation in plan.activations}
     samples = open_data(dense, subject.calibration, subject.options)
-    return capture(plans[0].model, Chunk(tuple(layers.values()), tuple(ranges)), samples), samples.count
+    return capture(
+        plans[0].model, Chunk(tuple(layers.values()), tuple(ranges), choose_damping=True), samples
+    ), samples.count
 
 
 def compress_with(
     captured: Captured, dense: ir.Model, recipe: Recipe, subject: Subject, expected: npt.NDArray[np.generic]
 ) -> dict[str, Any]:
     """Solve, write and score one recipe."""
-    plan = make_plan(dense, recipe)
+    plan = make_plan(prepare(dense), recipe)
     method = method_of(recipe)
-    solved = {
-        layer.name: solve_layer(layer, captured, plan.choices[layer.name], recipe, method) for layer in plan.layers
-    }
+    solved = {}
+    for layer in plan.layers:
+        prepared = prepare_layer(layer, captured.of(layer), recipe)
+        (solved[layer.name],) = solve_layer(prepared, [plan.choices[layer.name]], recipe, LayerMethod(method))
     reports = [entry.report for entry in solved.values()]
     if recipe.solver != "baseline" and not (check := check_losses(reports)).passed:
         print(f"the losses do not agree: {check.detail}", file=sys.stderr)
-    write(plan, solved, captured.ranges, recipe)
+    write(Solutions(plan, solved, captured.ranges), recipe)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_model(plan.model, path)
@@ -111,20 +114,16 @@ def compress_with(
     }
 
 
-def run(
-    subject: Subject, levels: Sequence[str], done: Sequence[Mapping[str, Any]], file: Path | None
-) -> list[dict[str, Any]]:
-    """The rows of one model, those in `done` left out; each is added to the file when it is finished."""
-    finished = {row["level"] for row in done if row["model"] == subject.name}
-    wanted = [level for level in levels if level not in finished]
+def run(subject: Subject, levels: Sequence[str], rows: Rows) -> None:
+    """Add the rows of one model that are not there yet."""
+    wanted = [level for level in levels if (subject.name, level) not in rows]
     if not wanted:
-        return []
+        return
     dense = read_model(subject.path)
     began = time.perf_counter()
     captured, samples = capture_once(dense, [LEVELS[level] for level in levels], subject)
     capture_seconds = time.perf_counter() - began
     reference = subject.score(subject.path, None)
-    rows = []
     for level in wanted:
         recipe = LEVELS[level]
         both = {
@@ -143,14 +142,9 @@ def run(
             "capture_seconds": capture_seconds,
             **both,
         }
-        rows.append(row)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
+        rows.add(row)
         print(f"{subject.name} {level}: dense {reference.value:.4f}, baseline {both['baseline']['score']:.4f}, "
               f"onnx-obc {both['exact']['score']:.4f} ({both['exact']['seconds']:.0f} s)", flush=True)  # fmt: skip
-    return rows
 
 
 def shortened(subject: Subject, scratch: Path) -> Subject:
@@ -229,31 +223,25 @@ fine-tuned and no statistics are corrected. Sparse float weights are stored with
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("work-models"), help="what tools/export_models.py wrote")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
-    parser.add_argument("--only", choices=NAMES, action="append", help="only this model; may be given again")
+    parser = arguments(__doc__)
     parser.add_argument("--levels", choices=list(LEVELS), nargs="+", default=list(LEVELS), help="only these levels")
     parser.add_argument("--quick", action="store_true", help=f"ResNet-20 on a part of the data, {', '.join(QUICK)}")
-    parser.add_argument("--json", type=Path, help="add rows to this file; rows in it are not run again")
     options = parser.parse_args()
-
-    file: Path | None = options.json or (None if options.quick else RESULTS / "accuracy.jsonl")
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file is not None and file.exists() else []
-    names = ("ResNet-20",) if options.quick else tuple(options.only or NAMES)
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for subject in find_subjects(options.models, options.shared, Path(scratch), names):
-            if options.quick:
-                subject = shortened(subject, Path(scratch))
-            rows += run(subject, QUICK if options.quick else options.levels, done, file)
-    rows = [*done, *rows]
-    if not rows:
-        sys.exit("there is nothing to report")
-    print(table(rows))
-    if not options.quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "accuracy.md").write_text(page(rows))
+    if options.quick:
+        rows = Rows(None, ("model", "level"))
+        with tempfile.TemporaryDirectory() as scratch:
+            for subject in find_subjects(options.models, options.shared, Path(scratch), ("ResNet-20",)):
+                run(shortened(subject, Path(scratch)), QUICK, rows)
+    else:
+        rows = measure(
+            "accuracy",
+            ("model", "level"),
+            options,
+            lambda subject, rows, _: run(subject, options.levels, rows),
+            page,
+            lambda row: row["level"] in options.levels,
+        )
+    print(table(rows.rows))
 
 
 if __name__ == "__main__":

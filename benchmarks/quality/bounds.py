@@ -23,7 +23,7 @@ from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.capture import Chunk, capture
 from onnx_obc.core.level import parse_level
 from onnx_obc.graph.model import read_model
-from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.solver import Damped, Method, damp, layer_loss, solve
 from onnx_obc.solver.bound import bound
@@ -56,7 +56,7 @@ class Measured:
 
 def run(subject: Subject, every: int) -> list[Measured]:
     dense = read_model(subject.path)
-    plan = make_plan(dense, Recipe(weights="int4", activations="none"))
+    plan = make_plan(prepare(dense), Recipe(weights="int4", activations="none"))
     samples = open_data(dense, subject.calibration, replace(subject.options, samples=SAMPLES))
     layers = plan.layers[::every]
     captured = capture(plan.model, Chunk(tuple(layers), ()), samples)

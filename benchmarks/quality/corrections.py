@@ -9,23 +9,19 @@ benchmarks/results/corrections.jsonl at once, and rows that are there are not ru
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.subjects import NAMES, Subject, find_subjects
+from benchmarks.common.harness import Rows, arguments, measure
+from benchmarks.common.subjects import NAMES, Subject
 from benchmarks.common.tables import machine, markdown
 from benchmarks.quality.nonuniform import uniform
 from onnx_obc import Recipe, build, open_database
 from onnx_obc.core.level import parse_choice
-from onnx_obc.core.progress import Stopwatch
-from onnx_obc.database.open import material_of, stitch
-from onnx_obc.pipeline.finish import finish
+from onnx_obc.pipeline.finish import Destination
 
 RESULTS = Path(__file__).parents[1] / "results"
 LEVELS = ("8w8a", "int4-asym", "int3-asym", "2:4", "2:4+8w8a", "sparse-0.60")
@@ -43,11 +39,10 @@ def run(
     levels: Sequence[str],
     variants: Sequence[str],
     databases: Path,
-    done: set[tuple[str, ...]],
-    file: Path,
+    rows: Rows,
 ) -> None:
     """Build what is missing, and score every level and variant that is not there yet."""
-    wanted = [(level, name) for level in levels for name in variants if (subject.name, level, name) not in done]
+    wanted = [(level, name) for level in levels for name in variants if (subject.name, level, name) not in rows]
     if not wanted:
         return
     target = databases / f"{subject.path.stem}-levels"
@@ -58,11 +53,9 @@ def run(
     for level, name in wanted:
         recipe = Recipe(verify=False, **VARIANTS[name])
         began = time.perf_counter()
-        plan, solved = stitch(database, uniform(database, parse_choice(level)), recipe)
-        material = material_of(database)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            result = finish(material, plan, solved, database.ranges, recipe, path, (), Stopwatch(), lambda *_: None)
+            result = database.write(uniform(database, parse_choice(level)), recipe, Destination(path))
             seconds = time.perf_counter() - began
             score = subject.score(path, None).value
         row = {
@@ -75,8 +68,7 @@ def run(
             "corrections": [vars(attempt) for attempt in result.report.corrections],
             "seconds": seconds,
         }
-        with file.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        rows.add(row)
         print(f"{subject.name} {level} {name}: {score:.4f} of {dense:.4f} ({seconds:.0f} s)", flush=True)
 
 
@@ -111,26 +103,18 @@ images: differences under 1.5 points are noise there.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("work-models"), help="what tools/export_models.py wrote")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
-    parser.add_argument("--databases", type=Path, default=Path("work-models/databases"), help="where databases are")
-    parser.add_argument("--only", choices=NAMES, action="append", help="only this model; may be given again")
+    parser = arguments(__doc__)
     parser.add_argument("--levels", choices=LEVELS, nargs="+", default=list(LEVELS), help="only these levels")
     parser.add_argument("--variants", choices=list(VARIANTS), nargs="+", default=list(VARIANTS), help="only these")
-    parser.add_argument("--table", action="store_true", help="run nothing, only write the page again")
     options = parser.parse_args()
-    file = RESULTS / "corrections.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["model"], row["level"], row["variant"]) for row in rows}
-    if not options.table:
-        with tempfile.TemporaryDirectory() as scratch:
-            for subject in find_subjects(options.models, options.shared, Path(scratch), tuple(options.only or NAMES)):
-                run(subject, options.levels, options.variants, options.databases, done, file)
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    if not rows:
-        sys.exit("there is nothing to report")
-    (RESULTS / "corrections.md").write_text(page(rows))
+    measure(
+        "corrections",
+        ("model", "level", "variant"),
+        options,
+        lambda subject, rows, _: run(subject, options.levels, options.variants, options.databases, rows),
+        page,
+        lambda row: row["level"] in options.levels and row["variant"] in options.variants,
+    )
 
 
 if __name__ == "__main__":

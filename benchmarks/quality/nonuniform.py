@@ -13,9 +13,6 @@ Tables and plots are made of all rows: benchmarks/results/nonuniform.md and nonu
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +22,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.subjects import NAMES, Subject, find_subjects
+from benchmarks.common.harness import Rows, arguments, measure
+from benchmarks.common.subjects import NAMES, Subject
 from benchmarks.common.tables import machine, markdown
 from onnx_obc import Recipe, SearchOptions, build, open_database, parse_budget
 from onnx_obc.core.level import FLOAT, Choice, Level, Unstructured, parse_choice
-from onnx_obc.core.progress import Stopwatch
 from onnx_obc.core.solution import Solution
-from onnx_obc.database.open import Database, material_of, rival_of, stitch
+from onnx_obc.database.open import Database
 from onnx_obc.graph.cost import layer_costs, level_flops, obc_bops
-from onnx_obc.pipeline.finish import finish
+from onnx_obc.pipeline.finish import Destination
 from onnx_obc.pipeline.layer import LayerReport, Solved
 from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.solve import Solutions
 from onnx_obc.search.profile import find_profile, sensitivities
 
+PARTS = ("bops", "flops")
 RESULTS = Path(__file__).parents[1] / "results"
 BOPS = ("6x", "8x", "10x", "12x", "14x")
 FLOPS = ("2x", "3x", "4x")
@@ -56,7 +55,7 @@ class Run:
     profile: Callable[[], Profile]
     correct: bool = False
     sequential: bool = False
-    solved: Callable[[Profile, Recipe], tuple[Any, dict[str, Solved]]] | None = None
+    solved: Callable[[Profile, Recipe], Solutions] | None = None
 
 
 def bops_runs(database: Database) -> list[Run]:
@@ -122,17 +121,15 @@ def magnitude(database: Database, fraction: float) -> tuple[Profile, dict[str, n
     return {n: Choice(Level(Unstructured(s))) if 0 < s < 1 else Choice(FLOAT) for n, s in shares.items()}, masks
 
 
-def magnitude_solved(
-    database: Database, found: tuple[Profile, dict[str, np.ndarray]], recipe: Recipe
-) -> tuple[Any, dict[str, Solved]]:
+def magnitude_solved(database: Database, found: tuple[Profile, dict[str, np.ndarray]], recipe: Recipe) -> Solutions:
     profile, masks = found
-    plan = make_plan(database.dense, recipe, profile)
+    plan = make_plan(database.folded, recipe, profile)
     solved = {}
     for layer in plan.layers:
         weights = np.where(masks[layer.name], layer.matrix(), np.float32(0))
         solution = Solution(profile[layer.name].level, weights, None, None, masks[layer.name], 0.0)
         solved[layer.name] = Solved(layer, solution, blank(layer.name))
-    return plan, solved
+    return Solutions(plan, solved, database.ranges)
 
 
 def blank(name: str) -> LayerReport:
@@ -150,7 +147,7 @@ def costs_of(database: Database, profile: Profile) -> dict[str, float]:
     return totals
 
 
-def run(subject: Subject, part: str, databases: Path, done: set[tuple[str, ...]], file: Path) -> None:
+def run(subject: Subject, part: str, databases: Path, rows: Rows) -> None:
     """Build the database and run what is missing."""
     target = databases / f"{subject.path.stem}-{part}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -166,18 +163,15 @@ def run(subject: Subject, part: str, databases: Path, done: set[tuple[str, ...]]
     print(f"  sensitivities {time.perf_counter() - began:.0f} s", flush=True)
     dense = subject.score(subject.path, None).value
     for one in bops_runs(database) if part == "bops" else flops_runs(database):
-        if (subject.name, part, one.budget, one.method) in done:
+        if (subject.name, part, one.budget, one.method) in rows:
             continue
         began = time.perf_counter()
         profile = one.profile()
         quick = recipe.model_copy(update={"correct": one.correct, "sequential": one.sequential, "verify": False})
-        plan, solved = one.solved(profile, quick) if one.solved else stitch(database, profile, quick)
-        material = material_of(database)
+        solutions = one.solved(profile, quick) if one.solved else profile
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            rival = rival_of(database, profile, quick)
-            rest = (path, (), Stopwatch(), lambda *_: None)
-            result = finish(material, plan, solved, database.ranges, quick, *rest, rival=rival)
+            result = database.write(solutions, quick, Destination(path))
             took = time.perf_counter() - began
             score = subject.score(path, None).value
         row = {
@@ -193,8 +187,7 @@ def run(subject: Subject, part: str, databases: Path, done: set[tuple[str, ...]]
             "seconds": took,
             "build_seconds": seconds["build"] if built.solved else None,
         }
-        with file.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        rows.add(row)
         print(f"  {one.budget} {one.method}: {score:.4f} of {dense:.4f} ({took:.0f} s)", flush=True)
 
 
@@ -281,28 +274,16 @@ def _kept(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("work-models"), help="what tools/export_models.py wrote")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
-    parser.add_argument(
-        "--databases", type=Path, default=Path("work-models/databases"), help="where databases are kept"
-    )
-    parser.add_argument("--only", choices=NAMES, action="append", help="only this model; may be given again")
-    parser.add_argument("--part", choices=("bops", "flops"), action="append", help="only this part")
-    parser.add_argument("--table", action="store_true", help="run nothing, only write the page again")
+    parser = arguments(__doc__)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this part")
     options = parser.parse_args()
-    file = RESULTS / "nonuniform.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["model"], row["part"], row["budget"], row["method"]) for row in rows}
-    if not options.table:
-        with tempfile.TemporaryDirectory() as scratch:
-            for subject in find_subjects(options.models, options.shared, Path(scratch), tuple(options.only or NAMES)):
-                for part in options.part or ("bops", "flops"):
-                    run(subject, part, options.databases, done, file)
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    if not rows:
-        sys.exit("there is nothing to report")
-    (RESULTS / "nonuniform.md").write_text(page(rows))
+    parts = tuple(options.part or PARTS)
+
+    def work(subject: Subject, rows: Rows, _: Path) -> None:
+        for part in parts:
+            run(subject, part, options.databases, rows)
+
+    measure("nonuniform", ("model", "part", "budget", "method"), options, work, page, lambda row: row["part"] in parts)
 
 
 if __name__ == "__main__":

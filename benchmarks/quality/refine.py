@@ -11,8 +11,6 @@ rows.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,16 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.subjects import Subject, find_subjects, open_data
+from benchmarks.common.harness import Row, Rows, arguments, measure
+from benchmarks.common.subjects import Subject, open_data
 from benchmarks.common.tables import machine, markdown
 from onnx_obc.calibration.capture import Captured, Chunk, capture
 from onnx_obc.core.level import parse_level
 from onnx_obc.graph.layers import Layer
 from onnx_obc.graph.model import read_model
 from onnx_obc.graph.save import save_model
-from onnx_obc.pipeline.layer import solve_layer
-from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.layer import LayerMethod, prepare_layer, solve_layer
+from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.recipe import Recipe
+from onnx_obc.pipeline.solve import Solutions
 from onnx_obc.pipeline.write import write
 from onnx_obc.solver import Method, damp, layer_loss, solve, warm_up
 
@@ -46,7 +46,9 @@ RECIPES = {
     "W3 asymmetric": Recipe(weights="int3", activations="none", asymmetric=True),
     "W2 asymmetric": Recipe(weights="int2", activations="none", asymmetric=True),
     "2:4": Recipe(weights="float", activations="none", sparsity="2:4"),
-    "2:4 W4 asymmetric": Recipe(weights="int4", activations="none", asymmetric=True, sparsity="2:4"),
+    "2:4 W4 asymmetric": Recipe(
+        weights="int4", activations="none", asymmetric=True, sparsity="2:4", strict_pattern=True
+    ),
 }
 SOME = ("int4-asym", "int2-asym", "2:4")
 FEW = {"ResNet-20": (2, 4, 8, 16, 64, 256), "MiniLM": (16, 32, 64, 128, 256, 512)}
@@ -60,16 +62,16 @@ def known(method: Method, positions: int, columns: int) -> Method:
 def capture_layers(subject: Subject, layers: Sequence[Layer], data: Path, samples: int | None) -> Captured:
     """The Hessians of these layers."""
     dense = read_model(subject.path)
-    plan = make_plan(dense, RECIPES["W4 asymmetric"])
+    plan = make_plan(prepare(dense), RECIPES["W4 asymmetric"])
     options = subject.options if samples is None else replace(subject.options, samples=samples)
     return capture(plan.model, Chunk(tuple(layers), ()), open_data(dense, data, options))
 
 
 def layers_of(subject: Subject) -> list[Layer]:
-    return list(make_plan(read_model(subject.path), RECIPES["W4 asymmetric"]).layers)
+    return list(make_plan(prepare(read_model(subject.path)), RECIPES["W4 asymmetric"]).layers)
 
 
-def measure(
+def solve_rows(
     layer: Layer, captured: Captured, other: Captured, levels: Sequence[str], settings: Sequence[Any], rows: int
 ) -> list[dict[str, Any]]:
     """One object for each level and setting: losses and seconds of the greedy and with refinement."""
@@ -112,7 +114,7 @@ def losses(subject: Subject, rows: int) -> Iterator[dict[str, Any]]:
     captured = capture_layers(subject, layers, subject.calibration, None)
     other = capture_layers(subject, layers, subject.held_out, None)
     warm_up([parse_level(level) for level in LEVELS], Method(refine=1), lambda stage, done, total: None)
-    found = [row for layer in layers for row in measure(layer, captured, other, LEVELS, SETTINGS, rows)]
+    found = [row for layer in layers for row in solve_rows(layer, captured, other, LEVELS, SETTINGS, rows)]
     yield from (summary(found, level=level, refine=refine) for level in LEVELS for refine in SETTINGS)
 
 
@@ -122,7 +124,7 @@ def few(subject: Subject) -> Iterator[dict[str, Any]]:
     other = capture_layers(subject, layers, subject.held_out, None)
     for samples in FEW[subject.name]:
         captured = capture_layers(subject, layers, subject.calibration, samples)
-        found = [row for layer in layers for row in measure(layer, captured, other, SOME, (8,), 16)]
+        found = [row for layer in layers for row in solve_rows(layer, captured, other, SOME, (8,), 16)]
         yield from ({"samples": samples, **summary(found, level=level, refine=8)} for level in SOME)
 
 
@@ -149,21 +151,16 @@ def accuracy(subject: Subject) -> Iterator[dict[str, Any]]:
     for name, recipe in RECIPES.items():
         row: dict[str, Any] = {"metric": subject.metric, "level": name, "dense": reference.value}
         for refine in ("none", "auto"):
-            plan = make_plan(dense, recipe)
+            plan = make_plan(prepare(dense), recipe)
             method = Method(refine=refine)
             began = time.perf_counter()
-            solved = {
-                layer.name: solve_layer(
-                    layer,
-                    captured,
-                    plan.choices[layer.name],
-                    recipe,
-                    known(method, captured.hessian(layer)[1], layer.columns),
-                )
-                for layer in plan.layers
-            }
+            solved = {}
+            for layer in plan.layers:
+                prepared = prepare_layer(layer, captured.of(layer), recipe)
+                how = LayerMethod(known(method, prepared.positions, layer.columns))
+                (solved[layer.name],) = solve_layer(prepared, [plan.choices[layer.name]], recipe, how)
             seconds = time.perf_counter() - began
-            write(plan, solved, captured.ranges, recipe)
+            write(Solutions(plan, solved, captured.ranges), recipe)
             with tempfile.TemporaryDirectory() as folder:
                 save_model(plan.model, Path(folder) / "model.onnx")
                 score = subject.score(Path(folder) / "model.onnx", reference.predictions)
@@ -254,34 +251,27 @@ Weights only; no fine-tuning, no correction of statistics.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("work-models"), help="what tools/export_models.py wrote")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
-    parser.add_argument("--only", choices=NAMES, action="append", help="only this model")
+    parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=16, help="rows of a layer to solve")
     parser.add_argument("--accuracy", action="store_true", help="the accuracy of whole models")
     parser.add_argument("--few", action="store_true", help="Hessians of few samples")
-    parser.add_argument(
-        "--json", type=Path, default=RESULTS / "refine.jsonl", help="replaces what it holds of the same"
-    )
     options = parser.parse_args()
-
     part = "accuracy" if options.accuracy else "few" if options.few else "losses"
-    names = tuple(options.only or NAMES)
-    lines = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
-    with tempfile.TemporaryDirectory() as scratch:
-        for subject in find_subjects(options.models, options.shared, Path(scratch), names):
-            if part == "few" and subject.name not in FEW:
-                continue
-            lines = [line for line in lines if (line["part"], line["model"]) != (part, subject.name)]
-            source = {"accuracy": accuracy, "few": few}.get(part)
-            for row in source(subject) if source is not None else losses(subject, options.rows):
-                lines.append({"part": part, "model": subject.name, **row})
-                options.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    parts = {name: [line for line in lines if line["part"] == name] for name in ("losses", "few", "accuracy")}
-    (RESULTS / "refine.md").write_text(page(parts))
+
+    def work(subject: Subject, rows: Rows, _: Path) -> None:
+        if part == "few" and subject.name not in FEW:
+            return
+        rows.drop(lambda row: (row["part"], row["model"]) == (part, subject.name))
+        source = {"accuracy": accuracy, "few": few}.get(part)
+        for number, row in enumerate(source(subject) if source is not None else losses(subject, options.rows)):
+            rows.add({"part": part, "model": subject.name, "number": number, **row})
+
+    def write_up(rows: Sequence[Row]) -> str:
+        return page({name: [row for row in rows if row["part"] == name] for name in ("losses", "few", "accuracy")})
+
+    rows = measure("refine", ("part", "model", "number"), options, work, write_up, lambda row: row["part"] == part)
     tables = {"losses": losses_table, "few": few_table, "accuracy": accuracy_table}
-    print(tables[part](parts[part]))
+    print(tables[part]([row for row in rows.rows if row["part"] == part]))
 
 
 if __name__ == "__main__":

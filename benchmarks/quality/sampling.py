@@ -26,7 +26,7 @@ from onnx_obc.calibration.capture import Captured, Chunk, capture
 from onnx_obc.core.level import NM, Level
 from onnx_obc.graph.layers import Layer
 from onnx_obc.graph.model import read_model
-from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.solver import damp, layer_loss, output_energy, solve
 
@@ -75,7 +75,7 @@ def chosen(layers: Sequence[Layer], study: Study) -> list[Layer]:
 def run(subject: Subject, study: Study) -> list[dict[str, Any]]:
     """One object for each layer, level and setting."""
     dense = read_model(subject.path)
-    plan = make_plan(dense, Recipe(weights="int4", activations="none"))
+    plan = make_plan(prepare(dense), Recipe(weights="int4", activations="none"))
     layers = chosen(plan.layers, study)
     chunk = Chunk(tuple(layers), ())
     held_out = open_data(dense, subject.held_out, replace(subject.options, samples=study.held_out))

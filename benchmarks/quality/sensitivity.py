@@ -142,7 +142,7 @@ def here(setting: Setting) -> Losses:
         for name, matrices in setting.weights.items()
     }
     return sensitivity.output_sensitivity(
-        setting.model, setting.layers, candidates, setting.batches, lambda value, bits, symmetric: (0.0, 0.0)
+        setting.model, setting.layers, candidates, setting.batches, lambda value, bits: (0.0, 0.0, False)
     )
 
 

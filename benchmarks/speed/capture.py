@@ -24,9 +24,9 @@ from onnx_obc.calibration.capture import Chunk, capture
 from onnx_obc.calibration.samples import Samples
 from onnx_obc.calibration.unfold import unfold
 from onnx_obc.graph.model import read_model
-from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.recipe import Recipe
-from onnx_obc.runtime.session import open_session
+from onnx_obc.runtime.session import Execution, open_session
 from onnx_obc.solver.linalg.threads import one_blas_thread
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -50,7 +50,7 @@ class Timing:
 def timings(subject: Subject) -> Timing:
     """Plain inference, and capture at the default sampling and of all positions, in turn, data in memory for all."""
     dense = read_model(subject.path)
-    plan = make_plan(dense, RECIPE)
+    plan = make_plan(prepare(dense), RECIPE)
     samples = in_memory(open_data(dense, subject.calibration, subject.options))
     chunk = Chunk(tuple(plan.layers), ())
 
@@ -82,7 +82,7 @@ def naive_ratio(subject: Subject, count: int) -> tuple[float, float, float]:
     Both on one thread, without the model's run, which is timed by itself and subtracted.
     """
     dense = read_model(subject.path)
-    plan = make_plan(dense, RECIPE)
+    plan = make_plan(prepare(dense), RECIPE)
     samples = in_memory(open_data(dense, subject.calibration, replace(subject.options, samples=count)))
     taps = list(dict.fromkeys(use.tap for layer in plan.layers for use in layer.uses))
     names = list(dict.fromkeys(tap.value for tap in taps))
@@ -104,7 +104,7 @@ def naive_ratio(subject: Subject, count: int) -> tuple[float, float, float]:
                     sums[tap] = sums.get(tap, 0) + product
 
     def ours() -> None:
-        capture(plan.model, Chunk(tuple(plan.layers), ()), samples, all_positions=True, threads=1)
+        capture(plan.model, Chunk(tuple(plan.layers), ()), samples, all_positions=True, execution=Execution(threads=1))
 
     seconds = [[clock(work) for work in (run, naive, ours)] for _ in range(REPEATS)]
     run_time, naive_time, our_time = (median(column) for column in zip(*seconds, strict=True))
@@ -134,7 +134,7 @@ def peak_memory(arguments: argparse.Namespace, name: str, count: int) -> int:
 def print_peak(subject: Subject, count: int) -> None:
     """What the process of `peak_memory` does: reads as it goes, in float32 from files, and prints its peak."""
     dense = read_model(subject.path)
-    plan = make_plan(dense, RECIPE)
+    plan = make_plan(prepare(dense), RECIPE)
     samples = open_data(dense, subject.calibration, replace(subject.options, samples=count))
     with one_blas_thread():
         capture(plan.model, Chunk(tuple(plan.layers), ()), samples)

@@ -29,7 +29,8 @@ from onnx_obc.graph.fold import remove_unused
 from onnx_obc.graph.model import read_model
 from onnx_obc.graph.save import save_model
 from onnx_obc.graph.write import Writer
-from onnx_obc.pipeline.plan import make_plan, possible
+from onnx_obc.pipeline.plan import make_plan, possible, prepare
+from onnx_obc.runtime.session import Execution
 from onnx_obc.search.latency.layer_times import subject_of
 from onnx_obc.solver.baselines import uncompensated
 from onnx_obc.targets.bench import bench
@@ -43,14 +44,14 @@ SPARSITIES = (0.0, 0.5, 0.75, 0.9)
 
 def write(dense: ir.Model, feed: Feed, sparsity: float, one_scale: bool, form: str, path: Path) -> None:
     """The model at 8w8a in one of the forms, with this share of blocks zero wherever the channels divide."""
-    recipe, subject = Recipe(target="deepsparse"), subject_of(dense)
+    recipe, subject = Recipe(target="deepsparse"), subject_of(prepare(dense))
     choice = parse_choice("8w8a")
     profile = {x.name: choice for x in subject.layers if possible(x, choice, "deepsparse") is None}
-    plan = make_plan(dense, recipe, profile)
+    plan = make_plan(prepare(dense), recipe, profile)
     batch = Batch({name: np.asarray(array) for name, array in feed.items()}, 0, batch_of(feed))
     samples = Samples(batch.count, "feed", lambda a, b: iter([batch]), step=batch.count, batch=batch.count)
     values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
-    ranges = capture(plan.model, Chunk((), values), samples, device="cpu").ranges
+    ranges = capture(plan.model, Chunk((), values), samples, execution=Execution("cpu")).ranges
     writer = Writer(plan.model)
     for layer in plan.layers:
         level = choice.level

@@ -73,9 +73,9 @@ def block_ladder(weights: Float32, damped: Damped) -> None:
 
 
 def ladder(weights: Float32, damped: Damped, levels: Sequence[Unstructured | Block]) -> None:
-    order, losses, width = greedy_order(weights, damped, levels[0], None, "auto", None)  # (rows, steps)
+    trace = greedy_order(weights, damped, levels[0], None, "auto", None)  # (rows, steps)
     for level in levels:
-        mask, _ = mask_of(order, losses, width, level, weights.shape)
+        mask, _ = mask_of(trace, weights, damped, level)
         solve_kept(weights, mask, damped.hessian, damped.inverse)
 
 

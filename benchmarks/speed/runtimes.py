@@ -14,25 +14,22 @@ A finished row is added to benchmarks/results/runtimes.jsonl at once, and rows t
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.subjects import Subject, find_subjects
+from benchmarks.common.harness import Rows, arguments, measure
+from benchmarks.common.subjects import Subject
 from benchmarks.common.tables import machine, markdown
 from onnx_obc import ObcError, Recipe, SearchOptions, build, compress, open_database, parse_budget, retarget
 from onnx_obc.core.arrays import Feed
 from onnx_obc.core.level import FLOAT, Choice, parse_choice
-from onnx_obc.core.progress import Stopwatch
-from onnx_obc.database.open import Database, material_of, stitch
+from onnx_obc.database.open import Database
 from onnx_obc.graph.save import file_bytes
-from onnx_obc.pipeline.finish import finish
+from onnx_obc.pipeline.finish import Destination
 from onnx_obc.search.latency.find import timing_feed
 from onnx_obc.targets.bench import bench
 from onnx_obc.targets.check import check_file
@@ -51,7 +48,7 @@ BUDGETS = (2, 3, 4, 5)
 NAMED = ("dense float32", "8w8a", BLOCKS_OF_64, *(f"latency={factor}x" for factor in BUDGETS))  # the rows of a batch
 
 
-def run(subject: Subject, runtime: str, databases: Path, done: set[tuple[Any, ...]], file: Path) -> None:
+def run(subject: Subject, runtime: str, databases: Path, rows: Rows) -> None:
     try:
         version = TARGETS[runtime].engine.version()
     except ObcError as error:
@@ -70,7 +67,7 @@ def run(subject: Subject, runtime: str, databases: Path, done: set[tuple[Any, ..
             for name in NAMED:
                 if name == BLOCKS_OF_64 and (subject.name != "MiniLM" or runtime == "deepsparse"):
                     continue
-                if (subject.name, runtime, batch, name) in done:
+                if (subject.name, runtime, batch, name) in rows:
                     continue
                 path = Path(scratch) / "model.onnx"
                 try:
@@ -78,10 +75,9 @@ def run(subject: Subject, runtime: str, databases: Path, done: set[tuple[Any, ..
                 except ObcError as error:  # e.g. an engine that is not that fast at these levels
                     row = {"error": " ".join(str(error).split())}
                 else:
-                    row = about | measure(subject, runtime, path, feed)
+                    row = about | figures(subject, runtime, path, feed)
                 row |= {"model": subject.name, "runtime": runtime, "version": version, "batch": batch, "name": name}
-                with file.open("a") as lines:
-                    lines.write(json.dumps(row) + "\n")
+                rows.add(row)
                 print("  ", {k: v for k, v in row.items() if k not in ("model", "version")}, flush=True)
 
 
@@ -100,8 +96,7 @@ def make(database: Database, subject: Subject, name: str, batch: int, path: Path
             n: next((c for c in found if c == parse_choice(name)), Choice(FLOAT))
             for n, found in database.choices.items()
         }
-        plan, solved = stitch(database, profile, recipe)
-        finish(material_of(database), plan, solved, database.ranges, recipe, path, (), Stopwatch(), lambda *_: None)
+        database.write(profile, recipe, Destination(path))
         return {}
     options = SearchOptions(timing_batch=batch)
     (result,) = retarget(database, [parse_budget(name)], [path], options)
@@ -109,7 +104,7 @@ def make(database: Database, subject: Subject, name: str, batch: int, path: Path
     return {"latency": search["latency"], "predicted_loss": search["predicted_loss"]}
 
 
-def measure(subject: Subject, runtime: str, path: Path, feed: Feed) -> dict[str, Any]:
+def figures(subject: Subject, runtime: str, path: Path, feed: Feed) -> dict[str, Any]:
     found = bench((subject.path, path), runtime, feed)
     dense, timed = found.files
     kept, promised = check_file(path, runtime, feed).count("int8")
@@ -142,10 +137,10 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             parts.append(f"## {model}, {found[0]['version']}\n\n{markdown(header, cells, left=2)}\n")
     return f"""# What engines make of it
 
-`python -m benchmarks.speed.runtimes`, on {machine()}. Every figure is of the engine that the section names, and *measured*
-is how many times faster the file runs than the dense float32 file in the same engine, in turn with it: the median of 15
-rounds, with quartiles. *Predicted* is what the table of layer times said. *In integers*: of the products that are
-quantized in the file, how many the engine runs so. *Score*: top-1 in %, or Spearman's correlation, computed by
+`python -m benchmarks.speed.runtimes`, on {machine()}. Every figure is of the engine that the section names, and
+*measured* is how many times faster the file runs than the dense float32 file in the same engine, in turn with it: the
+median of 15 rounds, with quartiles. *Predicted* is what the table of layer times said. *In integers*: of the products
+that are quantized in the file, how many the engine runs so. *Score*: top-1 in %, or Spearman's correlation, computed by
 onnxruntime from the written file; corrections included. *Refused*: the engine is not that fast with these levels;
 how fast it was at most. MiniLM runs on sentences of 51 tokens.
 
@@ -176,26 +171,17 @@ def cell(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("work-models"), help="what tools/export_models.py wrote")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
-    parser.add_argument("--databases", type=Path, default=Path("work-models/databases"), help="where databases are")
-    parser.add_argument("--only", choices=NAMES, action="append", help="only this model; may be given again")
+    parser = arguments(__doc__)
     parser.add_argument("--runtime", choices=RUNTIMES, action="append", help="only this engine; may be given again")
-    parser.add_argument("--table", action="store_true", help="run nothing, only write the page again")
     options = parser.parse_args()
-    file = RESULTS / "runtimes.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["model"], row["runtime"], row["batch"], row["name"]) for row in rows}
-    if not options.table:
-        with tempfile.TemporaryDirectory() as scratch:
-            for subject in find_subjects(options.models, options.shared, Path(scratch), tuple(options.only or NAMES)):
-                for runtime in options.runtime or RUNTIMES:
-                    run(subject, runtime, options.databases, done, file)
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    if not rows:
-        sys.exit("there is nothing to report")
-    (RESULTS / "runtimes.md").write_text(page(rows))
+    runtimes = tuple(options.runtime or RUNTIMES)
+
+    def work(subject: Subject, rows: Rows, _: Path) -> None:
+        for runtime in runtimes:
+            run(subject, runtime, options.databases, rows)
+
+    key = ("model", "runtime", "batch", "name")
+    measure("runtimes", key, options, work, page, lambda row: row["runtime"] in runtimes)
 
 
 if __name__ == "__main__":

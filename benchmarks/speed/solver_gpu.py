@@ -124,9 +124,9 @@ def measure(problem: Problem, pattern: str, device: str) -> Figures:
 
 def ladder(weights: Float32, damped: Damped, levels: Sequence[Unstructured | Block | NM], device: str) -> None:
     """Every row pruned to the end, once; then for each level the cut and the optimal weights for its mask."""
-    order, losses, width = prune_order(weights, damped, levels[0], device)
+    trace = prune_order(weights, damped, levels[0], device)
     for level in levels:
-        mask, _ = mask_of(order, losses, width, level, weights.shape)
+        mask, _ = mask_of(trace, weights, damped, level)
         solve_kept(weights, mask, damped.hessian, device)
 
 

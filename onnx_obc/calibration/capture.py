@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, prod
 from typing import Any
 
@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..core.arrays import Float64
+from ..core.arrays import Bool, Float64
 from ..core.errors import CalibrationError
 from ..core.machine import workers
+from ..graph.cost import Cost, layer_costs
 from ..graph.layers import Layer, Tap, Window
-from ..runtime.session import Device, is_finite, open_session
+from ..runtime.session import Execution, is_finite, open_session
+from .held_out import held_samples, join, pieces
 from .hessian import HessianSum, held_bytes
 from .hessian_shifted import add_shifted, pays
 from .ranges import RangeObserver
@@ -34,24 +36,44 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one run over the calibration data captures: the Hessians of these layers, the ranges of these values."""
+    """What one run over the calibration data captures: the Hessians of these layers, the ranges of these values.
+
+    choose_damping: choose a damping for each Hessian too, which takes a second sum of the same size meanwhile.
+    """
 
     layers: tuple[Layer, ...]
     ranges: tuple[str, ...]
     mapped: frozenset[Tap] = frozenset()  # whose Hessians live in temporary files
+    choose_damping: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class LayerHessian:
+    """H = 2 X Xᵀ / n of a layer, (groups, columns, columns) float64; positions: n. damping: what samples held out of it
+    ask for, as a fraction of the mean diagonal; None if none could be.
+
+    left_out: other positions, with NaN or infinity.
+    """
+
+    hessian: Float64
+    positions: int
+    damping: float | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
 class Captured:
     """hessians: H = 2 X Xᵀ / n of every tap, (groups, columns, columns) float64; positions: the n of each.
 
-    left_out: how many other positions hold NaN or infinity.
+    dampings: the damping that held-out samples say each Hessian needs; without a tap where there were none. left_out:
+    how many other positions hold NaN or infinity.
     """
 
     hessians: dict[Tap, Float64]
     positions: dict[Tap, int]
     ranges: dict[str, RangeObserver]
-    left_out: dict[Tap, int]
+    dampings: dict[Tap, float] = field(default_factory=dict)
+    left_out: dict[Tap, int] = field(default_factory=dict)
 
     def hessian(self, layer: Layer) -> tuple[Float64, int]:
         """The Hessian of a layer over all nodes that use its weight, and its number of positions."""
@@ -64,23 +86,44 @@ class Captured:
             mean += self.hessians[tap] * (self.positions[tap] / max(total, 1))
         return mean, total
 
-    def not_finite(self, layer: Layer) -> int:
-        """How many positions of a layer are left out of its Hessian, as they hold NaN or infinity."""
-        return sum(self.left_out[use.tap] for use in layer.uses)
+    def of(self, layer: Layer) -> LayerHessian:
+        """The Hessian of a layer, over all nodes that use its weight."""
+        left_out = sum(self.left_out.get(use.tap, 0) for use in layer.uses)
+        return LayerHessian(*self.hessian(layer), self.damping(layer), left_out)
+
+    def damping(self, layer: Layer) -> float | None:
+        """The damping chosen for a layer's Hessian, the largest of all nodes; None if it could not be judged."""
+        chosen = [self.dampings.get(use.tap) for use in layer.uses]
+        known = [damping for damping in chosen if damping is not None]
+        return max(known) if len(known) == len(chosen) else None
 
 
-def probe(model: ir.Model, values: Iterable[str], samples: Samples, device: Device, threads: int | None) -> Shapes:
+def probe(model: ir.Model, values: Iterable[str], samples: Samples, execution: Execution) -> Shapes:
     """The shape of each of these values in the smallest feed, from a run of the first sample."""
     names = list(dict.fromkeys(values))
     if not names:
         return {}
-    session = open_session(model, names, device, threads)
+    session = open_session(model, names, execution.device, execution.threads)
     batch = next(samples.read(0, samples.step))
     return {name: array.shape for name, array in session.run(batch.feed).items()}
 
 
+def run_costs(
+    model: ir.Model, layers: Sequence[Layer], samples: Samples, execution: Execution = Execution()
+) -> dict[str, Cost]:
+    """The cost of every layer by name, at the shapes that it has in a run of the first sample."""
+    values = [name for x in layers for use in x.uses for name in (use.tap.value, str(use.node.outputs[0].name))]
+    shapes = probe(model, values, samples, execution)
+    return layer_costs(model, layers, shapes, samples.step)
+
+
 def plan_chunks(
-    layers: Sequence[Layer], ranges: Sequence[str], shapes: Shapes, samples: Samples, memory: float
+    layers: Sequence[Layer],
+    ranges: Sequence[str],
+    shapes: Shapes,
+    samples: Samples,
+    memory: float,
+    choose_damping: bool = False,
 ) -> list[Chunk]:
     """Split the capture so that each run's Hessians and activations stay under `memory` bytes, if one layer's do.
 
@@ -96,7 +139,7 @@ def plan_chunks(
 
     def close() -> None:
         mapped = frozenset(key for key, size in held.items() if isinstance(key, Tap) and size > MAPPED * memory)
-        chunks.append(Chunk(tuple(taken), tuple(watched), mapped))
+        chunks.append(Chunk(tuple(taken), tuple(watched), mapped, choose_damping))
 
     def make_room(needs: dict[Tap | str, float]) -> None:
         if held and sum((held | needs).values()) > memory:
@@ -112,7 +155,8 @@ def plan_chunks(
     for layer in layers:
         needs: dict[Tap | str, float] = {}
         for tap in (use.tap for use in layer.uses):
-            needs |= {tap: held_bytes(*shape_of(tap.unfold, shapes[tap.value])), tap.value: batch_bytes[tap.value]}
+            size = held_bytes(*shape_of(tap.unfold, shapes[tap.value])) * (2 if choose_damping else 1)
+            needs |= {tap: size, tap.value: batch_bytes[tap.value]}
         make_room(needs)
         taken.append(layer)
     close()
@@ -127,8 +171,7 @@ def capture(
     all_positions: bool = False,
     positions_per_column: int = POSITIONS_PER_COLUMN,
     seed: int = 0,
-    device: Device = "auto",
-    threads: int | None = None,
+    execution: Execution = Execution(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Captured:
     """Run the model over all samples and accumulate what the chunk asks for.
@@ -136,21 +179,25 @@ def capture(
     By default a sample contributes as many positions to a Hessian as keep the total near `positions_per_column`
     positions for every column. `progress` is called with the number of samples of each batch.
 
-    The layers are shared out over `threads` threads, which changes no result, provided that BLAS is held to one.
+    Layers are shared out over the threads of `execution`, which changes no result, provided that BLAS is held to one.
     Positions with NaN or infinity are left out and counted: a mask may make them, and nothing reads them then. Raises
     CalibrationError if a sample has no other, or if the disk has no room for a mapped Hessian.
     """
     owners = {use.tap: layer.name for layer in chunk.layers for use in layer.uses}
     sums: dict[Tap, HessianSum] = {}
+    spared: dict[Tap, HessianSum] = {}  # of the samples that dampings are judged on
     observers = {name: RangeObserver() for name in chunk.ranges}
     names = list(dict.fromkeys([*(tap.value for tap in owners), *observers]))
-    session = open_session(model, names, device, threads)
+    session = open_session(model, names, execution.device, execution.threads)
 
     def take(batch: Batch) -> None:  # a function, so that its values are gone before the next batch is run
         values = session.run(batch.feed)
         for tap in owners:
             if tap not in sums:
-                sums[tap] = HessianSum(*shape_of(tap.unfold, values[tap.value].shape), tap in chunk.mapped)
+                shape = shape_of(tap.unfold, values[tap.value].shape)
+                sums[tap] = HessianSum(*shape, tap in chunk.mapped)
+                if chunk.choose_damping:
+                    spared[tap] = HessianSum(*shape, tap in chunk.mapped)
         work: dict[str, list[Future[None]]] = {name: [] for name in names}
         for name, observer in observers.items():
             work[name].append(pool.submit(observer.update, values[name], batch.count))
@@ -165,19 +212,31 @@ def capture(
                     samples_drawn = range(batch.first, batch.first + slots)
                     drawn[key] = pick_positions(positions, wanted, seed, samples_drawn)
                 picks = drawn[key]
-            work[tap.value].append(pool.submit(_accumulate, sums[tap], tap, array, picks, slots))
+            held = np.zeros(slots, bool)
+            if chunk.choose_damping:
+                held = held_samples(batch.first, batch.count, slots, samples.count)
+            work[tap.value].append(pool.submit(_accumulate, sums[tap], spared.get(tap), tap, array, picks, held))
         _check_finite(values, batch, owners, observers)
         for parts in work.values():
             for part in parts:
                 part.result()
 
-    with ThreadPoolExecutor(workers(threads), "capture") as pool:  # each sum is one thread's at a time
+    with ThreadPoolExecutor(workers(execution.threads), "capture") as pool:  # each sum is one thread's at a time
         for batch in samples.read(0, samples.count):
             take(batch)
             progress(batch.count)
-        hessians = dict(zip(sums, pool.map(HessianSum.mean, sums.values()), strict=True))
-    positions, left_out = ({tap: getattr(total, n) for tap, total in sums.items()} for n in ("positions", "left_out"))
-    return Captured(hessians, positions, observers, left_out)
+        positions = {tap: total.positions for tap, total in sums.items()}
+        positions |= {tap: positions[tap] + part.positions for tap, part in spared.items()}
+        left_out = {tap: total.left_out for tap, total in sums.items()}
+        if not chunk.choose_damping:
+            hessians = dict(zip(sums, pool.map(HessianSum.mean, sums.values()), strict=True))
+            return Captured(hessians, positions, observers, left_out=left_out)
+    hessians, dampings = {}, {}
+    for tap, total in sums.items():  # one by one: each takes more memory meanwhile
+        hessians[tap], damping = join(total, spared.pop(tap))
+        if damping is not None:
+            dampings[tap] = damping
+    return Captured(hessians, positions, observers, dampings, left_out)
 
 
 def wanted_positions(columns: int, count: int, slots: int, samples: int, per_column: int = POSITIONS_PER_COLUMN) -> int:
@@ -185,15 +244,27 @@ def wanted_positions(columns: int, count: int, slots: int, samples: int, per_col
     return ceil(per_column * columns / samples) * (count // slots)
 
 
-def _accumulate(total: HessianSum, tap: Tap, array: npt.NDArray[Any], picks: Index | None, slots: int) -> None:
-    """Add a batch of a layer's input to its sum, but for the positions that hold NaN or infinity."""
-    whole = is_finite(array)
+def _accumulate(
+    total: HessianSum, spared: HessianSum | None, tap: Tap, array: npt.NDArray[Any], picks: Index | None, held: Bool
+) -> None:
+    """Add a batch of a layer's input to its sum, the slots (slots,) held out to `spared`; not NaN or infinity."""
+    slots, whole = len(held), is_finite(array)
     if whole and picks is None and isinstance(tap.unfold, Window) and pays(tap.unfold, array.shape):
-        add_shifted(total, array, tap.unfold)
+        images = np.repeat(held, len(array) // slots)
+        if not images.all():
+            add_shifted(total, array[~images] if images.any() else array, tap.unfold)
+        if spared is not None and images.any():
+            add_shifted(spared, array[images], tap.unfold)
         return
+    each = picks.shape[1] if picks is not None else positions_of(tap.unfold, array.shape, slots)[1]
+    start = 0
     for x in unfold(array, tap.unfold, picks, slots):  # (groups, n, columns)
-        total.add(x if whole else x[:, finite_positions(x)])
-        total.left_out += 0 if whole else x.shape[1] - int(finite_positions(x).sum())
+        good = np.ones(x.shape[1], bool) if whole else finite_positions(x)
+        total.left_out += len(good) - int(np.count_nonzero(good))
+        for part, out in pieces(held, each, start, x.shape[1]):
+            kept = x[:, part] if whole else x[:, part][:, good[part]]
+            (spared if spared is not None and out else total).add(kept)
+        start += x.shape[1]
 
 
 def _check_finite(

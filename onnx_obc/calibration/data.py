@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..core.errors import CalibrationError
 from ..graph.model import InputSpec
-from .samples import KINDS, DataOptions, Samples, existing
+from .options import KINDS, DataOptions
+from .samples import Samples, existing
 
 IMAGE_OPTIONS = ("preprocess", "mean", "std", "size", "layout", "augment")
 TEXT_OPTIONS = ("tokenizer", "max_tokens")

@@ -27,7 +27,7 @@ def shape_of(unfold: Window | Contraction, shape: tuple[int, ...]) -> tuple[int,
     """(groups, columns) of X for an input of this shape."""
     if isinstance(unfold, Window):
         return unfold.groups, prod(unfold.kernel) * (shape[1] // unfold.groups)
-    return prod(unfold.batch), shape[unfold.axis]
+    return prod(unfold.batch), shape[unfold.along(len(shape))]
 
 
 def positions_of(unfold: Window | Contraction, shape: tuple[int, ...], count: int) -> tuple[int, int]:

@@ -1,38 +1,24 @@
-"""The commands that run files in engines: check, bench and time."""
+"""The commands that run files in engines: check, bench and time. What they need is imported when they run."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import onnx_ir as ir
 from cyclopts import Parameter
 
-from ..calibration.data import open_samples
-from ..calibration.samples import DataOptions
-from ..core.arrays import Feed
-from ..core.errors import CalibrationError, ModelError, RecipeError, shortened
-from ..core.files import write_file
-from ..core.level_sets import read_levels
-from ..graph.model import input_specs, read_model
-from ..graph.save import check_output
-from ..pipeline.plan import possible_choices
-from ..pipeline.recipe import make_recipe
-from ..report.console import messages
-from ..report.engines import bench_table, examination_table, timing_table
-from ..report.table import show
-from ..search.latency.layer_times import subject_of, time_layers
-from ..search.latency.table import write_timings
-from ..targets.bench import bench
-from ..targets.check import check_file
-from ..targets.names import TargetName
-from ..targets.registry import TARGETS
-from .options import DATA, RUN, CalibrationOptions, Flag
-from .terminal import progress_bar
+from ..calibration.options import DataOptions
+from ..core.errors import CalibrationError, ModelError, RecipeError, plain, shortened
+from .options import DATA, RUN, CalibrationOptions, Flag, Output, Report, Target
 
-RunsOn = Annotated[TargetName, Parameter(group=RUN)]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ..core.arrays import Feed
+
+Runtime = Annotated[Target, Parameter(name=("--target", "--runtime"))]  # --runtime: as it was called before
 Data = Annotated[str, Parameter(group=DATA)]
 Threads = Annotated[int | None, Parameter(group=RUN)]
 
@@ -41,11 +27,11 @@ def check_command(
     source: Path,
     /,
     *,
-    target: RunsOn,
+    target: Target,
     calib: Data = "random",
     data: CalibrationOptions = CalibrationOptions(),
     threads: Threads = None,
-    json_file: Annotated[Path | None, Parameter(name="--json", group=RUN)] = None,
+    report: Report = None,
 ) -> None:
     """Check any ONNX file against the rules of a runtime, and against what it runs where the runtime is installed.
 
@@ -61,14 +47,20 @@ def check_command(
         The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
     threads
         Threads of the runtime. [default: all cores]
-    json_file
-        Write all findings to this file too.
+    report
+        Write all findings to this file too, as JSON.
     """
-    if json_file is not None:
-        check_output(json_file, source)
+    from ..graph.model import read_model
+    from ..graph.save import check_output
+    from ..report.engines import examination_table
+    from ..report.table import show
+    from ..targets.check import check_file
+
+    if report is not None:
+        check_output(report, source)
     found = check_file(source, target, _any_feed(read_model(source), calib, data), threads)
-    if json_file is not None:
-        _write(found.to_dict(), json_file)
+    if report is not None:
+        _write(found.to_dict(), report)
     show(lambda width: examination_table(found, width))
     if found.failed:
         sys.exit(1)
@@ -76,12 +68,12 @@ def check_command(
 
 def bench_command(
     *files: Path,
-    runtime: RunsOn = "onnxruntime",
+    target: Runtime = "onnxruntime",
     calib: Data = "random",
     data: CalibrationOptions = CalibrationOptions(),
     threads: Threads = None,
     rounds: Annotated[int, Parameter(group=RUN)] = 15,
-    json_file: Annotated[Path | None, Parameter(name="--json", group=RUN)] = None,
+    report: Report = None,
     quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
 ) -> None:
     """Time files against the first of them, in turn, in one runtime, and compare their outputs.
@@ -90,7 +82,7 @@ def bench_command(
     ----------
     files
         The files, of models with the same inputs.
-    runtime
+    target
         The runtime. [default: onnxruntime]
     calib
         The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
@@ -98,34 +90,41 @@ def bench_command(
         Threads of the runtime. [default: all cores]
     rounds
         How often each file has its turn. [default: 15]
-    json_file
-        Write the figures to this file too.
+    report
+        Write the figures to this file too, as JSON.
     quiet
         Show no progress.
     """
+    from ..graph.model import read_model
+    from ..graph.save import check_output
+    from ..report.engines import bench_table
+    from ..report.table import show
+    from ..targets.bench import bench
+    from .terminal import progress_bar
+
     if len(files) < 2:
         raise RecipeError("bench compares files: name two or more")
     if rounds < 1:
         raise RecipeError(f"--rounds {rounds}: ask for at least 1")
-    if json_file is not None:
+    if report is not None:
         for path in files:
-            check_output(json_file, path)
+            check_output(report, path)
     models = [read_model(path) for path in files]  # says what is wrong with one
     feed = read_feed(models[0], calib, data)
-    with progress_bar(quiet) as (progress, _):
-        found = bench(files, runtime, feed, threads, rounds, progress)
-    if json_file is not None:
-        _write(found.to_dict(), json_file)
+    with progress_bar(quiet) as feedback:
+        found = bench(files, target, feed, threads, rounds, feedback.progress)
+    if report is not None:
+        _write(found.to_dict(), report)
     show(lambda width: bench_table(found))
 
 
 def time_command(
     source: Path,
     /,
+    output: Annotated[Output, Parameter(name=("--output", "-o", "--json"))],
     *,
-    output: Annotated[Path, Parameter(alias="-o", group=RUN)],
-    runtime: RunsOn = "onnxruntime",
-    levels: str = "8w8a",
+    target: Runtime = "onnxruntime",
+    levels: Annotated[str, Parameter(group=RUN)] = "8w8a",
     calib: Data = "random",
     data: CalibrationOptions = CalibrationOptions(),
     threads: Threads = None,
@@ -139,7 +138,7 @@ def time_command(
         The model.
     output
         Where to write the table, as JSON; search reads it with --timings.
-    runtime
+    target
         The runtime. [default: onnxruntime]
     levels
         unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a. [default: 8w8a]
@@ -150,15 +149,27 @@ def time_command(
     quiet
         Show no progress.
     """
+    from ..core.level_sets import read_levels
+    from ..graph.model import read_model
+    from ..graph.save import check_output
+    from ..pipeline.plan import possible_choices, prepare
+    from ..pipeline.recipe import make_recipe
+    from ..report.engines import timing_table
+    from ..report.table import show
+    from ..search.latency.layer_times import subject_of, time_layers
+    from ..search.latency.table import write_timings
+    from ..targets.registry import TARGETS
+    from .terminal import progress_bar
+
     check_output(output, source)
-    recipe = make_recipe({"target": runtime, "threads": threads}, "command line")
+    recipe = make_recipe({"target": target, "threads": threads}, "command line")
     model = read_model(source)
-    subject = subject_of(model)
+    subject = subject_of(prepare(model))
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     choices = possible_choices(subject.layers, wanted, recipe)
     feed = read_feed(model, calib, data)
-    with progress_bar(quiet) as (progress, _):
-        found = time_layers(subject, choices, feed, recipe, progress)
+    with progress_bar(quiet) as feedback:
+        found = time_layers(subject, choices, feed, recipe, feedback.progress)
     write_timings(found, output)
     if not quiet:
         show(lambda width: timing_table(found, wanted))
@@ -166,6 +177,9 @@ def time_command(
 
 def read_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed:
     """One feed of --batch samples of the data; random numbers do, as only time or form is looked at."""
+    from ..calibration.data import open_samples
+    from ..graph.model import input_specs
+
     specs = input_specs(model)
     sizes = {spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
     batch = data.batch or (sizes.pop() if len(sizes) == 1 else 1)
@@ -181,9 +195,11 @@ def _any_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed | N
     except (CalibrationError, ModelError) as error:
         if calib != "random":
             raise
-        messages().print(f"not run: {shortened(str(error))}")
+        print(plain(f"not run: {shortened(str(error))}"), file=sys.stderr)
         return None
 
 
 def _write(plain: dict[str, Any], path: Path) -> None:
+    from ..core.files import write_file
+
     write_file(path, f"{json.dumps(plain, indent=2, allow_nan=False)}\n".encode())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from cyclopts import Group, Parameter
 
-from ..pipeline.recipe import Activations, Weights
+from ..pipeline.options import Activations, Weights
 from ..targets.names import TargetName
 
 LEVELS = Group("What the layers become", sort_key=1)
@@ -19,6 +19,11 @@ RUN = Group("Run", sort_key=5)
 
 Flag = Parameter(negative="")
 Several = Parameter(consume_multiple=True)
+
+# The same words in every command.
+Output: TypeAlias = Annotated[Path, Parameter(name=("--output", "-o"), group="Arguments")]
+Report: TypeAlias = Annotated[Path | None, Parameter(name=("--report", "--json"), group=RUN)]
+Target: TypeAlias = Annotated[TargetName, Parameter(group=RUN)]
 
 
 @Parameter(name="*", group=LEVELS)
@@ -32,6 +37,8 @@ class UniformOptions:
     """The inputs of layers with integer weights; int4 is simulated: no kernel computes with it. [default: int8]"""
     sparsity: str | None = None
     """Which weights become zero: 2:4, 4:8, block4:0.7 (70 % of blocks of 4), 0.6 (anywhere), none. [default: none]"""
+    strict_pattern: Annotated[bool | None, Flag] = None
+    """Leave layers in float that cannot take the sparsity pattern; otherwise they become integers without zeros."""
     asymmetric: bool | None = None
     """Give every weight row, or block, a zero point. [default: below 8 bits, but not for tensorrt]"""
     block: Literal[16, 32, 64, 128, 256] | None = None
@@ -63,7 +70,7 @@ class MethodOptions:
     all_positions: bool | None = None
     """Use every position of every sample for the Hessians, not a draw of 64 for every column."""
     damp: float | None = None
-    """Damping, relative to the mean of the Hessian's diagonal. [default: 0.01]"""
+    """Damping, relative to the mean of the Hessian's diagonal. [default: for each layer by held-out samples]"""
     precision: Literal["auto", "float32", "float64"] | None = None
     """The solver's arithmetic; auto takes float64 where float32 would not do. [default: auto]"""
     seed: int | None = None

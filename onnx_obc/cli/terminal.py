@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from ..core.progress import Feedback
 from ..report.console import messages
 
 STAGES = {
@@ -26,7 +27,7 @@ STAGES = {
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+def progress_bar(quiet: bool) -> Iterator[Feedback]:
     """Shows how far each stage is, and lines of text above that, on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = messages(quiet=quiet)
@@ -38,4 +39,4 @@ def progress_bar(quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None],
                 tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
             bars.update(tasks[stage], advance=done, total=total)
 
-        yield advance, console.print
+        yield Feedback(advance, console.print)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 
 
 class ObcError(Exception):
@@ -68,3 +69,10 @@ def quoted(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
+def plain(text: str) -> str:
+    """Text without control and format characters, but for line breaks."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(each for each in text if each == "\n" or unicodedata.category(each) not in ("Cc", "Cf", "Cs"))

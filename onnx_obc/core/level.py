@@ -147,7 +147,7 @@ def parse_block(text: str) -> int:
     """Read how many columns share a scale. Raises RecipeError."""
     if text.isdigit() and int(text) in BLOCKS:
         return int(text)
-    raise RecipeError(f"block {text!r}: so many columns can share a scale: {', '.join(map(str, BLOCKS))}")
+    raise RecipeError(f"block {text!r} is not supported; use {', '.join(map(str, BLOCKS))}")
 
 
 def parse_choice(text: str) -> Choice:

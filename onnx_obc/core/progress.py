@@ -1,4 +1,4 @@
-"""How long each stage takes."""
+"""What a run tells while it works: how far it is, what it plans, and how long each stage took."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 
 class Stopwatch:
@@ -30,4 +32,17 @@ class Stopwatch:
         return {**self._stages, "total": time.perf_counter() - self._began}
 
 
-Progress = Callable[[str, int, int], None]
+Progress: TypeAlias = Callable[[str, int, int], None]  # stage, done since the last call, in all
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Where a run tells what it does.
+
+    progress: called with the name of a stage, how much was done since the last call, and how much there is in all.
+    say: called with lines of text for the user: what is planned, before it begins. watch: the seconds of each stage.
+    """
+
+    progress: Progress = lambda stage, done, total: None
+    say: Callable[[str], None] = lambda line: None
+    watch: Stopwatch = field(default_factory=Stopwatch)

@@ -70,8 +70,7 @@ class Solution:
     mask:    (groups, rows, columns) bool, True where a weight was kept, or None for a dense level.
     loss:    the layer loss that the solver's own bookkeeping predicts, ½ tr(ΔHΔᵀ) for the damped H, summed over rows
              and groups.
-    loss_greedy: the same without refinement, or None if nothing was refined; where weights are both pruned and rounded,
-             the greedy's loss of pruning and that of rounding what the refined mask left.
+    loss_greedy: the same without refinement, or None if nothing was refined.
     """
 
     level: Level

@@ -30,6 +30,21 @@ EPSILON = 1e-20  # of Adam: gradients of single weights of a large model are far
 
 
 @dataclass(frozen=True)
+class Training:
+    """How long and how fast is trained.
+
+    epochs: passes over the feeds. seed: of their order. learning_rate: how far a weight moves in the first steps, as a
+    share of its row's root mean square, or a bias, as a share of that of its layer's output, where the outputs are off
+    by 100 % (root mean square over the layers); where they are off by 1 %, the steps are a hundredth of that. It falls
+    to 0 along a cosine.
+    """
+
+    epochs: int
+    seed: int = 0
+    learning_rate: float = LEARNING_RATE
+
+
+@dataclass(frozen=True)
 class AdaPruned:
     """What global AdaPrune found.
 
@@ -48,23 +63,17 @@ def adaprune(
     layers: Sequence[Layer],
     solutions: Mapping[str, Solution],
     feeds: Sequence[Feed],
-    epochs: int,
+    training: Training,
     *,
-    learning_rate: float = LEARNING_RATE,
-    seed: int = 0,
     device: str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
 ) -> AdaPruned:
-    """Train the kept weights and the biases of the solved layers, for `epochs` passes over the feeds, by Adam.
+    """Train the kept weights and the biases of the solved layers, for several passes over the feeds, by Adam.
 
     dense: the folded float model. layers: all of its layers; the objective sums over all of them, each output taken
     behind its bias. solutions: by layer; layers without one stay as they are, their biases too, and a bias that
-    anything else reads. feeds: at least one, each a step, in an order drawn by `seed`. progress: called with 1 after
+    anything else reads. feeds: at least one, each a step, in an order drawn by the seed. progress: called with 1 after
     each epoch.
-
-    learning_rate: how far a weight moves in the first steps, as a share of its row's root mean square, or a bias, as a
-    share of that of its layer's output, where the outputs are off by 100 % (root mean square over the layers); where
-    they are off by 1 %, the steps are a hundredth of that. It falls to 0 along a cosine.
 
     Pruned weights stay 0 and grids stay. On a grid a float weight is trained that starts at its code and is rounded
     whenever it is used, the gradient passing straight through; in the end weights are `grid.dequantize(codes)`.
@@ -103,7 +112,13 @@ def adaprune(
         )
 
     trained = [*weights.values(), *biases.values()]
-    losses = _train(trained, distance, feeds, epochs, learning_rate / math.sqrt(len(graph.places)), seed, progress)
+    losses = _train(
+        trained,
+        distance,
+        feeds,
+        replace(training, learning_rate=training.learning_rate / math.sqrt(len(graph.places))),
+        progress,
+    )
     found = {layer.name: _solution(layer, solutions[layer.name], weights[layer.name]) for layer in solved}
     moved_biases = {name: latent.now().detach().cpu().numpy() for name, latent in biases.items()}
     return AdaPruned(found, moved_biases, losses)
@@ -113,14 +128,13 @@ def _train(
     trained: Sequence[_Latent],
     distance: Callable[[Feed], torch.Tensor],
     feeds: Sequence[Feed],
-    epochs: int,
-    rate: float,
-    seed: int,
+    training: Training,
     progress: Callable[[int], None],
 ) -> tuple[float, ...]:
     """Move what is trained to where it was best, and return the objective before and after each epoch.
 
-    distance: what one feed adds to the objective. rate: Adam's, where the objective is 1; it goes with the root.
+    distance: what one feed adds to the objective. training: its rate, Adam's, is that where the objective is 1, and it
+    goes with the root.
     """
     import torch
 
@@ -132,10 +146,12 @@ def _train(
     if not math.isfinite(losses[0]):
         raise ModelError("global AdaPrune: a layer's output is NaN or infinite on the calibration data; check the data")
     best = [latent.moved.detach().clone() for latent in trained]
-    optimizer = torch.optim.Adam([x.moved for x in trained], lr=rate * math.sqrt(losses[0]), eps=EPSILON)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs, 1) * len(feeds))
-    rng = np.random.default_rng(seed)
-    for _ in range(epochs):
+    optimizer = torch.optim.Adam(
+        [x.moved for x in trained], lr=training.learning_rate * math.sqrt(losses[0]), eps=EPSILON
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(training.epochs, 1) * len(feeds))
+    rng = np.random.default_rng(training.seed)
+    for _ in range(training.epochs):
         for index in rng.permutation(len(feeds)):
             optimizer.zero_grad()
             distance(feeds[index]).backward()  # type: ignore[no-untyped-call]

@@ -20,9 +20,8 @@ from ..core.machine import workers
 from ..core.solution import Solution
 from ..graph.edit import free_name, names_of
 from ..graph.layers import Layer
-from ..graph.scales import scale_layout
-from ..graph.write import WrittenWeight
-from ..runtime.session import Device, is_finite
+from ..graph.write import WrittenWeight, rewrite
+from ..runtime.session import Execution, is_finite
 from ..runtime.stepper import Stepper
 from .sites import Site
 
@@ -46,32 +45,36 @@ class Corrected:
     spread_off: float
 
 
+@dataclass(frozen=True)
+class WrittenLayer:
+    """A compressed layer, its solution, and where its weight was written."""
+
+    layer: Layer
+    solution: Solution
+    weight: WrittenWeight
+
+
 def correct(
     dense: ir.Model,
     written: ir.Model,
     sites: Sequence[Site],
-    solutions: Mapping[str, Solution],
-    weights: Mapping[str, WrittenWeight],
-    layers: Sequence[Layer],
+    layers: Mapping[str, WrittenLayer],
     feeds: Sequence[Feed],
     *,
-    device: Device = "auto",
-    threads: int | None = None,
-    memory: float = math.inf,
+    execution: Execution = Execution(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[Corrected], dict[str, Solution]]:
     """Correct a model that was written, in place, on feeds; both models are run once, step by step.
 
-    dense: the model before it was written into. sites: those to correct, in the order of the graph. solutions, weights,
-    layers: of the layers that were compressed; others take their factor into the float weight that they have.
+    dense: the model before it was written into. sites: those to correct, in the order of the graph. layers: those
+    that were compressed, by name; others take their factor into the float weight that they have.
 
     Returns what was done, and the solutions as they are then: a factor goes into float weights or into scales, never
     into integers. progress: called with 1 for every site. Raises ModelError if a model does not run.
     """
-    reference = Stepper(dense, feeds, device=device, threads=threads, memory=memory / 2)
-    compressed = Stepper(written, feeds, device=device, threads=threads, memory=memory / 2)
-    by_name = {layer.name: layer for layer in layers}
-    found, changed = [], dict(solutions)
+    half = replace(execution, memory=execution.memory / 2)
+    reference, compressed = Stepper(dense, feeds, half), Stepper(written, feeds, half)
+    found, changed = [], {name: layer.solution for name, layer in layers.items()}
     for site in sites:
         name = str(site.node.outputs[0].name)
         wanted = [feed[site.value] for feed in reference.advance([site.value])]
@@ -84,9 +87,8 @@ def correct(
             continue
         if site.kind == "batchnorm" and site.layer is not None and (factor != 1).any():
             if site.layer in changed:
-                layer = by_name[site.layer]
                 changed[site.layer] = scaled(changed[site.layer], factor)
-                _rewrite(written, layer, weights[site.layer], changed[site.layer])
+                rewrite(written, layers[site.layer].layer, layers[site.layer].weight, changed[site.layer])
             else:
                 _scale_float(written, site, factor)
         elif site.gain is not None and (factor != 1).any():
@@ -195,18 +197,6 @@ def scaled(solution: Solution, factor: Float64) -> Solution:
     scale = solution.grid.scale
     grid = replace(solution.grid, scale=scale * rows.repeat(scale.shape[1] // rows.shape[1], axis=1))
     return replace(solution, grid=grid, weights=grid.dequantize(solution.codes))
-
-
-def _rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: Solution) -> None:
-    """Put the weights or the scales of a solution where those of the layer were written."""
-    initializers = model.graph.initializers
-    if written.codes is None or solution.grid is None:
-        _set(initializers[written.name], layer.tensor(solution.weights))
-        return
-    node = next(use.node for use in initializers[written.codes].uses())
-    layout, scale = scale_layout(layer, solution.grid.block), node.inputs[1]
-    assert layout is not None and scale is not None
-    _set(scale, solution.grid.scale.reshape(-1)[layout.rows])
 
 
 def _scale_float(model: ir.Model, site: Site, factor: Float64) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,34 +12,26 @@ import onnx
 import onnx_ir as ir
 import psutil
 
-from ..calibration.capture import POSITIONS_PER_COLUMN, Captured, Chunk, capture, plan_chunks, probe
+from ..calibration.capture import POSITIONS_PER_COLUMN, Captured, Chunk, LayerHessian, plan_chunks, probe
 from ..calibration.data import open_samples
-from ..calibration.samples import DataOptions, Samples
+from ..calibration.options import DataOptions
+from ..calibration.samples import Samples
 from ..calibration.split import STORED, describe, first_samples, split
 from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
 from ..core.files import remove_abandoned
 from ..core.level import FLOAT, Choice, Level, parse_choice
 from ..core.level_sets import read_levels
-from ..core.progress import Progress
+from ..core.progress import Feedback
 from ..core.version import __version__
-from ..graph.fold import fold
 from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import save_model
-from ..pipeline.layer import (
-    SOLVER,
-    method_of,
-    ordered_over_exact,
-    prepare_layer,
-    report_layer,
-    solving_device,
-    trusted_method,
-)
-from ..pipeline.plan import possible, possible_choices, quantizable
+from ..pipeline.layer import SOLVER, Solved
+from ..pipeline.plan import Folded, possible, possible_choices, prepare, quantizable
 from ..pipeline.recipe import Recipe
-from ..pipeline.schedule import Schedule, make_schedule
-from ..solver import Method, solve_levels, warm_up
-from ..solver.linalg.threads import one_blas_thread
+from ..pipeline.schedule import Schedule
+from ..pipeline.solve import Work, capture_and_solve, method_and_schedule
+from ..solver import Method
 from ..targets.registry import TARGETS
 from .calibration import samples_key, write_ranges, write_samples
 from .files import (
@@ -58,6 +50,7 @@ from .files import (
     write_solution,
 )
 
+DAMPINGS = 1  # rises when other dampings are chosen for the same Hessians
 MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
 PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", *MADE}
 
@@ -73,7 +66,6 @@ class Built:
     captured: bool
 
 
-@one_blas_thread()
 def build(
     model: str | Path | bytes | onnx.ModelProto | ir.Model,
     calibration: object,
@@ -82,39 +74,39 @@ def build(
     recipe: Recipe | None = None,
     *,
     data: DataOptions | None = None,
-    progress: Progress = lambda stage, done, total: None,
-    say: Callable[[str], None] = lambda line: None,
+    feedback: Feedback | None = None,
 ) -> Built:
     """Solve every layer of a model at every level that it can take, into `folder`.
 
-    model, calibration, data, progress, say: as for `compress`. levels: see `levels.read_levels`. recipe: its target,
+    model, calibration, data, feedback: as for `compress`. levels: see `level_sets.read_levels`. recipe: its target,
     solver options and `skip` rules count.
 
     What is in the folder already and was made from the same things is kept; what was made from others is made anew. An
     interrupted build goes on where it stopped, and ends in the same bytes. Levels of an earlier build from the same
     model, data and options stay. Raises DatabaseError if the folder holds something else, and what `compress` raises.
     """
-    recipe, target = recipe or Recipe(), Path(folder)
+    recipe, feedback, target = recipe or Recipe(), feedback or Feedback(), Path(folder)
     check_recipe(recipe)
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     earlier = _open_folder(target)
-    dense = read_model(model)
-    key = model_key(dense)
-    there = target / "model.onnx"
-    if earlier.model != key if earlier is not None else there.exists() and not _holds(there, key):
+    folded = prepare(read_model(model))
+    key = model_key(folded.dense)
+    stored_model = target / "model.onnx"
+    if earlier.model != key if earlier is not None else stored_model.exists() and not _holds(stored_model, key):
         raise DatabaseError(f"{target} holds a database of another model; name another folder, or delete that one")
-    graph, _ = fold(dense)
-    layers, _ = find_layers(graph)
-    samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
+    layers, left_out = find_layers(folded.model)
+    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
+    samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed))
     calibrating, held_out = split(samples)
     about, notes = describe(samples, calibrating, held_out)
-    options = _options(recipe)
-    source = content_key(samples_key(calibrating), samples_key(held_out))
-    same = earlier is not None and earlier.samples == source and earlier.recipe == options
-    if same and earlier is not None:
+    options, source = _options(recipe), content_key(samples_key(calibrating), samples_key(held_out))
+    outdated = earlier is not None and (earlier.samples != source or earlier.recipe != options)
+    if outdated:
+        earlier = None
+    if earlier is not None:
         wanted = tuple(dict.fromkeys([*(parse_choice(text) for text in earlier.levels), *wanted]))
     choices = possible_choices(layers, wanted, recipe)
-    if not any(len(found) > 1 for found in choices.values()):
+    if not any(len(options) > 1 for options in choices.values()):
         raise RecipeError(f"no layer can take any of {levels}; choose other levels, or see onnx-obc inspect")
     entries = _entries(layers, choices)
     manifest = Manifest(
@@ -133,66 +125,133 @@ def build(
         target.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
-    _clear(target, set() if same or earlier is None else MADE)
-    if not _holds(there, key):
-        save_model(dense, there)
+    _clear(target, MADE if outdated else ())
+    if not _holds(stored_model, key):
+        save_model(folded.dense, stored_model)
     write_manifest(target, manifest)
     if not has_arrays(target / "samples.safetensors", source):
         feeds = {"calibration": first_samples(calibrating, STORED), "held_out": held_out}
         write_samples(target / "samples.safetensors", feeds, source)
 
-    solving = [layer for layer in layers if len(choices[layer.name]) > 1]
-    device = solving_device(recipe.device)
-    method = method_of(recipe, device)
-    warm_up([choice.level for choice in wanted if choice.level != FLOAT], method, progress)
-    planned: Mapping[str, int] = {}
-    fresh = solving
-    if same and earlier is not None and earlier.ordered is not None:
-        planned, known = earlier.ordered, {entry.name for entry in earlier.layers if len(entry.choices) > 1}
-        fresh = [layer for layer in solving if layer.name not in known]
-    schedule = Schedule()
-    if fresh:
-        schedule = make_schedule(fresh, {layer.name: choices[layer.name][1:] for layer in fresh}, recipe, device)
-    ordered_layers = {**planned, **schedule.ordered}
-    for line in schedule.lines:
-        say(line)
-    manifest = replace(manifest, ordered=ordered_layers)
+    method, schedule = _schedule(layers, choices, earlier, recipe, feedback)
+    manifest = replace(manifest, ordered=schedule.ordered)
     write_manifest(target, manifest)
-    hessian_key = content_key(key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN)
-    captured_any, counts, ranges = False, np.zeros(2, np.int64), {}
-    total = sum(layer.groups * layer.rows * (len(choices[layer.name]) - 1) for layer in solving)
-    chunks = _chunks(dense, graph, solving, wanted, choices, calibrating, recipe)
-    for number, chunk in enumerate(chunks):
-        place = target / "ranges" / f"{number:04d}.safetensors"
-        if chunk.ranges:
-            ranges[place.stem] = content_key(hessian_key, list(chunk.ranges))
-        captured_any |= _capture_chunk(
-            target, chunk, graph, calibrating, recipe, hessian_key, entries, place, len(chunks), progress
-        )
-        for layer in chunk.layers:
-            ordered = replace(method, solver="ordered") if layer.name in ordered_layers else method
-            keys, done = _solve_layer(
-                target,
-                entries[layer.name],
-                layer,
-                choices[layer.name],
-                recipe,
-                ordered,
-                ordered_layers.get(layer.name, 0),
-                hessian_key,
-                lambda rows: progress("solve", rows, total),
-            )
-            counts += done
-            entries[layer.name] = replace(entries[layer.name], solutions=keys)
-    complete = replace(manifest, complete=True, ranges=ranges, layers=tuple(entries.values()))
+    chunks = _chunks(folded, layers, wanted, choices, calibrating, recipe)
+    hessian_key = content_key(
+        key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN, recipe.damp is None and DAMPINGS
+    )
+    store = _Folder(target, entries, choices, hessian_key, recipe, method, schedule)
+    work = Work(folded.model, chunks, {name: found[1:] for name, found in choices.items()}, method, schedule)
+    capture_and_solve(work, calibrating, recipe, store, feedback)
+    complete = replace(manifest, complete=True, ranges=store.ranges, layers=tuple(store.entries.values()))
     _remove_stale(target, complete)
     write_manifest(target, complete)
-    return Built(target, complete, int(counts[0]), int(counts[1]), captured_any)
+    return Built(target, complete, store.solved, store.reused, store.captured)
+
+
+def _schedule(
+    layers: Sequence[Layer],
+    choices: Mapping[str, Sequence[Choice]],
+    earlier: Manifest | None,
+    recipe: Recipe,
+    feedback: Feedback,
+) -> tuple[Method, Schedule]:
+    """How layers are solved: those that an earlier build decided on stay as they were."""
+    solving = [layer for layer in layers if len(choices[layer.name]) > 1]
+    ordered: Mapping[str, int] = {}
+    decided: set[str] = set()
+    if earlier is not None and earlier.ordered is not None:
+        ordered, decided = earlier.ordered, {entry.name for entry in earlier.layers if len(entry.choices) > 1}
+    levels = {name: found[1:] for name, found in choices.items()}
+    method, schedule = method_and_schedule(solving, levels, recipe, feedback, decided)
+    return method, Schedule({**ordered, **schedule.ordered})
+
+
+class _Folder:
+    """A database's folder as the store of what is captured and solved.
+
+    entries: the layers, with the keys of their solutions once these are there. ranges: the keys of the files of ranges.
+    solved, reused: solutions; captured: whether the model had to be run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        entries: Mapping[str, LayerEntry],
+        choices: Mapping[str, Sequence[Choice]],
+        hessian_key: str,
+        recipe: Recipe,
+        method: Method,
+        schedule: Schedule,
+    ) -> None:
+        self._folder, self._choices, self._key, self._recipe = folder, choices, hessian_key, recipe
+        self._method, self._schedule = method, schedule
+        self.entries, self.ranges = dict(entries), dict[str, str]()
+        self.solved, self.reused, self.captured = 0, 0, False
+
+    def recall(self, number: int, chunk: Chunk) -> bool:
+        """See `Store`."""
+        file, ranges_key = self._ranges(number, chunk)
+        if chunk.ranges:
+            self.ranges[file.stem] = ranges_key
+        have_hessians = all(has_arrays(self._hessian_file(layer), self._key) for layer in chunk.layers)
+        return have_hessians and (not chunk.ranges or has_arrays(file, ranges_key))
+
+    def keep(self, number: int, chunk: Chunk, captured: Captured) -> None:
+        """See `Store`."""
+        self.captured = True
+        for layer in chunk.layers:
+            found = captured.of(layer)
+            arrays = {"hessian": np.asarray(found.hessian)}
+            about = {"positions": found.positions, "damping": found.damping, "left_out": found.left_out}
+            write_arrays(self._hessian_file(layer), arrays, self._key, about)
+        if chunk.ranges:
+            file, ranges_key = self._ranges(number, chunk)
+            write_ranges(file, captured.ranges, ranges_key)
+
+    def hessian(self, layer: Layer) -> LayerHessian:
+        """See `Store`."""
+        arrays, info = read_arrays(self._hessian_file(layer), self._key)
+        return LayerHessian(arrays["hessian"], int(info["positions"]), info["damping"], int(info["left_out"]))
+
+    def missing(self, layer: Layer, hessian: LayerHessian) -> Sequence[Choice]:
+        """The levels without a whole solution file, each once, activations aside."""
+        choices = [Choice(choice.level) for choice in self._choices[layer.name] if choice.level != FLOAT]
+        levels = dict.fromkeys(choice.level for choice in choices)
+        method = self._schedule.method_for(layer.name, self._method).method
+        damp = hessian.damping if self._recipe.damp is None else self._recipe.damp
+        how = asdict(replace(method, threads=None, device="")) | {"damp": damp}
+        if not method.shared_scale:
+            del how["shared_scale"]  # so that keys stay what they were before there was such a thing
+        base = content_key(SOLVER, layer.matrix(), hessian.hessian, hessian.positions, layer.name, how)
+        keys = {str(level): content_key(base, str(level)) for level in levels}
+        self.entries[layer.name] = replace(self.entries[layer.name], solutions=keys)
+        missing = [x for x in levels if not has_arrays(self._solution_file(layer.name, x), keys[str(x)])]
+        self.solved += len(missing)
+        self.reused += len(levels) - len(missing)
+        return [Choice(level) for level in missing]
+
+    def put(self, solved: Solved, choice: Choice) -> None:
+        """See `Store`. Times are not kept: the same build ends in the same bytes."""
+        name, level = solved.layer.name, str(choice.level)
+        report = asdict(replace(solved.report, seconds=0.0))
+        key = self.entries[name].solutions[level]
+        write_solution(self._solution_file(name, choice.level), solved.solution, key, report)
+
+    def _hessian_file(self, layer: Layer) -> Path:
+        return self._folder / "hessians" / f"{self.entries[layer.name].hessian}.safetensors"
+
+    def _solution_file(self, layer: str, level: Level) -> Path:
+        return self._folder / "layers" / self.entries[layer].folder / level_file(str(level))
+
+    def _ranges(self, number: int, chunk: Chunk) -> tuple[Path, str]:
+        """The file of a chunk's ranges, and its key."""
+        return self._folder / "ranges" / f"{number:04d}.safetensors", content_key(self._key, list(chunk.ranges))
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what does not go together with a database: the baseline, and what fixes a level."""
-    for name in ("weights", "activations", "sparsity", "asymmetric", "block"):
+    for name in ("weights", "activations", "sparsity", "asymmetric", "block", "strict_pattern"):
         if getattr(recipe, name) != Recipe.model_fields[name].default:
             raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
     if recipe.solver == "baseline":
@@ -248,8 +307,7 @@ def _entries(layers: Sequence[Layer], choices: Mapping[str, Sequence[Choice]]) -
 
 
 def _chunks(
-    dense: ir.Model,
-    graph: ir.Model,
+    folded: Folded,
     layers: Sequence[Layer],
     wanted: Sequence[Choice],
     choices: Mapping[str, Sequence[Choice]],
@@ -257,101 +315,21 @@ def _chunks(
     recipe: Recipe,
 ) -> list[Chunk]:
     """The runs over the data. They depend on the machine's memory, not on what of it is free: they can be repeated."""
+    solving = [layer for layer in layers if len(choices[layer.name]) > 1]
     widths = {(c.level.bits, c.activation_bits) for c in wanted if c.activation_bits is not None}
     values: dict[str, None] = {}
     for bits, activation_bits in sorted(widths, key=str):
         uniform = Choice(Level(bits=bits), activation_bits)
-        profile = {layer.name: uniform for layer in layers if possible(layer, uniform, recipe.target) is None}
+        profile = {layer.name: uniform for layer in solving if possible(layer, uniform, recipe.target) is None}
         if profile:
-            values |= dict.fromkeys(quantizable(dense, recipe, profile))
-    taps = [use.tap.value for layer in layers for use in layer.uses]
-    shapes = probe(graph, [*values, *taps], samples, recipe.device, recipe.threads)
+            values |= dict.fromkeys(quantizable(folded, recipe, profile))
+    taps = [use.tap.value for layer in solving for use in layer.uses]
+    shapes = probe(folded.model, [*values, *taps], samples, recipe.execution())
     memory = recipe.memory * 2**30 if recipe.memory is not None else psutil.virtual_memory().total / 4
-    return plan_chunks(layers, list(values), shapes, samples, memory)
+    return plan_chunks(solving, list(values), shapes, samples, memory, recipe.damp is None)
 
 
-def _capture_chunk(
-    folder: Path,
-    chunk: Chunk,
-    graph: ir.Model,
-    samples: Samples,
-    recipe: Recipe,
-    key: str,
-    entries: Mapping[str, LayerEntry],
-    ranges: Path,
-    chunks: int,
-    progress: Progress,
-) -> bool:
-    """Have the Hessians and ranges of a chunk on disk; whether the model had to be run for them."""
-    files = {layer.name: folder / "hessians" / f"{entries[layer.name].hessian}.safetensors" for layer in chunk.layers}
-    ranges_key = content_key(key, list(chunk.ranges))
-    if all(has_arrays(file, key) for file in files.values()) and (not chunk.ranges or has_arrays(ranges, ranges_key)):
-        progress("capture", samples.count, samples.count * chunks)
-        return False
-    captured: Captured = capture(
-        graph,
-        chunk,
-        samples,
-        all_positions=recipe.all_positions,
-        seed=recipe.seed,
-        device=recipe.device,
-        threads=recipe.threads,
-        progress=lambda done: progress("capture", done, samples.count * chunks),
-    )
-    for layer in chunk.layers:
-        hessian, positions = captured.hessian(layer)
-        info = {"positions": positions, "left_out": captured.not_finite(layer)}
-        write_arrays(files[layer.name], {"hessian": np.asarray(hessian)}, key, info)
-    if chunk.ranges:
-        write_ranges(ranges, captured.ranges, ranges_key)
-    return True
-
-
-def _solve_layer(
-    folder: Path,
-    entry: LayerEntry,
-    layer: Layer,
-    choices: Sequence[Choice],
-    recipe: Recipe,
-    method: Method,
-    compared_rows: int,
-    hessian_key: str,
-    progress: Callable[[int], None],
-) -> tuple[dict[str, str], tuple[int, int]]:
-    """Have a layer's solutions on disk. Returns their keys by level, and how many were solved and how many reused."""
-    levels = list(dict.fromkeys(choice.level for choice in choices if choice.level != FLOAT))
-    arrays, info = read_arrays(folder / "hessians" / f"{entry.hessian}.safetensors", hessian_key)
-    hessian, positions = arrays["hessian"], int(info["positions"])
-    how = asdict(replace(method, threads=None, device="")) | {"damp": recipe.damp}
-    if not method.shared_scale:
-        del how["shared_scale"]  # so that keys stay what they were before there was such a thing
-    base = content_key(SOLVER, layer.matrix(), hessian, positions, layer.name, how)
-    keys = {str(level): content_key(base, str(level)) for level in levels}
-    place = folder / "layers" / entry.folder
-    missing = [x for x in levels if not has_arrays(place / level_file(str(x)), keys[str(x)])]
-    rows = layer.groups * layer.rows
-    progress(rows * (len(choices) - 1 - len(missing)))
-    if missing:
-        prepared = replace(prepare_layer(layer, hessian, positions, recipe), left_out=int(info["left_out"]))
-        told = 0
-
-        def advance(done: int) -> None:
-            nonlocal told
-            progress(done - told)
-            told = done
-
-        solutions = solve_levels(prepared.weight, prepared.damped, missing, trusted_method(prepared, method), advance)
-        for solution in solutions:
-            choice = Choice(solution.level)
-            ratio = ordered_over_exact(prepared, solution, method, compared_rows)
-            report = asdict(report_layer(prepared, choice, solution, recipe, method, ratio))
-            path = place / level_file(str(solution.level))
-            write_solution(path, solution, keys[str(solution.level)], report)
-        advance(rows * len(missing))
-    return keys, (len(missing), len(levels) - len(missing))
-
-
-def _clear(folder: Path, parts: set[str]) -> None:
+def _clear(folder: Path, parts: Collection[str] = ()) -> None:
     """Remove what a build that was killed left under temporary names, and whole parts."""
     for name in parts:
         shutil.rmtree(folder / name, ignore_errors=True)

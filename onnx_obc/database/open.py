@@ -1,28 +1,31 @@
-"""Opens a database: reads what a build wrote, and refuses what is not of one piece."""
+"""Open a database: read what a build wrote, and reject an incomplete or inconsistent one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
+from ..calibration.capture import run_costs
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..core.arrays import Float32
 from ..core.errors import DatabaseError
 from ..core.level import FLOAT, Choice, parse_choice
-from ..core.progress import Progress
-from ..graph.cost import Cost, layer_costs
-from ..graph.fold import fold
+from ..core.progress import Feedback
+from ..graph.cost import Cost
 from ..graph.layers import Layer, find_layers
 from ..graph.model import read_model
+from ..pipeline.finish import Destination, Result, finish
 from ..pipeline.layer import LayerReport, Solved
 from ..pipeline.material import Material
-from ..pipeline.plan import Plan, make_plan
+from ..pipeline.plan import Folded, make_plan, prepare
 from ..pipeline.recipe import Recipe
 from ..pipeline.sequential import solve_sequentially
+from ..pipeline.solve import Solutions
+from ..pipeline.verify import check_graph
 from .calibration import read_ranges, read_samples
 from .files import LayerEntry, Manifest, level_file, model_key, read_manifest, read_solution
 
@@ -31,20 +34,29 @@ from .files import LayerEntry, Manifest, level_file, model_key, read_manifest, r
 class Database:
     """A database that was opened: all of it but the solutions, which are read when they are needed.
 
-    graph: the dense model, folded. layers: of that graph, each with an entry in the manifest. samples: `calibration`
-    and `held_out`. choices: what every layer can become, dense first. costs: of the dense layers.
+    folded: the model. layers: of the folded graph, each with an entry in the manifest. samples: `calibration` and
+    `held_out`. choices: what every layer can become, dense first. costs: of the dense layers, for the first sample.
     """
 
     folder: Path
     manifest: Manifest
-    dense: ir.Model
-    graph: ir.Model
+    folded: Folded
     layers: tuple[Layer, ...]
     entries: Mapping[str, LayerEntry]
     choices: Mapping[str, tuple[Choice, ...]]
     costs: Mapping[str, Cost]
     samples: Mapping[str, Samples]
     ranges: Mapping[str, RangeObserver]
+
+    @property
+    def dense(self) -> ir.Model:
+        """The model as it was given."""
+        return self.folded.dense
+
+    @property
+    def graph(self) -> ir.Model:
+        """The model, folded."""
+        return self.folded.model
 
     def solution_file(self, layer: str, choice: Choice) -> tuple[Path, str]:
         """Where the solution of a layer lies, and its key."""
@@ -63,6 +75,33 @@ class Database:
         activations = "float" if choice.activation_bits is None else f"int{choice.activation_bits}"
         found = LayerReport(**{**report, "notes": tuple(report["notes"]), "activations": activations})
         return Solved(layer, solution, found)
+
+    def write(
+        self,
+        profile: Mapping[str, Choice] | Solutions,
+        recipe: Recipe,
+        destination: Destination = Destination(None),
+        feedback: Feedback | None = None,
+        source: object = None,
+    ) -> Result:
+        """A finished model with this profile: stitched, corrected, checked, and put at its destination.
+
+        profile: the choice of each layer by name, or solutions of the caller's own, of a plan of `folded`.
+        source: what the report names the model by; None: the copy in the database. Raises what `finish` raises.
+        """
+        feedback = feedback or Feedback()
+        if isinstance(profile, Solutions):
+            solutions, rival = profile, None
+        else:
+            with feedback.watch("solve"):
+                solutions, rival = stitch(self, profile, recipe, feedback), _rival(self, profile, recipe)
+        about = dict(self.manifest.calibration)
+        notes = list(about.pop("notes"))
+        named = str(self.folder / "model.onnx") if source is None else source
+        held_out = self.samples["held_out"]
+        material = Material(named, self.dense, self.samples["calibration"], held_out, about, notes)
+        checks = [check_graph(self.dense, solutions.plan.model, held_out, recipe)] if recipe.verify else []
+        return finish(material, solutions, recipe, destination, feedback, checks, rival)
 
 
 def open_database(folder: str | Path) -> Database:
@@ -83,24 +122,24 @@ def open_database(folder: str | Path) -> Database:
         raise DatabaseError(
             f"{folder / 'model.onnx'} is not the model that the database was built from; build it again"
         )
-    graph, _ = fold(dense)
-    layers, _ = find_layers(graph)
+    folded = prepare(dense)
+    layers, _ = find_layers(folded.model)
     entries = {entry.name: entry for entry in manifest.layers}
     if [layer.name for layer in layers] != list(entries):
         raise DatabaseError(f"{folder}: this version finds other layers in the model; build the database again")
     ranges: dict[str, RangeObserver] = {}
     for name, key in manifest.ranges.items():
         ranges |= read_ranges(folder / "ranges" / f"{name}.safetensors", key)
+    samples = read_samples(folder / "samples.safetensors", manifest.samples)
     return Database(
         folder=folder,
         manifest=manifest,
-        dense=dense,
-        graph=graph,
+        folded=folded,
         layers=tuple(layers),
         entries=entries,
         choices={name: tuple(map(parse_choice, entry.choices)) for name, entry in entries.items()},
-        costs=layer_costs(graph, layers),
-        samples=read_samples(folder / "samples.safetensors", manifest.samples),
+        costs=run_costs(folded.model, layers, samples["calibration"]),
+        samples=samples,
         ranges=ranges,
     )
 
@@ -109,34 +148,18 @@ def stitch(
     database: Database,
     choices: Mapping[str, Choice],
     recipe: Recipe,
-    progress: Progress = lambda stage, done, total: None,
-    say: Callable[[str], None] = lambda line: None,
-) -> tuple[Plan, dict[str, Solved]]:
+    feedback: Feedback | None = None,
+) -> Solutions:
     """A plan for a profile, and its layers' solutions: stored ones, or new ones in order if the recipe says so."""
-    plan = make_plan(database.dense, recipe, choices)
+    plan = make_plan(database.folded, recipe, choices)
     if recipe.sequential:
         samples = database.samples["calibration"]
-        return plan, solve_sequentially(plan, database.dense, database.ranges, samples, recipe, progress, say)
-    return plan, {layer.name: database.solved(layer, plan.choices[layer.name]) for layer in plan.layers}
+        return solve_sequentially(plan, database.folded, database.ranges, samples, recipe, feedback or Feedback())
+    solved = {layer.name: database.solved(layer, plan.choices[layer.name]) for layer in plan.layers}
+    return Solutions(plan, solved, database.ranges)
 
 
-def rival_of(
-    database: Database, choices: Mapping[str, Choice], recipe: Recipe
-) -> tuple[Plan, dict[str, Solved]] | None:
+def _rival(database: Database, choices: Mapping[str, Choice], recipe: Recipe) -> Solutions | None:
     """The same profile from stored solutions, for `finish` to compare with; None where `stitch` gives these anyway."""
     plain = recipe.model_copy(update={"sequential": False})
     return stitch(database, choices, plain) if recipe.sequential else None
-
-
-def material_of(database: Database, source: object = None) -> Material:
-    """What a model from this database is finished with. source: what the report names the model by; None: the copy."""
-    about = dict(database.manifest.calibration)
-    notes = list(about.pop("notes"))
-    return Material(
-        str(database.folder / "model.onnx") if source is None else source,
-        database.dense,
-        database.samples["calibration"],
-        database.samples["held_out"],
-        about,
-        notes,
-    )

@@ -53,7 +53,15 @@ def trace(value: ir.Value) -> Constant | str:
 
 
 def rearranged(node: ir.Node, array: Array) -> tuple[tuple[object, ...], Array] | None:
-    """What `node` does to `array`, as comparable parameters, and the result; None if it is none of the handled ones."""
+    """What `node` does to `array`, as comparable parameters, and the result; None if it is none of the handled ones, or
+    not possible: a shape of another size is an error only where the node runs."""
+    try:
+        return _rearranged(node, array)
+    except (ValueError, IndexError):
+        return None
+
+
+def _rearranged(node: ir.Node, array: Array) -> tuple[tuple[object, ...], Array] | None:
     match node.op_type:
         case "Identity":
             return (), array

@@ -29,8 +29,16 @@ class Cost:
     free: tuple[str, ...] = ()
 
 
-def layer_costs(model: ir.Model, layers: Sequence[Layer]) -> dict[str, Cost]:
-    """The cost of every layer by name, from shapes that ONNX infers on a copy of the model."""
+def layer_costs(
+    model: ir.Model, layers: Sequence[Layer], run: Mapping[str, Shape] | None = None, samples: int | None = None
+) -> dict[str, Cost]:
+    """The cost of every layer by name, from shapes that ONNX infers on a copy of the model.
+
+    run: the shapes of the values before and after layers in a run on so many `samples`; they are taken instead, and
+    whatever lies along axis 0 beside the samples counts too.
+    """
+    if run is not None:
+        return {layer.name: _cost(layer, run, samples) for layer in layers}
     copy = model.clone()
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     values = [*copy.graph.inputs, *(value for node in copy.graph for value in node.outputs)]
@@ -42,21 +50,30 @@ def layer_costs(model: ir.Model, layers: Sequence[Layer]) -> dict[str, Cost]:
     return {layer.name: _cost(layer, shapes) for layer in layers}
 
 
-def flops(tap: Tap, rows: int, columns: int, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
+def flops(
+    tap: Tap,
+    rows: int,
+    columns: int,
+    input_shape: Sequence[int],
+    output_shape: Sequence[int],
+    samples: int | None = None,
+) -> int:
     """Operations of one use for one sample: 2 · rows · columns · positions, summed over the groups.
 
-    Axis 0 of the input is the batch and not counted, unless the product sums over it. Conv has a position for every
-    output pixel, ConvTranspose for every input pixel, a product for every vector that is multiplied.
+    Axis 0 of the input is the batch and not counted, unless the product sums over it, or `samples` says how many of
+    what lies along it are samples. Conv has a position for every output pixel, ConvTranspose for every input pixel, a
+    product for every vector that is multiplied.
     """
     unfold = tap.unfold
+    parts = 1 if samples is None else max(input_shape[0] // samples, 1)  # of a sample, along axis 0
     if isinstance(unfold, Window):
         if unfold.transposed:  # every input pixel meets the whole kernel
-            return 2 * unfold.groups * rows * columns * math.prod(input_shape[2:])
-        return 2 * unfold.groups * rows * columns * math.prod(output_shape[2:])
+            return 2 * unfold.groups * rows * columns * parts * math.prod(input_shape[2:])
+        return 2 * unfold.groups * rows * columns * parts * math.prod(output_shape[2:])
     sizes = list(input_shape)
-    axis = len(sizes) + unfold.axis
+    axis = unfold.along(len(sizes))
     if axis != 0:
-        sizes[0] = 1
+        sizes[0] = parts
     del sizes[axis]
     vectors = [sizes.pop()] if sizes else [1]  # what is left of the matrix that is multiplied
     lead = [1] * max(0, len(unfold.batch) - len(sizes)) + sizes
@@ -113,7 +130,7 @@ def table_bytes(values: int, bits: int, scales: int) -> int:
     return math.ceil(values * bits / 8) + 4 * scales
 
 
-def _cost(layer: Layer, shapes: Mapping[str, Shape]) -> Cost:
+def _cost(layer: Layer, shapes: Mapping[str, Shape], samples: int | None = None) -> Cost:
     parameters = layer.groups * layer.rows * layer.columns
     free: dict[str, None] = {}
     total = 0
@@ -121,7 +138,7 @@ def _cost(layer: Layer, shapes: Mapping[str, Shape]) -> Cost:
         before, after = shapes.get(use.tap.value), shapes.get(str(use.node.outputs[0].name))
         if before is None or after is None:
             return Cost(parameters, None)
-        total += flops(use.tap, layer.rows, layer.columns, _fixed(before), _fixed(after))
+        total += flops(use.tap, layer.rows, layer.columns, _fixed(before), _fixed(after), samples)
         free |= dict.fromkeys(_free(use.tap, before, after))
     return Cost(parameters, total, tuple(free))
 
@@ -133,7 +150,7 @@ def _fixed(shape: Shape) -> list[int]:
 def _free(tap: Tap, before: Shape, after: Shape) -> list[str]:
     """The names of the free dimensions that `flops` counts as 1."""
     if isinstance(tap.unfold, Contraction):
-        axis = len(before) + tap.unfold.axis
+        axis = tap.unfold.along(len(before))
         counted = [size for index, size in enumerate(before) if index not in (0, axis)]
     else:
         counted = list(before[2:] if tap.unfold.transposed else after[2:])

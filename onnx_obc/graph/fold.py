@@ -12,7 +12,8 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
-from .edit import free_name, names_of
+from .fuse import along_outputs, constant_of, flatten_biases, fuse_arithmetic, set_bias, set_initializer
+from .opset import inline_functions
 from .tensors import own_copy
 
 Step = Callable[[ir.Model], str | None]
@@ -58,7 +59,11 @@ def fold(model: ir.Model) -> tuple[ir.Model, list[str]]:
         ("folding constants", _fold_constants),
         ("turning Constant nodes into initializers", _lift_constants),
         ("fusing Pad into Conv", _fuse_pads),
+        ("fusing Mul and Add into Conv", fuse_arithmetic),
         ("fusing BatchNormalization", _fuse_batchnorms),
+        ("fusing Mul and Add into Conv", fuse_arithmetic),
+        ("giving Gemm's bias one axis", flatten_biases),
+        ("dropping the leading axes of weights", _drop_leading_axes),
         ("removing what is not used", _remove_unused),
     ]
     for what, step in steps:
@@ -115,8 +120,7 @@ def _inline(model: ir.Model) -> str | None:
     if not model.functions:
         return None
     count = len(model.functions)
-    common.InlinePass()(model)
-    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    inline_functions(model)
     return f"{count} function{'s' if count > 1 else ''} inlined"
 
 
@@ -164,6 +168,27 @@ def _grows(node: ir.Node) -> bool:
     return any(math.prod(shape.numpy()) > most for shape in shapes)
 
 
+def _drop_leading_axes(model: ir.Model) -> str | None:
+    """Give weights of MatMul whose leading axes have one entry, (1, K, N), two axes: integer kernels take no more.
+
+    Where all that read such a weight multiply inputs of as many axes by it, so that the output keeps its own.
+    """
+    for value in list(model.graph.initializers.values()):
+        tensor, uses = value.const_value, list(value.uses())
+        shape = () if tensor is None else tensor.shape.numpy()
+        if tensor is None or len(shape) < 3 or any(size != 1 for size in shape[:-2]) or value.is_graph_output():
+            continue
+        if uses and all(_multiplies(model, use.node, use.idx, len(shape)) for use in uses):
+            set_initializer(model, value, tensor.numpy().reshape(shape[-2:]))
+    return None
+
+
+def _multiplies(model: ir.Model, node: ir.Node, index: int, axes: int) -> bool:
+    """Whether a node is a MatMul of the main graph whose other input has at least so many axes."""
+    other = node.inputs[1 - index] if node.op_type == "MatMul" and node.domain == "" else None
+    return other is not None and node.graph is model.graph and other.shape is not None and len(other.shape) >= axes
+
+
 def _remove_unused(model: ir.Model) -> str | None:
     remove_unused(model)
     return None
@@ -184,8 +209,17 @@ def _fuse_batchnorms(model: ir.Model) -> str | None:
     """onnxscript's rules drop the node's name, ignore training_mode and spatial, and give up on a shared bias."""
     norms = [node for node in model.graph if node.op_type == "BatchNormalization" and node.domain == ""]
     fused = sum(_fuse_batchnorm(model, norm) for norm in norms)
-    left = f", {len(norms) - fused} left: nothing before to fuse into" if fused < len(norms) else ""
+    training = sum(norm.graph is not None and _trains(norm) for norm in norms)
+    alone = len(norms) - fused - training
+    left = f", {alone} left: nothing before to fuse into" if alone else ""
+    if training:
+        left += f", {training} left in training mode, with each batch's own statistics: export the model for inference"
     return f"{fused} BatchNormalization fused into the layer before{left}" if norms else None
+
+
+def _trains(norm: ir.Node) -> bool:
+    """Whether a BatchNormalization is one for training: it says so, or, up to opset 13, has the outputs of training."""
+    return bool(norm.attributes.get_int("training_mode", 0) or any(output.name for output in norm.outputs[1:]))
 
 
 def _fuse_batchnorm(model: ir.Model, norm: ir.Node) -> bool:
@@ -195,9 +229,7 @@ def _fuse_batchnorm(model: ir.Model, norm: ir.Node) -> bool:
     along the output channels and b′ = (b − mean) · factor + shift. Computed in float64, rounded once.
     """
     attributes = norm.attributes
-    if attributes.get_int("training_mode", 0) or (model.opset_imports[""] < 9 and not attributes.get_int("spatial", 1)):
-        return False
-    if any(output.uses() or output.is_graph_output() or output.name for output in norm.outputs[1:]):
+    if _trains(norm) or (model.opset_imports[""] < 9 and not attributes.get_int("spatial", 1)):
         return False
     value = norm.inputs[0]
     node = None if value is None else value.producer()
@@ -206,9 +238,9 @@ def _fuse_batchnorm(model: ir.Model, norm: ir.Node) -> bool:
     if node.op_type not in FUSED_INTO or node.domain != "" or node.graph is not model.graph:
         return False
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    tensors = [_constant(model, v) for v in (weight, *norm.inputs[1:])]
+    tensors = [constant_of(v) for v in (weight, *norm.inputs[1:])]
     if bias is not None:
-        tensors.append(_constant(model, bias))
+        tensors.append(constant_of(bias))
     if weight is None or len(weight.uses()) > 1 or weight.is_graph_output():
         return False
     if any(tensor is None or tensor.dtype != ir.DataType.FLOAT for tensor in tensors):
@@ -216,49 +248,16 @@ def _fuse_batchnorm(model: ir.Model, norm: ir.Node) -> bool:
     w, scale, shift, mean, variance, *rest = [t.numpy().astype(np.float64) for t in tensors if t is not None]
     factor = scale / np.sqrt(variance + float(attributes.get_float("epsilon", 1e-5)))
     b = rest[0] * node.attributes.get_float("beta", 1.0) if rest else np.zeros_like(mean)
-    new_weight = (w * _along_outputs(node, factor, w.shape)).astype(np.float32)
+    new_weight = (w * along_outputs(node, factor, w.shape)).astype(np.float32)
     new_bias = ((b - mean) * factor + shift).astype(np.float32)
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
         return False
     if node.op_type == "Gemm":
         node.attributes.pop("beta", None)
-    _set_initializer(model, weight, new_weight)
-    if bias is not None and len(bias.uses()) == 1 and not bias.is_graph_output():
-        _set_initializer(model, bias, new_bias)
-    else:
-        fresh = ir.Value(
-            name=free_name(f"{weight.name}_bias", set(names_of(model))), type=ir.TensorType(ir.DataType.FLOAT)
-        )
-        _set_initializer(model, fresh, new_bias)
-        node.resize_inputs(3)
-        node.replace_input_with(2, fresh)
+    set_initializer(model, weight, new_weight)
+    set_bias(model, node, new_bias)
     output = norm.outputs[0]
     ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
     value.name, value.type, value.shape = output.name, output.type, output.shape
     model.graph.remove(norm, safe=True)
     return True
-
-
-def _along_outputs(node: ir.Node, factor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The factor of every output channel, shaped so that it multiplies a weight of this node."""
-    # factor: (channels,) float64
-    if node.op_type == "Conv":
-        return factor.reshape(-1, *[1] * (len(shape) - 1))
-    if node.op_type == "Gemm":
-        return factor[:, None] if node.attributes.get_int("transB", 0) else factor
-    groups = node.attributes.get_int("group", 1)  # ConvTranspose: weight (C, M/groups, kernel…)
-    per_input = np.repeat(factor.reshape(groups, -1), shape[0] // groups, axis=0)  # (C, M/groups)
-    return per_input.reshape(*shape[:2], *[1] * (len(shape) - 2))
-
-
-def _constant(model: ir.Model, value: ir.Value | None) -> ir.TensorProtocol | None:
-    return None if value is None or not value.is_initializer() else value.const_value
-
-
-def _set_initializer(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:
-    """Make `value` an initializer that holds `array`; an input that was only its default goes."""
-    value.const_value = ir.Tensor(array, name=value.name)
-    value.shape = ir.Shape(array.shape)
-    if value in model.graph.inputs:
-        model.graph.inputs.remove(value)
-    model.graph.register_initializer(value)

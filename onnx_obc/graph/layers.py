@@ -43,6 +43,10 @@ class Contraction:
     axis: int
     batch: tuple[int, ...] = ()
 
+    def along(self, rank: int) -> int:
+        """The axis, counted from the front, in an input of so many axes: a vector has only the first."""
+        return max(rank + self.axis, 0)
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -248,6 +252,8 @@ def _conv(node: ir.Node, weight: Constant) -> tuple[Use, View, Constant]:
     attributes, shape = node.attributes, weight.array.shape
     kernel, groups = shape[2:], attributes.get_int("group", 1)
     transposed = node.op_type == "ConvTranspose"
+    if groups < 1:
+        raise _NoLayer(f"it has {groups} groups")
     if shape[0] % groups:
         raise _NoLayer(f"its {shape[0]} channels do not divide into {groups} groups")
     rest = tuple(range(3, 3 + len(kernel)))
@@ -282,8 +288,7 @@ def _product(node: ir.Node, index: int, weight: Constant) -> tuple[Use, View, Co
         axis = -1 if (index == 0) == turned[1 - index] else -2
     else:
         rows_first = index == 0
-        vector = data is not None and data.shape is not None and len(data.shape) == 1
-        axis = -1 if index == 1 or vector else -2
+        axis = -1 if index == 1 else -2
     batch, last = shape[:-2], shape[-2:]
     if len(shape) == 1:  # a vector: one row
         last, rows_first = (1, *last), True

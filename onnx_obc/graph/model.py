@@ -5,17 +5,19 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx_ir.passes.common import CheckerPass
 
-from ..core.errors import ModelError, first_line
-from .tensors import own_copy, tensors
+from ..core.errors import ModelError, first_line, one_line
+from .tensors import nodes_of, own_copy, tensors, values_of
 
 OLDEST_OPSET = 7
+LONGEST_NAME = 255  # bytes of a file's name
 SMALL_BYTES = 1024  # tensors beside the file are read at once up to here: onnx_ir wants to do it, to save and to check
 PROTOBUF_LIMIT = 1_900_000_000  # bytes of tensors; protobuf itself ends at 2³¹
 
@@ -27,7 +29,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> ir.Mod
     the model's folder. Raises ModelError.
     """
     if isinstance(model, ir.Model):
-        loaded, name = _with_plain_domain(own_copy(model)), "the model"
+        loaded, name = _normal(own_copy(model)), "the model"
         _check_external(loaded, name)
         _read_small(loaded)
         _check_opset(loaded, name)
@@ -90,10 +92,12 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
         raise ModelError(f"{name} is truncated or not ONNX: its graph has no nodes; export or download it again")
     if proto.graph.sparse_initializer:
         raise ModelError(f"{name} stores weights as sparse_initializer; export it again with dense weights")
+    _check_text(proto, name)
     try:
-        model = _with_plain_domain(own_copy(ir.from_proto(proto)))
+        model = _normal(own_copy(ir.from_proto(proto)))
     except Exception as error:
-        raise ModelError(f"{name} is not a valid ONNX model: {first_line(error)}; export it again") from error
+        said = _checkers_word(proto) or first_line(error)
+        raise ModelError(f"{name} is not a valid ONNX model: {said}; export it again") from error
     for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             if path is None:
@@ -104,21 +108,69 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     _check_external(model, name)
     _read_small(model)
     _check_opset(model, name)
-    if path is None and proto.ByteSize() > PROTOBUF_LIMIT:
+    if (path is None and proto.ByteSize() > PROTOBUF_LIMIT) or _has_long_domain(proto):
         _check_valid(model, name)
         return model
     try:
         onnx.checker.check_model(proto if path is None else str(path))
     except Exception as error:  # the checker raises a type of its own, and RuntimeError and ValueError
-        raise ModelError(f"{name} is not a valid ONNX model: {first_line(error)}; export it again") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {_brief(error)}; export it again") from error
     return model
 
 
-def _with_plain_domain(model: ir.Model) -> ir.Model:
-    """Write the ONNX domain as "" where the file says "ai.onnx", which is the same."""
-    if "ai.onnx" in model.graph.opset_imports:
-        model.graph.opset_imports.setdefault("", model.graph.opset_imports.pop("ai.onnx"))
+def _normal(model: ir.Model) -> ir.Model:
+    """Write the ONNX domain as "" where the file says "ai.onnx", and sizes that are free as such where it says -1."""
+    for imports in (model.graph.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        if "ai.onnx" in imports:
+            imports.setdefault("", imports.pop("ai.onnx"))
+    for node in nodes_of(model):
+        if node.domain == "ai.onnx":
+            node.domain = ""
+    for value in values_of(model):
+        if value.shape is not None and any(isinstance(size, int) and size < 0 for size in value.shape):
+            value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in value.shape])
     return model
+
+
+def _has_long_domain(proto: onnx.ModelProto) -> bool:
+    """Whether a node has the domain "ai.onnx", which the checker does not know for ""."""
+    pending: list[Any] = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while pending:
+        node = pending.pop()
+        if node.domain == "ai.onnx":
+            return True
+        for attribute in node.attribute:
+            pending += [inner for graph in (attribute.g, *attribute.graphs) for inner in graph.node]
+    return False
+
+
+def _check_text(message: Any, name: str) -> None:
+    """Refuse a model with text that is no UTF-8, which protobuf hands out as bytes or not at all."""
+    try:
+        for field, value in message.ListFields():
+            if field.type not in (field.TYPE_MESSAGE, field.TYPE_STRING):
+                continue
+            for entry in [value] if isinstance(value, (str, bytes, Message)) else value:
+                if isinstance(entry, Message):
+                    _check_text(entry, name)
+                elif not isinstance(entry, str):
+                    raise ModelError(f"{name} holds a {field.name} that is not UTF-8 text; export it again")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{name} holds text that is not UTF-8; export it again") from error
+
+
+def _checkers_word(proto: onnx.ModelProto) -> str:
+    """What the ONNX checker has against a model that cannot be read; empty if nothing."""
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:  # the checker raises a type of its own, and RuntimeError and ValueError
+        return _brief(error)
+    return ""
+
+
+def _brief(error: BaseException) -> str:
+    """An error's message up to the context that the checker adds, on one line."""
+    return one_line(ValueError(str(error).split("==> Context")[0]))[:300].rstrip(".") or type(error).__name__
 
 
 def _check_valid(model: ir.Model, name: str) -> None:
@@ -173,6 +225,10 @@ def _check_external(model: ir.Model, name: str) -> None:
             continue
         folder, location = Path(tensor.base_dir or ".").absolute(), Path(tensor.location)
         what = f"{name}: weight {tensor.name!r} lies in {location}"
+        if "\0" in str(location) or max(len(part.encode()) for part in ("", *location.parts)) > LONGEST_NAME:
+            raise ModelError(
+                f"{name}: no file can have the name of the one with weight {tensor.name!r}; export it again"
+            )
         if location.is_absolute() or ".." in location.parts:
             raise ModelError(f"{what}, outside the model's folder, and is not read; put the file beside the model")
         path = folder / location

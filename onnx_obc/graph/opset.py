@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx import helper, version_converter
 from onnx_ir.passes import common
 
-from ..core.errors import ModelError
+from ..core.errors import ModelError, first_line
 from .edit import free_name, names_of
 from .tensors import own_copy
 
@@ -30,8 +30,13 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     if old >= version:
         return model
     if model.functions:
-        common.InlinePass()(model)
-        common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+        try:
+            inline_functions(model)
+        except Exception as error:  # of the pass, or of what it wraps
+            cause = first_line(error.__cause__ or error)
+            raise ModelError(
+                f"{cause}; export the model without functions, or choose a level that needs no newer opset"
+            ) from error
     names = set(names_of(model))
     for node in list(model.graph.all_nodes()):
         try:
@@ -46,6 +51,20 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     model.graph.opset_imports[""] = version
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for([helper.make_opsetid("", version)]))
     return model
+
+
+def inline_functions(model: ir.Model) -> None:
+    """Inline all functions, in place. Raises ValueError where one means operators of another opset than the model's."""
+    opset = model.opset_imports.get("", 0)
+    for function in model.functions.values():
+        own = function.opset_imports.get("", opset)
+        for node in function.all_nodes() if own != opset else ():
+            if node.domain == "" and _changed(node.op_type, own, opset):
+                raise ValueError(f"function {function.name} has {node.op_type} of opset {own}, the model opset {opset}")
+        if "" in function.opset_imports:
+            function.opset_imports[""] = opset
+    common.InlinePass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 
 def _take(name: str, taken: set[str]) -> str:
@@ -72,6 +91,8 @@ def _convert(node: ir.Node, old: int, new: int, names: set[str]) -> None:
         raise ValueError("it flattens all axes from its own on, which later opsets cannot express")
     if node.op_type == "Dropout" and old < 10 <= new and len(node.outputs) > 1 and node.outputs[1].uses():
         raise ValueError("its mask is read as numbers, and later opsets make it true or false")
+    if node.op_type == "BatchNormalization" and old < 14 <= new and any(output.name for output in node.outputs[1:]):
+        raise ValueError("it has the outputs of training, and with them each batch's own statistics")
     if node.op_type == "GroupNormalization" and old < 21 <= new:
         _widen_group_norm(node, names)
         return

@@ -57,7 +57,7 @@ def place_model(path: Path, target: Path) -> None:
 
 
 def leave_rejected(path: Path, target: Path | None) -> str:
-    """Keep a file that failed a check under a name that nobody takes for a good one; says where."""
+    """Keep a file that failed a check under `.rejected`, and say where."""
     if target is None:
         return ""
     rejected = target.with_name(f"{target.name}.rejected")

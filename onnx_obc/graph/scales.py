@@ -72,6 +72,17 @@ def scale_layout(layer: Layer, block: int | None = None) -> ScaleLayout | None:
     return best
 
 
+def runs_in_integers(layer: Layer) -> bool:
+    """Whether a product of integers can have the layer's scales: one, or one for each row, of a weight of two axes.
+
+    Of a weight of more axes, onnxruntime's MatMulInteger takes one scale only, and other engines none at all.
+    """
+    layout = scale_layout(layer)
+    if layout is None or layout.block is not None:
+        return False
+    return "Conv" in layer.op or layer.weight.ndim <= 2 or layout.axis is None
+
+
 def _blocked_layout(layer: Layer, block: int) -> ScaleLayout | None:
     index = np.arange(layer.rows * (layer.columns // block), dtype=np.intp).reshape(1, layer.rows, -1)
     owner = layer.tensor(np.repeat(index, block, axis=2))  # as the weight tensor: the block of every element

@@ -28,13 +28,13 @@ def own_copy(model: ir.Model) -> ir.Model:
     be the TensorProto of a caller; setting the dtype of a value changes its type object.
     """
     model = model.clone()
-    for value in _values(model):
+    for value in values_of(model):
         value.type = copy.deepcopy(value.type)
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.const_value = _own(value.const_value)
-    for node in _nodes(model):
+    for node in nodes_of(model):
         for name, attribute in list(node.attributes.items()):
             if attribute.is_ref():
                 continue
@@ -51,22 +51,24 @@ def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return copy.copy(tensor)
 
 
-def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
+    """All nodes, in bodies and functions too."""
     owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for owner in owners:
         yield from owner.all_nodes()
 
 
-def _values(model: ir.Model) -> Iterator[ir.Value]:
+def values_of(model: ir.Model) -> Iterator[ir.Value]:
+    """All values, in bodies and functions too."""
     owners: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
     for owner in owners:
         yield from owner.inputs
     for graph in model.graphs():
         yield from graph.initializers.values()
-    for node in _nodes(model):
+    for node in nodes_of(model):
         yield from node.outputs
 
 
 def _attributes(model: ir.Model) -> Iterator[ir.Attr]:
-    for node in _nodes(model):
+    for node in nodes_of(model):
         yield from (attribute for attribute in node.attributes.values() if not attribute.is_ref())

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ..core.arrays import Array
 from ..core.solution import Grid, Solution
 from .edit import free_name, names_of
-from .layers import Embedding, Layer
+from .layers import Embedding, Layer, Use
 from .scales import scale_layout, storage_type
 
 TINY = float(np.finfo(np.float32).tiny)
@@ -29,11 +29,12 @@ class Activation:
 
 @dataclass(frozen=True)
 class WrittenWeight:
-    """Where a layer's weight stands in the written graph: `name` is what the nodes read, `codes` its integers."""
+    """Where a layer's weight stands in the written graph: `name` is what the nodes of `uses` read, `codes` integers."""
 
     layer: str
     name: str
     codes: str | None
+    uses: tuple[Use, ...]
 
 
 class Writer:
@@ -54,7 +55,7 @@ class Writer:
         first = layer.uses[0].node
         if solution.codes is None or solution.grid is None:
             new = self._initializer(f"{layer.name}.weight", layer.tensor(solution.weights))
-            written = WrittenWeight(layer.name, str(new.name), None)
+            written = WrittenWeight(layer.name, str(new.name), None, layer.uses)
         else:
             layout = scale_layout(layer, solution.grid.block)
             assert layout is not None, f"{layer.name}: a layer without a layout is left out of the plan"
@@ -66,7 +67,7 @@ class Writer:
             self.model.graph.insert_before(first, node)
             new = node.outputs[0]
             new.shape = codes.shape
-            written = WrittenWeight(layer.name, str(new.name), str(codes.name))
+            written = WrittenWeight(layer.name, str(new.name), str(codes.name), layer.uses)
         for use in layer.uses:
             use.node.replace_input_with(use.index, new)
         return written
@@ -154,6 +155,24 @@ class Writer:
         free = free_name(name, self._taken)
         self._taken.add(free)
         return free
+
+
+def rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: Solution) -> None:
+    """Put another solution, at the same level, where that of a layer was written."""
+    initializers = model.graph.initializers
+    if written.codes is None or solution.grid is None or solution.codes is None:
+        _set(initializers[written.name], layer.tensor(solution.weights))
+        return
+    codes = initializers[written.codes]
+    layout, scale = scale_layout(layer, solution.grid.block), next(use.node for use in codes.uses()).inputs[1]
+    assert layout is not None and scale is not None
+    dtype = storage_type(solution.grid.bits, solution.grid.symmetric).numpy()
+    _set(codes, layer.tensor(solution.codes).astype(dtype))
+    _set(scale, solution.grid.scale.reshape(-1)[layout.rows])
+
+
+def _set(value: ir.Value, array: Array) -> None:
+    value.const_value = ir.Tensor(np.ascontiguousarray(array) if array.ndim else array, name=value.name)
 
 
 def activation_grid(low: float, high: float, bits: int, symmetric: bool) -> tuple[float, int]:

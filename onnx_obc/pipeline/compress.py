@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from ..calibration.data import open_samples
-from ..calibration.samples import DataOptions
+from ..calibration.options import DataOptions
 from ..calibration.split import describe, split
-from ..core.progress import Progress, Stopwatch
+from ..core.progress import Feedback
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from .correct import check_trainable
-from .finish import Result, finish
+from .finish import Destination, Result, finish
 from .material import Material
-from .plan import make_plan
+from .plan import make_plan, prepare
 from .recipe import Recipe
 from .sequential import solve_sequentially
-from .solve import solve_layers
+from .solve import solve_plan
 from .verify import check_graph
 
 
@@ -31,8 +30,7 @@ def compress(
     output: str | Path | None = None,
     *,
     data: DataOptions | None = None,
-    progress: Progress = lambda stage, done, total: None,
-    say: Callable[[str], None] = lambda line: None,
+    feedback: Feedback | None = None,
 ) -> Result:
     """Compress a trained ONNX model on calibration data, without labels and without training.
 
@@ -42,31 +40,29 @@ def compress(
     recipe:      what each layer is to become; None: int8 weights and activations.
     output:      where to write the result; None keeps it in memory.
     data:        how the calibration data is read.
-    progress:    called with the name of a stage, how much was done since the last call, and how much there is in all.
-    say:         called with lines of text for the user: what is planned, before it begins.
+    feedback:    where progress, plans and times are told.
 
     Raises ModelError, CalibrationError, RecipeError or OutputError for what cannot be done, before anything is
     written; VerificationError if the result fails a check: it is then left under a `.rejected` name.
     """
-    recipe = recipe or Recipe()
+    recipe, feedback = recipe or Recipe(), feedback or Feedback()
     data = data or DataOptions(seed=recipe.seed)
     check_trainable(recipe)
     target = check_output(output, model) if output is not None else None
-    watch = Stopwatch()
+    watch = feedback.watch
     with watch("read"):
         dense = read_model(model)
         if target is not None:
             check_beside(dense, target)
-        plan = make_plan(dense, recipe)
+        folded = prepare(dense)
+        plan = make_plan(folded, recipe)
         samples = open_samples(calibration, input_specs(dense), data)
         calibrating, held_out = split(samples)
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
-    solved, ranges = solve_layers(plan, calibrating, recipe, progress, say, watch)
-    rival = None
+    solutions, rival = solve_plan(plan, calibrating, recipe, feedback), None
     if recipe.sequential and plan.layers:
-        rival, plan = (plan, solved), make_plan(dense, recipe)
-        with watch("solve"):
-            solved = solve_sequentially(plan, dense, ranges, calibrating, recipe, progress, say)
+        rival, plan = solutions, make_plan(folded, recipe)
+        solutions = solve_sequentially(plan, folded, rival.ranges, calibrating, recipe, feedback)
     material = Material(model, dense, calibrating, held_out, *describe(samples, calibrating, held_out))
-    return finish(material, plan, solved, ranges, recipe, target, checks, watch, progress, rival=rival)
+    return finish(material, solutions, recipe, Destination(target), feedback, checks, rival)

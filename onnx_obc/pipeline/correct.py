@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -13,19 +12,18 @@ import onnx_ir as ir
 from ..calibration.split import CORRECTING, JUDGING, TRAINING, first_samples
 from ..core.arrays import Float32
 from ..core.errors import RecipeError
+from ..core.progress import Progress
 from ..core.solution import Solution
 from ..correction.sites import Kind, Site, find_sites
-from ..correction.statistics import correct
+from ..correction.statistics import WrittenLayer, correct
 from ..graph.layers import find_layers
 from ..graph.write import Writer, WrittenWeight
 from ..runtime.judge import Judge
 from ..targets.registry import TARGETS
 from .layer import Solved, solving_device
+from .material import Material
 from .plan import Plan
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .material import Material
 
 KINDS: tuple[Kind, ...] = ("batchnorm", "norm", "bias")
 
@@ -70,24 +68,23 @@ def correct_statistics(
     plan: Plan,
     reference: ir.Model,
     sites: Sequence[Site],
-    solved: dict[str, Solved],
+    solved: Mapping[str, Solved],
     written: Sequence[WrittenWeight],
     recipe: Recipe,
-    progress: Callable[[str, int, int], None],
-) -> tuple[dict[str, Solved], tuple[CorrectionReport, ...]]:
+    progress: Progress,
+) -> tuple[Mapping[str, Solved], tuple[CorrectionReport, ...]]:
     """Correct the plan's model, in place. Returns the layers as they are then, and what was tried.
 
     reference, sites: the plan's model and its sites before it was written into. All kinds together come first; if they
     make the output loss worse on samples that they did not look at, each on its own, and what still does is dropped.
     """
-    device, threads = recipe.device, recipe.threads
     kinds = tuple(kind for kind in KINDS if any(site.kind == kind for site in sites))
     if not kinds:
         return solved, ()
     samples = first_samples(material.feeds, CORRECTING)
-    feeds = [batch.feed for batch in samples.read(0, samples.count)]
+    feeds = list(samples.feeds())
     unseen = first_samples(material.feeds.part(samples.count, material.feeds.count), JUDGING)
-    judge = Judge(material.dense, [*material.held_out.feeds(), *unseen.feeds()], device, threads)
+    judge = Judge(material.dense, [*material.held_out.feeds(), *unseen.feeds()], recipe.execution())
     weights = {weight.layer: weight for weight in written}
     attempts: list[CorrectionReport] = []
     loss = judge.loss(plan.model)
@@ -101,13 +98,9 @@ def correct_statistics(
             reference,
             plan.model,
             found,
-            {name: entry.solution for name, entry in solved.items()},
-            weights,
-            plan.layers,
+            {name: WrittenLayer(entry.layer, entry.solution, weights[name]) for name, entry in solved.items()},
             feeds,
-            device=device,
-            threads=threads,
-            memory=recipe.memory_bytes(),
+            execution=recipe.execution(),
             progress=lambda done: progress("correct", done, rounds * len(sites)),
         )
         after = judge.loss(plan.model)
@@ -140,18 +133,18 @@ def check_trainable(recipe: Recipe) -> None:
 def train_all(
     material: Material,
     plan: Plan,
-    solved: dict[str, Solved],
+    solved: Mapping[str, Solved],
     recipe: Recipe,
-    progress: Callable[[str, int, int], None],
-) -> tuple[dict[str, Solved], tuple[CorrectionReport, ...]]:
+    progress: Progress,
+) -> tuple[Mapping[str, Solved], tuple[CorrectionReport, ...]]:
     """Global AdaPrune, before the plan's model is written into: its biases are set, and the trained layers returned.
 
     Judged without activations quantized and before other corrections; dropped if it makes the held-out loss worse.
     """
-    from ..correction.global_adaprune import adaprune
+    from ..correction.global_adaprune import Training, adaprune
 
     samples = first_samples(material.feeds, TRAINING)
-    feeds = [batch.feed for batch in samples.read(0, samples.count)]
+    feeds = list(samples.feeds())
     solutions = {name: entry.solution for name, entry in solved.items()}
     copy = plan.model.clone()
     found = adaprune(
@@ -159,12 +152,11 @@ def train_all(
         find_layers(copy)[0],
         solutions,
         feeds,
-        recipe.global_adaprune,
-        seed=recipe.seed,
+        Training(recipe.global_adaprune, recipe.seed),
         device=solving_device(recipe.device),
         progress=lambda done: progress("adaprune", done, recipe.global_adaprune),
     )
-    judge = Judge(material.dense, list(material.held_out.feeds()), recipe.device, recipe.threads)
+    judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
     before, after = (
         judge.loss(_float_model(plan, weights, biases))
         for weights, biases in ((solutions, {}), (found.solutions, found.biases))

@@ -10,23 +10,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..calibration.ranges import RangeObserver
 from ..core.errors import VerificationError
 from ..core.files import scratch_prefix
-from ..core.progress import Progress, Stopwatch
+from ..core.progress import Feedback
 from ..graph.save import leave_rejected, place_model, save_model
-from ..graph.write import WrittenWeight
-from ..runtime.judge import Judge
 from ..targets.check import check_file
 from ..targets.registry import TARGETS
-from .correct import CorrectionReport, correct_statistics, sites_of, train_all
-from .layer import EmbeddingReport, Solved
+from .draft import Draft, better, make_draft
 from .material import Material
-from .plan import Plan
 from .recipe import Recipe
 from .report import Report, make_report
+from .solve import Solutions
 from .verify import Check, Verdict, check_lowered, verify
-from .write import write
 
 
 @dataclass(frozen=True)
@@ -39,117 +34,71 @@ class Result:
     path: Path | None
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where a model goes, None to keep it in memory; and what the report says of how it was chosen, if a budget did."""
+
+    path: Path | None
+    search: Mapping[str, Any] | None = None
+
+
 def finish(
     material: Material,
-    plan: Plan,
-    solved: dict[str, Solved],
-    ranges: Mapping[str, RangeObserver],
+    solutions: Solutions,
     recipe: Recipe,
-    target: Path | None,
-    checks: Sequence[Check],
-    watch: Stopwatch,
-    progress: Progress,
-    search: Mapping[str, Any] | None = None,
-    rival: tuple[Plan, dict[str, Solved]] | None = None,
+    destination: Destination,
+    feedback: Feedback,
+    checks: Sequence[Check] = (),
+    rival: Solutions | None = None,
 ) -> Result:
-    """Write the solutions into the plan's graph, correct it, check the file, and put it at `target`.
+    """Write the solutions into the plan's graph, correct it, check the file, and put it at its destination.
 
-    checks: what was checked before. search: what the report says of the budget, if there was one. rival: where layers
-    were solved in order, the same ones solved each on dense inputs: the better of the two goes on. Raises
-    VerificationError if the file fails a check: it is then left under a `.rejected` name.
+    checks: what was checked before. rival: where layers were solved in order, the same ones solved each on dense
+    inputs: the better of the two goes on. Raises VerificationError if the file fails a check: it is then left under a
+    `.rejected` name.
     """
-    draft = _draft(material, plan, solved, ranges, recipe, watch, progress)
-    if rival is not None and plan.layers:
-        other = _draft(material, *rival, ranges, recipe, watch, progress)
-        with watch("correct"):
-            draft = _better(draft, other, material, recipe)
-    plan, solved, written = draft.plan, draft.solved, draft.written
-    folder = target.parent if target is not None else None
+    draft = make_draft(material, solutions, recipe, feedback)
+    if rival is not None and solutions.plan.layers:
+        other = make_draft(material, rival, recipe, feedback)
+        with feedback.watch("correct"):
+            draft = better(draft, other, material, recipe)
+    output = destination.path
+    folder = output.parent if output is not None else None
     with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=folder) as scratch:
-        path = Path(scratch) / (target.name if target is not None else "model.onnx")
-        save_model(plan.model, path)
-        verdict, examination = Verdict(), None
+        path = Path(scratch) / (output.name if output is not None else "model.onnx")
+        save_model(draft.plan.model, path)
+        verdict = Verdict()
         if recipe.verify:
-            with watch("verify"):
-                verdict = verify(path, material.dense, solved, written, material.held_out, recipe, progress)
+            with feedback.watch("verify"):
+                verdict = verify(path, material, draft, recipe, feedback.progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
-        first, model = next(iter(material.held_out.read(0, material.held_out.step))).feed, plan.model
-        lower = TARGETS[recipe.target].weight_forms[recipe.weight_form]
-        if lower is not None and not verdict.faults:
-            model, path = lower(plan.model), Path(scratch) / "lowered" / path.name
-            path.parent.mkdir()
-            save_model(model, path)
-            if recipe.verify:
-                verdict = replace(verdict, checks=(*verdict.checks, check_lowered(plan.model, path, first, recipe)))
+        model, path, verdict = _lower(material, draft, recipe, path, verdict)
         if recipe.verify and not verdict.faults:
-            with watch("verify"):
-                examination = check_file(path, recipe.target, first, recipe.threads, str(target or path.name))
-        report = make_report(
-            model=material.source,
-            target=target,
-            written=path,
-            recipe=recipe,
-            plan=plan,
-            calibration=material.calibration,
-            notes=material.notes,
-            solved=solved,
-            embeddings=draft.embeddings,
-            ranges=draft.intervals,
-            corrections=draft.corrections,
-            search=search,
-            verdict=verdict,
-            examination=examination,
-            seconds=watch.seconds,
-        )
+            with feedback.watch("verify"):
+                first = next(material.held_out.feeds())
+                found = check_file(path, recipe.target, first, recipe.threads, str(output or path.name))
+                verdict = replace(verdict, file_check=found)
+        report = make_report(material, draft, recipe, verdict, destination.search, path, feedback.watch.seconds)
+        report = replace(report, output="" if output is None else str(output))
         if verdict.faults:
-            raise VerificationError(f"{verdict.faults}{leave_rejected(path, target)}")
-        if target is not None:
-            place_model(path, target)
-    return Result(model, report, target)
+            raise VerificationError(f"{verdict.faults}{leave_rejected(path, output)}")
+        if output is not None:
+            place_model(path, output)
+    return Result(model, report, output)
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A model that was written and corrected, but not checked yet."""
-
-    plan: Plan
-    solved: dict[str, Solved]
-    written: Sequence[WrittenWeight]
-    embeddings: Sequence[EmbeddingReport]
-    intervals: Mapping[str, tuple[float, float]]
-    corrections: tuple[CorrectionReport, ...]
-
-
-def _draft(
-    material: Material,
-    plan: Plan,
-    solved: dict[str, Solved],
-    ranges: Mapping[str, RangeObserver],
-    recipe: Recipe,
-    watch: Stopwatch,
-    progress: Progress,
-) -> _Draft:
-    """Train all layers, if the recipe says so, write them, and correct the model's statistics."""
-    corrections: tuple[CorrectionReport, ...] = ()
-    correcting = recipe.correct and bool(plan.layers)
-    reference = plan.model.clone() if correcting else plan.model
-    sites = sites_of(plan, material.dense, recipe) if correcting else []
-    if recipe.global_adaprune and plan.layers:
-        with watch("correct"):
-            solved, corrections = train_all(material, plan, solved, recipe, progress)
-    with watch("write"):
-        written, embeddings, intervals = write(plan, solved, ranges, recipe)
-    if correcting:
-        with watch("correct"):
-            found = correct_statistics(material, plan, reference, sites, solved, written, recipe, progress)
-            solved, corrections = found[0], (*corrections, *found[1])
-    return _Draft(plan, solved, written, embeddings, intervals, corrections)
-
-
-def _better(ordered: _Draft, rival: _Draft, material: Material, recipe: Recipe) -> _Draft:
-    """Of layers solved in order and each for itself, what has the lower output loss on samples that neither saw."""
-    judge = Judge(material.dense, list(material.held_out.feeds()), recipe.device, recipe.threads)
-    before, after = (judge.loss(draft.plan.model) for draft in (rival, ordered))
-    attempt = CorrectionReport(("sequential",), len(ordered.solved), before, after, after < before)
-    best = ordered if attempt.kept else rival
-    return replace(best, corrections=(*best.corrections, attempt))
+def _lower(
+    material: Material, draft: Draft, recipe: Recipe, path: Path, verdict: Verdict
+) -> tuple[ir.Model, Path, Verdict]:
+    """The model and its file in the form that the target takes, if that is another one, and whether it computes the
+    same."""
+    lower = TARGETS[recipe.target].weight_forms[recipe.weight_form]
+    if lower is None or verdict.faults:
+        return draft.plan.model, path, verdict
+    model, lowered = lower(draft.plan.model), path.parent / "lowered" / path.name
+    lowered.parent.mkdir()
+    save_model(model, lowered)
+    if recipe.verify:
+        check = check_lowered(draft.plan.model, lowered, next(material.held_out.feeds()), recipe)
+        verdict = replace(verdict, checks=(*verdict.checks, check))
+    return model, lowered, verdict

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ..calibration.capture import Captured
+from ..calibration.capture import LayerHessian
 from ..core.arrays import Float32, Float64, Int32
 from ..core.level import FLOAT, Choice, Level, parse_bits
 from ..core.solution import Grid, Solution
@@ -16,14 +17,26 @@ from ..graph.cost import table_bytes, weight_bytes
 from ..graph.layers import Embedding, Layer
 from ..graph.scales import table_block
 from ..runtime.session import Device
-from ..solver import Damped, Method, baseline, damp, fit_grid, layer_loss, output_energy, round_to_grid, solve
+from ..solver import (
+    Damped,
+    Method,
+    baseline,
+    damp,
+    fit_grid,
+    layer_loss,
+    output_energy,
+    round_to_grid,
+    solve,
+    solve_levels,
+)
 from ..solver.bound.bound import lower_bound
 from ..solver.gpu.device import devices
+from ..solver.linalg.damping import CONSTANT
 from ..solver.ordered.compare import compare_on_rows
 from ..targets.registry import TARGETS
 from .recipe import Recipe
 
-SOLVER = 1  # rises when the solver's results change, so that a database does not mix old solutions with new ones
+SOLVER = 2  # rises when the solver's results change, so that a database does not mix old solutions with new ones
 ENOUGH = 4  # positions for every column: with fewer, refinement may lose on other samples what it gains on these
 
 
@@ -94,6 +107,7 @@ class Prepared:
     """A layer with what every level of it is solved from.
 
     weight: (groups, rows, columns) float32. hessian: (groups, columns, columns) float64, and damped. energy: ‖WX‖² / n.
+    damping: what was asked for, by the recipe or by held-out samples; judged: whether either did ask.
     """
 
     layer: Layer
@@ -102,6 +116,8 @@ class Prepared:
     damped: Damped
     positions: int
     energy: float
+    damping: float
+    judged: bool
     left_out: int = 0  # positions with NaN or infinity
 
 
@@ -118,11 +134,30 @@ def method_of(recipe: Recipe, device: str = "cpu") -> Method:
     return Method("exact", recipe.refine, recipe.grid, shared, recipe.precision, device, recipe.threads)
 
 
-def prepare_layer(layer: Layer, hessian: Float64, positions: int, recipe: Recipe) -> Prepared:
-    """Damp and factorise a layer's Hessian (groups, columns, columns)."""
+@dataclass(frozen=True)
+class LayerMethod:
+    """How one layer is solved. compared_rows: on how many rows the ordered solver, if the method says so, is compared
+    with the exact one."""
+
+    method: Method
+    compared_rows: int = 0
+
+
+def prepare_layer(layer: Layer, captured: LayerHessian, recipe: Recipe) -> Prepared:
+    """Damp and factorise a layer's Hessian.
+
+    The damping that held-out samples ask for counts if the recipe names none.
+    """
+    hessian, positions = captured.hessian, captured.positions
+    damping = captured.damping if recipe.damp is None else recipe.damp
+    judged = damping is not None
+    if damping is None:
+        damping = CONSTANT
     weight = layer.matrix()  # (groups, rows, columns)
-    damped = damp(hessian, recipe.damp, recipe.threads)
-    return Prepared(layer, weight, hessian, damped, positions, output_energy(weight, hessian))
+    damped = damp(hessian, damping, recipe.threads)
+    return Prepared(
+        layer, weight, hessian, damped, positions, output_energy(weight, hessian), damping, judged, captured.left_out
+    )
 
 
 def trusted_method(prepared: Prepared, method: Method) -> Method:
@@ -132,38 +167,39 @@ def trusted_method(prepared: Prepared, method: Method) -> Method:
 
 
 def solve_layer(
-    layer: Layer,
-    captured: Captured,
-    choice: Choice,
+    prepared: Prepared,
+    choices: Sequence[Choice],
     recipe: Recipe,
-    method: Method,
-    compared_rows: int = 0,
+    how: LayerMethod,
     remark: str | None = None,
     progress: Callable[[int], None] = lambda rows: None,
-) -> Solved:
-    """Solve a layer at its level and compare with the baseline. `progress` gets the rows done since the last call.
+) -> Iterator[Solved]:
+    """Solve a layer at each of these levels, in this order, and compare with the baseline.
 
-    compared_rows: on how many rows the ordered solver, if `method` says so, is compared with the exact one.
+    progress: called with the rows done since the last call; every level counts all rows of the layer.
     """
-    began = time.perf_counter()
-    finished = 0
+    began, finished, method = time.perf_counter(), 0, how.method
 
     def advance(rows: int) -> None:
         nonlocal finished
         progress(rows - finished)
         finished = rows
 
-    prepared = replace(prepare_layer(layer, *captured.hessian(layer), recipe), left_out=captured.not_finite(layer))
-    ratio = None
+    levels = [choice.level for choice in choices]
+    solutions: Iterable[Solution]
     if recipe.solver == "baseline":
-        shared = method.shared_scale
-        solution = baseline(prepared.weight, prepared.damped, choice.level, grid=recipe.grid, shared_scale=shared)
+        kind: dict[str, Any] = {"grid": recipe.grid, "shared_scale": method.shared_scale}
+        solutions = (baseline(prepared.weight, prepared.damped, level, **kind) for level in levels)
     else:
-        solution = solve(prepared.weight, prepared.damped, choice.level, trusted_method(prepared, method), advance)
-        ratio = ordered_over_exact(prepared, solution, method, compared_rows)
-    advance(layer.groups * layer.rows)
-    report = report_layer(prepared, choice, solution, recipe, method, ratio, remark)
-    return Solved(layer, solution, replace(report, seconds=time.perf_counter() - began))
+        solutions = solve_levels(prepared.weight, prepared.damped, levels, trusted_method(prepared, method), advance)
+    layer = prepared.layer
+    for number, (choice, solution) in enumerate(zip(choices, solutions, strict=True), 1):
+        ratio = None if recipe.solver == "baseline" else ordered_over_exact(prepared, solution, how)
+        report = report_layer(prepared, choice, solution, recipe, method, ratio, remark)
+        advance(number * layer.groups * layer.rows)
+        ended = time.perf_counter()
+        yield Solved(layer, solution, replace(report, seconds=ended - began))
+        began = ended
 
 
 def report_layer(
@@ -178,6 +214,7 @@ def report_layer(
     """The figures of a layer's solution. `seconds` is 0: the caller knows."""
     layer, weight, damped, energy = prepared.layer, prepared.weight, prepared.damped, prepared.energy
     simple = baseline(weight, damped, choice.level, grid=recipe.grid, shared_scale=method.shared_scale)
+    copies = len(layer.uses) if TARGETS[recipe.target].copied(layer, choice) else 1
     loss, loss_baseline = (layer_loss(weight, x.weights, prepared.hessian) for x in (solution, simple))
     return LayerReport(
         name=layer.name,
@@ -203,15 +240,16 @@ def report_layer(
         positions=prepared.positions,
         seconds=0.0,
         bytes_before=weight_bytes(layer, FLOAT),
-        bytes_after=weight_bytes(layer, choice.level),
+        bytes_after=weight_bytes(layer, choice.level) * copies,
         notes=tuple(_notes(prepared, choice, recipe, method))
         + _not_exact(method, ordered_over_exact, recipe)
         + ((remark,) if remark else ()),
     )
 
 
-def ordered_over_exact(prepared: Prepared, solution: Solution, method: Method, rows: int) -> float | None:
-    """The loss of an ordered solution relative to the exact one's, on so many rows; None for none, or an exact one."""
+def ordered_over_exact(prepared: Prepared, solution: Solution, how: LayerMethod) -> float | None:
+    """The loss of an ordered solution relative to the exact one's, on some rows; None for none, or an exact one."""
+    method = how.method
     if method.solver == "exact":
         return None
     exact = replace(trusted_method(prepared, method), solver="exact", device="cpu")
@@ -220,7 +258,7 @@ def ordered_over_exact(prepared: Prepared, solution: Solution, method: Method, r
         prepared.damped,
         solution,
         lambda w, h, level: solve(w, h, level, exact),
-        rows,
+        how.compared_rows,
         method.threads,
     )
 
@@ -245,11 +283,13 @@ def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -
     if left := prepared.left_out:
         notes.append(f"{left} of {left + positions} positions of its input hold NaN or infinity, and are left out")
     if positions == 0 or not hessian.any():
-        notes.append("the calibration data never reaches this layer: its weights were rounded or pruned by size alone")
-    elif (damped.damping > recipe.damp).any():
-        raised = int((damped.damping > recipe.damp).sum())
-        change = f"from {recipe.damp:g} to {damped.damping.max():g}"
+        notes.append("the calibration data never reaches this layer: rounded to nearest or pruned by magnitude")
+    elif (damped.damping > prepared.damping).any():
+        raised = int((damped.damping > prepared.damping).sum())
+        change = f"from {prepared.damping:g} to {damped.damping.max():g}"
         notes.append(f"damping raised {change} in {raised} of {layer.groups} groups")
+    if not prepared.judged and positions > 0:
+        notes.append(f"no samples could be held out to choose the damping by: {prepared.damping:g}")
     if damped.dead and hessian.any():
         notes.append(f"{damped.dead} of {layer.groups * layer.columns} inputs are always zero")
     few = f"{positions} positions for {layer.columns} columns"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,7 @@ from ..graph.write import Activation
 from ..targets.registry import TARGETS
 from .recipe import Recipe
 
+WITHOUT_ZEROS = ": quantized without zeros"
 NO_LEVEL = "float, as it can take none of the levels"
 
 
@@ -40,34 +41,56 @@ class Plan:
     remarks: Mapping[str, str] = field(default_factory=dict)
 
 
-def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | None = None) -> Plan:
-    """Fold the graph, find its layers, and give each the level that the recipe and the target allow.
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A model as the user gave it, and folded: what every plan starts from. notes: what folding has to tell."""
+
+    dense: ir.Model
+    model: ir.Model
+    notes: tuple[str, ...]
+
+
+def prepare(dense: ir.Model) -> Folded:
+    """Fold a model once; plans clone it. Raises ModelError."""
+    model, notes = fold(dense)
+    return Folded(dense, model, tuple(notes))
+
+
+def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | None = None) -> Plan:
+    """Find the layers of a folded graph, and give each the level that the recipe and the target allow.
 
     profile: the choices of the layers by name, instead of the recipe's own; layers that it lacks stay float. Raises
     RecipeError if there is nothing that can be compressed, ModelError if a weight is NaN or infinite.
     """
-    model, notes = fold(source)
+    model, notes = folded.model.clone(), list(folded.notes)
     layers, left_out = find_layers(model)
     embeddings, floats = _tables(model, recipe)
     left_out += floats
-    unmatched = recipe.unmatched([layer.name for layer in layers])
-    notes += [f"the recipe's pattern {pattern!r} matches no layer" for pattern in unmatched]
+    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}
+    without_zeros: list[str] = []
     for layer in layers:
-        choice, reason = _choose(layer, recipe, profile)
+        choice, reason, remark = _choose(layer, recipe, profile)
         if reason is not None:
             left_out.append(LeftOut(layer.name, layer.op, reason))
             continue
         if not np.isfinite(layer.weight).all():
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
-        bits, remark = TARGETS[recipe.target].activation_bits(layer, choice)
+        bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
+        if remark is None and TARGETS[recipe.target].copied(layer, choices[layer.name]):
+            remark = f"{len(layer.uses)} nodes share this weight, and each has a copy: the kernel takes no shared one"
         if remark is not None:
-            remarks[layer.name] = remark
+            without_zeros.append(remark.removesuffix(WITHOUT_ZEROS))
+        if said := [text for text in (remark, input_remark) if text is not None]:
+            remarks[layer.name] = "; ".join(said)
     if not choices and not embeddings:
         raise RecipeError(_nothing_to_do(left_out))
+    if without_zeros and not any(choice.level.sparsity is not None for choice in choices.values()):
+        shown = "; ".join(dict.fromkeys(without_zeros))
+        raise RecipeError(f"no layer can take the sparsity ({shown}); choose another pattern, or leave it out")
 
     opset = max((opset_needed(layer, choices[layer.name]) for layer in layers if layer.name in choices), default=0)
     if embeddings:
@@ -93,12 +116,12 @@ def make_plan(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice] | 
     )
 
 
-def quantizable(source: ir.Model, recipe: Recipe, profile: Mapping[str, Choice]) -> list[str]:
+def quantizable(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice]) -> list[str]:
     """The values that a model with this profile, or with a part of it, quantizes.
 
     Of a sum a target may take one branch or the other, as the layers before it are: so each layer on its own, too.
     """
-    plan, target = make_plan(source, recipe, profile), TARGETS[recipe.target]
+    plan, target = make_plan(folded, recipe, profile), TARGETS[recipe.target]
     alone = [target.place_qdq(plan.model, plan.layers, {name: choice}) for name, choice in plan.choices.items()]
     return list(dict.fromkeys(found.value for placed in (plan.activations, *alone) for found in placed))
 
@@ -121,22 +144,28 @@ def possible(layer: Layer, choice: Choice, target: str) -> str | None:
     return layer.impossible(choice.level) or unwritable(layer, choice) or TARGETS[target].unsupported(layer, choice)
 
 
-def _choose(layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None) -> tuple[Choice, str | None]:
-    """The choice for a layer, and why it cannot be had, or None."""
+def _choose(
+    layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None
+) -> tuple[Choice, str | None, str | None]:
+    """The choice for a layer, why it cannot be had, or None, and a remark on it, or None."""
     if profile is not None:
         choice = profile.get(layer.name)
         if choice is None or choice.level == FLOAT:
-            return Choice(FLOAT), "float, as the budget allows" if choice is not None else NO_LEVEL
-        return choice, possible(layer, choice, recipe.target)
+            return Choice(FLOAT), "float, as the budget allows" if choice is not None else NO_LEVEL, None
+        return choice, possible(layer, choice, recipe.target), None
     choice = recipe.choose(layer.name)
     if choice is None:
-        return Choice(FLOAT), "skipped, as the recipe says"
+        return Choice(FLOAT), "skipped, as the recipe says", None
     if choice.level == FLOAT:
-        return choice, "float, as the recipe says"
-    reason = possible(layer, choice, recipe.target)
+        return choice, "float, as the recipe says", None
+    reason, remark = possible(layer, choice, recipe.target), None
+    if reason is not None and choice.level.sparsity is not None and not recipe.strict_pattern:
+        plain = Choice(replace(choice.level, sparsity=None), choice.activation_bits)
+        if plain.level != FLOAT and possible(layer, plain, recipe.target) is None:
+            choice, reason, remark = plain, None, f"{reason}{WITHOUT_ZEROS}"
     if reason is None and not recipe.has_rule_for(layer.name):  # a budget, or a user who names the layer, knows better
         reason = TARGETS[recipe.target].unprofitable(layer, choice)
-    return choice, reason
+    return choice, reason, remark
 
 
 def _nothing_to_do(left_out: list[LeftOut]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,11 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ..core.errors import RecipeError, quoted, shortened
 from ..core.files import read_regular
 from ..core.level import Choice, Level, parse_bits, parse_sparsity
+from ..runtime.session import Execution
 from ..targets.names import TargetName, WeightForm
 from ..targets.registry import TARGETS
+from .options import Activations, Weights
 
-Activations = Literal["none", "int8", "int4"]
-Weights = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
 LARGEST, MOST_VALUES = 2**20, 20_000  # bytes and values of a recipe
 ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
 
@@ -47,7 +47,7 @@ class _Strict(BaseModel):
 
 
 class Rule(_Strict):
-    """Overrides for the layers whose name matches the shell pattern `match`; None keeps the recipe's own value."""
+    """Overrides for the layers of the name `match`, or that match it as a shell pattern; None: as in the recipe."""
 
     match: str
     skip: bool = False
@@ -56,6 +56,10 @@ class Rule(_Strict):
     activations: Activations | None = None
     asymmetric: bool | None = None
     block: Literal[16, 32, 64, 128, 256] | None = None
+
+    def matches(self, layer: str) -> bool:
+        """Whether the rule is about the layer of this name, which may hold brackets as exporters write them."""
+        return layer == self.match or fnmatchcase(layer, self.match)
 
 
 class Recipe(_Strict):
@@ -66,6 +70,7 @@ class Recipe(_Strict):
     sparsity: SparsityText = "none"
     asymmetric: bool | None = None  # None: below 8 bits, where the target takes it
     block: Literal[16, 32, 64, 128, 256] | None = None  # columns that share a scale; None: the whole row
+    strict_pattern: bool = False  # a layer that cannot take the sparsity pattern stays float, not integers without it
     embeddings: Literal["float", "int8", "int4"] = "float"
     layers: tuple[Rule, ...] = ()
 
@@ -76,7 +81,7 @@ class Recipe(_Strict):
     refine: Literal["none", "auto"] | int = "auto"
     grid: Literal["mse", "minmax"] = "mse"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
-    damp: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    damp: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # None: by held-out samples
     all_positions: bool = False
     correct: bool = True
     sequential: bool = False
@@ -110,12 +115,16 @@ class Recipe(_Strict):
         """Bytes for Hessians and activations at a time: `memory`, or half of what is free now."""
         return psutil.virtual_memory().available / 2 if self.memory is None else self.memory * 2**30
 
+    def execution(self) -> Execution:
+        """Where and how models run, in the memory that is free now."""
+        return Execution(self.device, self.threads, self.memory_bytes())
+
     def choose(self, layer: str) -> Choice | None:
         """What the layer of this name is to become: by the first rule that matches, else by the recipe itself.
 
         None if the rule says `skip`.
         """
-        rule = next((rule for rule in self.layers if fnmatchcase(layer, rule.match)), Rule(match="*"))
+        rule = next((rule for rule in self.layers if rule.matches(layer)), Rule(match="*"))
         if rule.skip:
             return None
         bits = parse_bits(rule.weights or self.weights)
@@ -134,11 +143,25 @@ class Recipe(_Strict):
 
     def has_rule_for(self, layer: str) -> bool:
         """Whether a rule of this recipe decides on the layer of this name."""
-        return any(fnmatchcase(layer, rule.match) for rule in self.layers)
+        return any(rule.matches(layer) for rule in self.layers)
 
-    def unmatched(self, layers: list[str]) -> list[str]:
-        """The patterns of this recipe's rules that match none of these layer names."""
-        return [r.match for r in self.layers if not any(fnmatchcase(layer, r.match) for layer in layers)]
+    def check_rules(self, layers: Sequence[str], others: Sequence[str] = ()) -> None:
+        """Raise RecipeError for a rule that matches no layer; `others` are weights that stay as they are anyway."""
+        for rule in self.layers:
+            if not any(rule.matches(name) for name in (*layers, *(others if rule.skip else ()))):
+                where = "--skip or a rule of the recipe" if rule.skip else "a rule of the recipe"
+                raise RecipeError(f"{where}: {rule.match!r} matches no layer; {_nearest(rule.match, layers)}")
+
+
+def _nearest(pattern: str, layers: Sequence[str]) -> str:
+    """What else a user may have meant: names of layers that are like the pattern, or have a part that is."""
+    text = pattern.strip("*?")
+    likeness = {
+        name: max(difflib.SequenceMatcher(None, text, part).ratio() for part in (name, *name.split("/")))
+        for name in layers
+    }
+    near = sorted((name for name in layers if likeness[name] >= 0.6), key=lambda name: -likeness[name])[:3]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else "see onnx-obc inspect for the names"
 
 
 def make_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -16,14 +16,14 @@ from ..graph.layers import LeftOut
 from ..graph.save import file_bytes
 from ..targets.check import FileCheck
 from .correct import CorrectionReport
-from .layer import EmbeddingReport, LayerReport, Solved
-from .plan import Plan
+from .draft import Draft
+from .layer import EmbeddingReport, LayerReport
+from .material import Material
+from .quality import quality_notes
 from .recipe import Recipe
 from .verify import Check, OutputMatch, Verdict
 
 SCHEMA = 1
-
-POOR_DB = 10  # below this a note says so
 
 
 @dataclass(frozen=True)
@@ -73,52 +73,42 @@ class Report:
 
 
 def make_report(
-    model: object,
-    target: Path | None,
-    written: Path,
+    material: Material,
+    draft: Draft,
     recipe: Recipe,
-    plan: Plan,
-    calibration: Mapping[str, Any],
-    notes: Sequence[str],
-    solved: Mapping[str, Solved],
-    embeddings: Sequence[EmbeddingReport],
-    ranges: Mapping[str, tuple[float, float]],
-    corrections: Sequence[CorrectionReport],
-    search: Mapping[str, Any] | None,
     verdict: Verdict,
-    examination: FileCheck | None,
+    search: Mapping[str, Any] | None,
+    written: Path,
     seconds: Mapping[str, float],
 ) -> Report:
-    """Gather what the stages found. `written` is where the file lies now, `target` where it is going."""
-    notes = [*plan.notes, *notes]
-    notes += [
-        f"output {match.name} is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
-        for match in verdict.outputs
-        if match.sqnr_db < POOR_DB
-    ]
+    """Gather what the stages found. written: where the file lies now; `output`, where it goes, is left empty."""
+    plan, model = draft.plan, material.source
+    notes = [*plan.notes, *material.notes]
+    reports = [entry.report for entry in draft.solved.values()]
+    notes += quality_notes(reports, verdict.outputs, material.calibration["held_out"])
     if (asked := recipe.threads or 0) > usable_cores():
         notes.append(f"{asked} threads were asked for; there are {usable_cores()} cores, and as many were used")
     if not recipe.verify:
         notes.append("the file was not verified")
-    if examination is not None:
-        notes += _findings(examination)
+    if verdict.file_check is not None:
+        notes += _findings(verdict.file_check)
     return Report(
         schema=SCHEMA,
         version=__version__,
         model=str(model) if isinstance(model, str | Path) else type(model).__name__,
-        output="" if target is None else str(target),
+        output="",
         recipe=recipe.model_dump(mode="json"),
-        calibration=dict(calibration),
+        calibration=dict(material.calibration),
         search=search,
-        layers=tuple(entry.report for entry in solved.values()),
+        layers=tuple(entry.report for entry in draft.solved.values()),
         left_out=plan.left_out,
-        embeddings=tuple(embeddings),
-        activations=dict(ranges),
-        corrections=tuple(corrections),
+        embeddings=tuple(draft.embeddings),
+        activations=dict(draft.intervals),
+        corrections=draft.corrections,
         outputs=verdict.outputs,
         output_loss=verdict.loss,
         checks=verdict.checks,
-        engine=None if examination is None else _engine(examination),
+        engine=None if verdict.file_check is None else _engine(verdict.file_check),
         notes=tuple(notes),
         seconds=dict(seconds),
         file_bytes_before=_model_bytes(model),

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from ..core.level import Choice, Level
 from ..graph.cost import density
 from ..graph.layers import Layer
+from ..solver import Method
 from ..solver.forecast import LONGEST, Forecast, Job, calibrate, choose_solvers, rows_to_compare
 from ..solver.traces import pattern_of
+from .layer import LayerMethod
 from .recipe import Recipe
 
-SLOW = 1e9  # multiplications with addition per second that any machine does
+SLOW = 1e9  # multiplications with addition per second that even a slow machine reaches
 WORTH_A_LINE = 10.0  # seconds
 
 
@@ -23,6 +25,12 @@ class Schedule:
 
     ordered: Mapping[str, int] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
+
+    def method_for(self, layer: str, method: Method) -> LayerMethod:
+        """How a layer is solved, where `method` is the exact way."""
+        if layer not in self.ordered:
+            return LayerMethod(method)
+        return LayerMethod(replace(method, solver="ordered"), self.ordered[layer])
 
 
 def make_schedule(

@@ -9,94 +9,108 @@ Hessian, and then W* is pruned and quantized by the exact greedy with the Hessia
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from ..calibration.capture import wanted_positions
+from ..calibration.capture import LayerHessian, wanted_positions
+from ..calibration.held_out import held_samples, join, pieces
 from ..calibration.hessian import HessianSum
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..calibration.unfold import finite_positions, pick_positions, positions_of, shape_of, unfold
 from ..core.arrays import Feed, Float64
+from ..core.progress import Feedback, Progress
 from ..correction.sites import Site
 from ..correction.statistics import affine, apply_affine
 from ..graph.layers import Layer, Use
 from ..graph.write import Writer
 from ..runtime.stepper import Stepper
-from ..solver import Method, solve, warm_up
+from ..solver import Method
 from ..solver.linalg.threads import one_blas_thread
 from .correct import sites_of
-from .layer import Solved, method_of, ordered_over_exact, prepare_layer, report_layer, solving_device, trusted_method
-from .plan import Plan, make_plan
+from .layer import Solved, prepare_layer, solve_layer
+from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
-from .schedule import make_schedule
+from .schedule import Schedule
+from .solve import Solutions, method_and_schedule
 from .write import interval
 
 SHARED = "solved in order on the inputs of its first use; it has others"
 
 
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """captured: Ĥ = 2 X̂X̂ᵀ / n, with n and the damping that held-out samples ask for. cross: D = 2 (X − X̂) X̂ᵀ / n,
+    (groups, columns, columns) float64."""
+
+    captured: LayerHessian
+    cross: Float64
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """The compressed copy that layers are solved on. reference: the same before it is written into. method, schedule:
+    how layers are solved."""
+
+    plan: Plan
+    reference: ir.Model
+    sites: Sequence[Site]
+    method: Method
+    schedule: Schedule
+
+
 @one_blas_thread()
 def solve_sequentially(
     plan: Plan,
-    dense: ir.Model,
+    folded: Folded,
     ranges: Mapping[str, RangeObserver],
     samples: Samples,
     recipe: Recipe,
-    progress: Callable[[str, int, int], None],
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Solved]:
+    feedback: Feedback,
+) -> Solutions:
     """Solve the layers of a plan in the order of the graph, each on what a compressed copy of its model computes.
 
-    The plan's model stays as it is. dense: the model as the user gave it. ranges: of the plan's activations, which are
+    The plan's model stays as it is. folded: what it was made from. ranges: of the plan's activations, which are
     quantized as they will be in the file. On the way, statistics are corrected as they will be, if the recipe says so.
     A layer with several uses is solved for the first.
 
     The reports' losses are those of W*, which differ from the losses of the same layers solved on dense inputs.
     """
-    device = solving_device(recipe.device)
-    method = method_of(recipe, device)
-    warm_up([plan.choices[layer.name].level for layer in plan.layers], method, progress)
-    schedule = make_schedule(plan.layers, {name: [choice] for name, choice in plan.choices.items()}, recipe, device)
-    for line in schedule.lines:
-        say(line)
+    choices = {name: (choice,) for name, choice in plan.choices.items()}
+    method, schedule = method_and_schedule(plan.layers, choices, recipe, feedback)
     own = {layer.name: layer for layer in plan.layers}
-    trial = make_plan(dense, recipe, plan.choices)
-    sites = sites_of(trial, dense, recipe) if recipe.correct else []
-    reference = trial.model.clone()
-    found = _walk(trial, reference, sites, ranges, samples, recipe, method, schedule.ordered, progress)
-    return {name: replace(entry, layer=own[name]) for name, entry in found.items()}
+    copy = make_plan(folded, recipe, plan.choices)
+    sites = sites_of(copy, folded.dense, recipe) if recipe.correct else []
+    trial = _Trial(copy, copy.model.clone(), sites, method, schedule)
+    with feedback.watch("solve"):
+        solved = _walk(trial, ranges, samples, recipe, feedback.progress)
+    return Solutions(plan, {name: replace(entry, layer=own[name]) for name, entry in solved.items()}, ranges)
 
 
 def _walk(
-    plan: Plan,
-    reference: ir.Model,
-    sites: Sequence[Site],
+    trial: _Trial,
     ranges: Mapping[str, RangeObserver],
     samples: Samples,
     recipe: Recipe,
-    method: Method,
-    ordered: Mapping[str, int],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[str, Solved]:
-    """Solve, and write into the plan's model, layer by layer. reference: that model before."""
-    memory = recipe.memory_bytes()
+    """Solve, and write into the trial's model, layer by layer."""
+    plan, execution = trial.plan, recipe.execution()
     batches = list(samples.read(0, samples.count))
     feeds = [batch.feed for batch in batches]
     writer = Writer(plan.model)
     for activation in plan.activations:
         writer.activation(activation, *interval(activation, ranges, recipe))
-    dense, compressed = (
-        Stepper(model, feeds, device=recipe.device, threads=recipe.threads, memory=memory / 2)
-        for model in (reference, plan.model)
-    )
+    half = replace(execution, memory=execution.memory / 2)
+    dense, compressed = (Stepper(model, feeds, half) for model in (trial.reference, plan.model))
     layers = {layer.uses[0].node: layer for layer in plan.layers}
-    corrected = {site.node: site for site in sites}
+    corrected = {site.node: site for site in trial.sites}
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
     solved: dict[str, Solved] = {}
-    moments: dict[tuple[str, str, object], tuple[Float64, Float64, int]] = {}  # of the last input: layers may share it
+    moments: dict[tuple[str, str, object], _Moments] = {}  # of the last input: layers may share it
     for node in list(plan.model.graph):
         if node in layers:
             layer = layers[node]
@@ -107,8 +121,7 @@ def _walk(
                 pair = (dense.advance([use.tap.value]), compressed.advance([source]))
                 moments = {key: _moments(use, source, *pair, [(b.first, b.count) for b in batches], samples, recipe)}
                 del pair
-            how = replace(method, solver="ordered") if layer.name in ordered else method
-            solved[layer.name] = _solve(layer, *moments[key], plan, recipe, how, ordered.get(layer.name, 0))
+            solved[layer.name] = _solve(layer, moments[key], trial, recipe)
             writer.weight(layer, solved[layer.name].solution)
             progress("solve", layer.groups * layer.rows, rows)
         if node in corrected:
@@ -136,45 +149,40 @@ def _moments(
     batches: Sequence[tuple[int, int]],
     samples: Samples,
     recipe: Recipe,
-) -> tuple[Float64, Float64, int]:
-    """Ĥ = 2 X̂X̂ᵀ / n and D = 2 (X − X̂) X̂ᵀ / n, both (groups, columns, columns) float64, and n."""
+) -> _Moments:
     how = use.tap.unfold
     groups, columns = shape_of(how, compressed[0][source].shape)
-    total = HessianSum(groups, columns)
+    total, spared = HessianSum(groups, columns), HessianSum(groups, columns)
     cross = np.zeros((groups, columns, columns))
     for (first, count), x_feed, seen_feed in zip(batches, dense, compressed, strict=True):
         wanted, seen = x_feed[use.tap.value], seen_feed[source]
         slots, positions = positions_of(how, seen.shape, count)
-        picks = None
+        picks, each, done = None, positions, 0
+        held = held_samples(first, count, slots, samples.count) & (recipe.damp is None)  # (slots,)
         if not recipe.all_positions:
             take = wanted_positions(columns, count, slots, samples.count)
             picks = pick_positions(positions, take, recipe.seed, range(first, first + slots))
+            each = positions if picks is None else take
         for x, y in zip(unfold(wanted, how, picks, slots), unfold(seen, how, picks, slots), strict=True):
-            if not (good := finite_positions(x, y)).all():
+            good = finite_positions(x, y)
+            for part, out in pieces(held, each, done, y.shape[1]):  # x, y: (groups, n, columns) float32
+                (spared if out else total).add(y[:, part] if good.all() else y[:, part][:, good[part]])
+            done += y.shape[1]
+            if not good.all():
                 x, y = x[:, good], y[:, good]
-            total.add(y)  # x, y: (groups, n, columns) float32
             cross += np.subtract(x, y).transpose(0, 2, 1) @ np.ascontiguousarray(y)
-    n = total.positions
-    return total.mean(), 2 / max(n, 1) * cross, n
+    n = total.positions + spared.positions
+    hessian, damping = join(total, spared)
+    return _Moments(LayerHessian(hessian, n, damping), 2 / max(n, 1) * cross)
 
 
-def _solve(
-    layer: Layer,
-    hessian: Float64,
-    cross: Float64,
-    positions: int,
-    plan: Plan,
-    recipe: Recipe,
-    method: Method,
-    compared_rows: int,
-) -> Solved:
+def _solve(layer: Layer, moments: _Moments, trial: _Trial, recipe: Recipe) -> Solved:
     """A layer's W*, and from it the solution at its level."""
-    choice = plan.choices[layer.name]
-    plain = prepare_layer(layer, hessian, positions, recipe)
+    plain = prepare_layer(layer, moments.captured, recipe)
     weight = plain.weight.astype(np.float64)  # (groups, rows, columns)
-    best = weight + weight @ cross @ plain.damped.inverse
+    best = weight + weight @ moments.cross @ plain.damped.inverse
     prepared = replace(plain, weight=best.astype(np.float32))
-    solution = solve(prepared.weight, prepared.damped, choice.level, trusted_method(prepared, method))
-    remark = SHARED if len(layer.uses) > 1 else plan.remarks.get(layer.name)
-    ratio = ordered_over_exact(prepared, solution, method, compared_rows)
-    return Solved(layer, solution, report_layer(prepared, choice, solution, recipe, method, ratio, remark))
+    remark = SHARED if len(layer.uses) > 1 else trial.plan.remarks.get(layer.name)
+    how = trial.schedule.method_for(layer.name, trial.method)
+    (solved,) = solve_layer(prepared, [trial.plan.choices[layer.name]], recipe, how, remark)
+    return solved

@@ -1,76 +1,178 @@
-"""Capture and solve, chunk by chunk of what fits in memory."""
+"""Capture and solve, chunk by chunk of what fits in memory: for one level of each layer or for many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from ..calibration.capture import Captured, capture, plan_chunks, probe
+import onnx_ir as ir
+
+from ..calibration.capture import Captured, Chunk, LayerHessian, capture, plan_chunks, probe
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
-from ..core.progress import Progress, Stopwatch
-from ..solver import warm_up
+from ..core.level import Choice
+from ..core.progress import Feedback
+from ..graph.layers import Layer
+from ..solver import Method, warm_up
 from ..solver.linalg.threads import one_blas_thread
-from .layer import Solved, method_of, solve_layer, solving_device
+from .layer import Solved, method_of, prepare_layer, solve_layer, solving_device
 from .plan import Plan
 from .recipe import Recipe
-from .schedule import make_schedule
+from .schedule import Schedule, make_schedule
+
+
+@dataclass(frozen=True)
+class Solutions:
+    """Layers solved: the plan that they are for, each layer's solution by name, and the ranges of its activations."""
+
+    plan: Plan
+    solved: Mapping[str, Solved]
+    ranges: Mapping[str, RangeObserver]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is to be captured and solved.
+
+    model: the graph that is run. chunks: what each run over the data captures; the layers in them are solved. choices:
+    what each layer is solved at. remarks: for the report, by layer. method, schedule: how.
+    """
+
+    model: ir.Model
+    chunks: Sequence[Chunk]
+    choices: Mapping[str, Sequence[Choice]]
+    method: Method
+    schedule: Schedule
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """Where Hessians, ranges and solutions are kept, and what of them is there already."""
+
+    def recall(self, number: int, chunk: Chunk) -> bool:
+        """Whether all that a chunk captures is there already."""
+
+    def keep(self, number: int, chunk: Chunk, captured: Captured) -> None:
+        """Take what a chunk captured."""
+
+    def hessian(self, layer: Layer) -> LayerHessian:
+        """The Hessian of a layer whose chunk was recalled or kept last."""
+
+    def missing(self, layer: Layer, hessian: LayerHessian) -> Sequence[Choice]:
+        """The choices of a layer that are not solved yet."""
+
+    def put(self, solved: Solved, choice: Choice) -> None:
+        """Take a solution."""
+
+
+class InMemory:
+    """Keeps solutions and ranges; the Hessians of a chunk are dropped when the next one is captured."""
+
+    def __init__(self, choices: Mapping[str, Sequence[Choice]]) -> None:
+        self._choices = choices
+        self._captured: Captured | None = None
+        self.solved: dict[str, Solved] = {}
+        self.ranges: dict[str, RangeObserver] = {}
+
+    def recall(self, number: int, chunk: Chunk) -> bool:
+        """Nothing is kept from before."""
+        self._captured = None
+        return False
+
+    def keep(self, number: int, chunk: Chunk, captured: Captured) -> None:
+        """See `Store`."""
+        self._captured = captured
+        self.ranges |= captured.ranges
+
+    def hessian(self, layer: Layer) -> LayerHessian:
+        """See `Store`."""
+        assert self._captured is not None
+        return self._captured.of(layer)
+
+    def missing(self, layer: Layer, hessian: LayerHessian) -> Sequence[Choice]:
+        """All of them."""
+        return self._choices[layer.name]
+
+    def put(self, solved: Solved, choice: Choice) -> None:
+        """See `Store`."""
+        self.solved[solved.layer.name] = solved
 
 
 @one_blas_thread()  # or the last digits would depend on the cores, and BLAS would wait for onnxruntime's threads
-def solve_layers(
-    plan: Plan,
-    samples: Samples,
-    recipe: Recipe,
-    progress: Progress,
-    say: Callable[[str], None],
-    watch: Stopwatch,
-) -> tuple[dict[str, Solved], dict[str, RangeObserver]]:
-    """Capture and solve, chunk by chunk: the Hessians of a chunk are dropped before the next one is captured."""
-    if not plan.layers:  # only tables, which need no data
-        return {}, {}
-    device = solving_device(recipe.device)
-    method = method_of(recipe, device)
-    with watch("compile"):
-        if recipe.solver != "baseline":
-            warm_up([plan.choices[layer.name].level for layer in plan.layers], method, progress)
-    schedule = make_schedule(plan.layers, {name: [choice] for name, choice in plan.choices.items()}, recipe, device)
-    for line in schedule.lines:
-        say(line)
-    values = [activation.value for activation in plan.activations]
-    taps = [use.tap.value for layer in plan.layers for use in layer.uses]
-    shapes = probe(plan.model, [*values, *taps], samples, recipe.device, recipe.threads)
-    memory = recipe.memory_bytes()
-    chunks = plan_chunks(plan.layers, values, shapes, samples, memory)
-    rows = sum(layer.groups * layer.rows for layer in plan.layers)
-
-    solved: dict[str, Solved] = {}
-    ranges: dict[str, RangeObserver] = {}
-    for chunk in chunks:
+def capture_and_solve(work: Work, samples: Samples, recipe: Recipe, store: Store, feedback: Feedback) -> None:
+    """Capture what each chunk asks for and solve its layers, where the store does not have them already."""
+    watch, progress, chunks = feedback.watch, feedback.progress, work.chunks
+    layers = [layer for chunk in chunks for layer in chunk.layers]
+    total = sum(layer.groups * layer.rows * len(work.choices[layer.name]) for layer in layers)
+    for number, chunk in enumerate(chunks):
         with watch("capture"):
-            captured: Captured = capture(
-                plan.model,
-                chunk,
-                samples,
-                all_positions=recipe.all_positions,
-                seed=recipe.seed,
-                device=recipe.device,
-                threads=recipe.threads,
-                progress=lambda done: progress("capture", done, samples.count * len(chunks)),
-            )
-        ranges |= captured.ranges
+            if store.recall(number, chunk):
+                progress("capture", samples.count, samples.count * len(chunks))
+            else:
+                captured = capture(
+                    work.model,
+                    chunk,
+                    samples,
+                    all_positions=recipe.all_positions,
+                    seed=recipe.seed,
+                    execution=recipe.execution(),
+                    progress=lambda done: progress("capture", done, samples.count * len(chunks)),
+                )
+                store.keep(number, chunk, captured)
+                del captured
         with watch("solve"):
             for layer in chunk.layers:
-                ordered = layer.name in schedule.ordered
-                solved[layer.name] = solve_layer(
-                    layer,
-                    captured,
-                    plan.choices[layer.name],
-                    recipe,
-                    replace(method, solver="ordered") if ordered else method,
-                    schedule.ordered.get(layer.name, 0),
-                    plan.remarks.get(layer.name),
-                    lambda done: progress("solve", done, rows),
-                )
-        del captured
-    return solved, ranges
+                _solve(layer, work, recipe, store, lambda rows: progress("solve", rows, total))
+
+
+def _solve(layer: Layer, work: Work, recipe: Recipe, store: Store, progress: Callable[[int], None]) -> None:
+    hessian = store.hessian(layer)
+    missing = store.missing(layer, hessian)
+    progress(layer.groups * layer.rows * (len(work.choices[layer.name]) - len(missing)))
+    if missing:
+        prepared = prepare_layer(layer, hessian, recipe)
+        how, remark = work.schedule.method_for(layer.name, work.method), work.remarks.get(layer.name)
+        solutions = solve_layer(prepared, missing, recipe, how, remark, progress)
+        for choice, solved in zip(missing, solutions, strict=True):
+            store.put(solved, choice)
+
+
+def solve_plan(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback) -> Solutions:
+    """Capture and solve all layers of a plan, each at its level."""
+    if not plan.layers:  # only tables, which need no data
+        return Solutions(plan, {}, {})
+    choices = {name: (choice,) for name, choice in plan.choices.items()}
+    method, schedule = method_and_schedule(plan.layers, choices, recipe, feedback)
+    values = [activation.value for activation in plan.activations]
+    taps = [use.tap.value for layer in plan.layers for use in layer.uses]
+    shapes = probe(plan.model, [*values, *taps], samples, recipe.execution())
+    chunks = plan_chunks(plan.layers, values, shapes, samples, recipe.memory_bytes(), recipe.damp is None)
+    store = InMemory(choices)
+    work = Work(plan.model, chunks, choices, method, schedule, plan.remarks)
+    capture_and_solve(work, samples, recipe, store, feedback)
+    return Solutions(plan, store.solved, store.ranges)
+
+
+def method_and_schedule(
+    layers: Sequence[Layer],
+    choices: Mapping[str, Sequence[Choice]],
+    recipe: Recipe,
+    feedback: Feedback,
+    decided: Collection[str] = (),
+) -> tuple[Method, Schedule]:
+    """How layers are solved at these choices: compiled, timed where that decides, and told to the user.
+
+    decided: the layers whose solver is known; they are left out of the schedule.
+    """
+    device = solving_device(recipe.device)
+    method = method_of(recipe, device)
+    with feedback.watch("compile"):
+        if recipe.solver != "baseline":
+            levels = dict.fromkeys(choice.level for layer in layers for choice in choices[layer.name])
+            warm_up(list(levels), method, feedback.progress)
+    undecided = [layer for layer in layers if layer.name not in decided]
+    schedule = make_schedule(undecided, choices, recipe, device) if undecided else Schedule()
+    for line in schedule.lines:
+        feedback.say(line)
+    return method, schedule

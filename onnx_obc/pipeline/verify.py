@@ -15,13 +15,17 @@ import onnx_ir as ir
 from ..calibration.samples import Samples
 from ..core.errors import ModelError, VerificationError, one_line
 from ..core.level import NM, Block, Unstructured
+from ..core.progress import Progress
 from ..core.solution import Solution
 from ..graph.layers import Layer, Use
 from ..graph.write import WrittenWeight
 from ..runtime.output_loss import OutputLoss, class_scores
-from ..runtime.session import Device, open_session
-from ..runtime.sqnr import _is_float, _is_numeric, _Match, _worst_sqnr
+from ..runtime.session import Device, Execution, open_session
+from ..runtime.sqnr import Match, is_float, is_numeric, worst_sqnr
+from ..targets.check import FileCheck
+from .draft import Draft
 from .layer import LayerReport, Solved
+from .material import Material
 from .recipe import Recipe
 
 SAME_DB = 40  # two float32 graphs of the same function agree to some 120 dB; what is below is another function
@@ -54,11 +58,13 @@ class OutputMatch:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of a file, and how far its outputs are from the dense model's; loss: all of them, by `OutputLoss`."""
+    """All checks of a file, and how far its outputs are from the dense model's; loss: all of them, by `OutputLoss`.
+    file_check: what the target's rules and its engine say of the file; None where they were not asked."""
 
     checks: tuple[Check, ...] = ()
     outputs: tuple[OutputMatch, ...] = ()
     loss: float | None = None
+    file_check: FileCheck | None = None
 
     @property
     def faults(self) -> str:
@@ -68,26 +74,21 @@ class Verdict:
 
 
 def verify(
-    path: Path,
-    dense: ir.Model,
-    solved: Mapping[str, Solved],
-    written: Sequence[WrittenWeight],
-    held_out: Samples,
-    recipe: Recipe,
-    progress: Callable[[str, int, int], None],
+    path: Path, material: Material, draft: Draft, recipe: Recipe, progress: Progress = lambda stage, done, total: None
 ) -> Verdict:
     """All checks of the file at `path`: that it loads, its weights, patterns and losses, and its outputs."""
-    loads = check_file(path, recipe.device, recipe.threads)
+    loads, held_out = check_loads(path, recipe.device, recipe.threads), material.held_out
     if not loads.passed:
         return Verdict((loads,))
-    checks = [loads, *check_weights(path, solved, written), check_losses([entry.report for entry in solved.values()])]
+    reports = [entry.report for entry in draft.solved.values()]
+    checks = [loads, *check_weights(path, draft.solved, draft.written), check_losses(reports)]
     matches, loss, finite = compare_outputs(
-        dense, path, held_out, recipe.device, recipe.threads, lambda done: progress("verify", done, held_out.count)
+        material.dense, path, held_out, recipe.execution(), lambda done: progress("verify", done, held_out.count)
     )
     return Verdict((*checks, finite), tuple(matches), loss)
 
 
-def check_file(path: Path, device: Device, threads: int | None) -> Check:
+def check_loads(path: Path, device: Device, threads: int | None) -> Check:
     """The file passes the ONNX checker, and onnxruntime loads it."""
     try:
         onnx.checker.check_model(str(path))
@@ -110,8 +111,8 @@ def check_lowered(model: ir.Model, path: Path, feed: dict[str, npt.NDArray[Any]]
         return Check("lowered", False, str(error))
     worst = float("inf")
     for name, wanted in before.items():
-        if _is_float(wanted):
-            match = _Match()
+        if is_float(wanted):
+            match = Match()
             match.add(wanted, after[name], False)
             worst = min(worst, match.sqnr_db)
     held = [_integers(one) for one in (model, ir.load(path))]
@@ -135,8 +136,7 @@ def _integers(model: ir.Model) -> set[bytes]:
                 if scale.size > 1:
                     shape[node.attributes.get_int("axis", 1)] = -1
                 arrays.append(np.rint(weight.numpy() / scale.numpy().reshape(shape)).astype(np.int8))
-    turned = (x.T if x.ndim == 2 and x.shape[0] > x.shape[1] else x for x in arrays if x.ndim > 1)
-    return {np.ascontiguousarray(array).tobytes() for array in turned}
+    return {min(x.tobytes(), x.T.tobytes()) if x.ndim == 2 else x.tobytes() for x in arrays if x.ndim > 1}
 
 
 def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> list[Check]:
@@ -149,13 +149,15 @@ def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[Wr
         array = _evaluate(values[weight.name], model.opset_imports[""])
         if not np.array_equal(replace(layer, weight=array).matrix(), solution.weights):
             different.append(weight.layer)
-        if not all(_reads(values, use, weight.name) for use in layer.uses):
+        if not all(_reads(values, use, weight.name) for use in weight.uses):
             elsewhere.append(weight.layer)
         fault = broken_pattern(array, layer, solution)
         if fault is not None:
             broken.append(f"{weight.layer}: {fault}")
     sparse = sum(entry.solution.level.sparsity is not None for entry in solved.values())
-    exact = f"{len(written)} layers read weights that dequantize bit for bit to the solver's"
+    exact = (
+        f"{len({weight.layer for weight in written})} layers read weights that dequantize bit for bit to the solver's"
+    )
     faults = {"not the solver's": different, "not what the layer reads": elsewhere}
     wrong = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
     held = f"{sparse} sparse layers hold their pattern along the input channels"
@@ -209,10 +211,10 @@ def check_graph(dense: ir.Model, prepared: ir.Model, samples: Samples, recipe: R
     reference, session = (open_session(m, device=recipe.device, threads=recipe.threads) for m in (dense, prepared))
     feed = next(samples.read(0, samples.step)).feed
     expected, found = reference.run(feed), session.run(feed)
-    worst = _worst_sqnr(expected, found)
+    worst = worst_sqnr(expected, found)
     if worst >= SAME_DB:
         return Check("graph", True, f"folded, it computes what the model does ({worst:.0f} dB)")
-    if _worst_sqnr(expected, reference.run(feed)) < SAME_DB:
+    if worst_sqnr(expected, reference.run(feed)) < SAME_DB:
         return Check("graph", True, "the model draws random numbers, so that two runs of it cannot be compared")
     raise VerificationError(
         f"the graph, folded and at opset {prepared.opset_imports['']}, no longer computes what the model does "
@@ -224,18 +226,17 @@ def compare_outputs(
     dense: ir.Model,
     path: Path,
     samples: Samples,
-    device: Device,
-    threads: int | None,
+    execution: Execution,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[OutputMatch], float | None, Check]:
     """Run the dense and the written model on the samples in turn, and compare every output that is a numeric array.
 
     Returns how far each is, the output loss of all, None if they cannot be compared, and the check.
     """
-    reference = open_session(dense, device=device, threads=threads)
-    session = open_session(path, device=device, threads=threads)
+    reference = open_session(dense, device=execution.device, threads=execution.threads)
+    session = open_session(path, device=execution.device, threads=execution.threads)
     scores = class_scores(dense)
-    sums: dict[str, _Match] = {}
+    sums: dict[str, Match] = {}
     total = OutputLoss(scores)
     for batch in samples.read(0, samples.count):
         expected = reference.run(batch.feed)
@@ -248,8 +249,8 @@ def compare_outputs(
             return [], None, Check("outputs", False, "; ".join(faults))
         total.add(expected, found)
         for name, wanted in expected.items():
-            if _is_numeric(wanted):
-                sums.setdefault(name, _Match()).add(wanted, found[name], name in scores)
+            if is_numeric(wanted):
+                sums.setdefault(name, Match()).add(wanted, found[name], name in scores)
         progress(batch.count)
     matches = [OutputMatch(name, total.sqnr_db, total.agreement) for name, total in sums.items()]
     others = ", ".join(name for name in reference.outputs if name not in sums)
@@ -261,11 +262,11 @@ def compare_outputs(
 
 def _fault(name: str, wanted: Any, found: Any) -> str | None:
     """What is wrong with an output, whatever its values are; None if nothing is."""
-    if not _is_numeric(wanted):
+    if not is_numeric(wanted):
         return None
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return f"{name} is {found.dtype}{list(found.shape)}, not {wanted.dtype}{list(wanted.shape)}"
-    if _is_float(wanted) and np.any(~np.isfinite(found) & np.isfinite(wanted)):
+    if is_float(wanted) and np.any(~np.isfinite(found) & np.isfinite(wanted)):
         return f"{name} holds NaN or infinity where the dense model does not"
     return None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,32 @@ from ..calibration.samples import Batch, Samples
 from ..core.arrays import Feed
 from ..core.level import Choice
 from ..graph.fold import remove_unused
-from ..graph.write import Activation, Writer, WrittenWeight
+from ..graph.write import Activation, Writer, WrittenWeight, rewrite
+from ..runtime.session import Execution
 from ..solver.baselines import uncompensated
 from ..targets.engine import batch_of
 from ..targets.registry import TARGETS, save_for
 from .layer import EmbeddingReport, Solved, round_embedding
-from .plan import Plan, make_plan
+from .plan import Folded, make_plan
 from .recipe import Recipe
+from .solve import Solutions
+
+COARSER = (
+    "rows are next to nothing beside their bias, which no int32 would hold on their scale: they have a coarser one"
+)
 
 
 def write(
-    plan: Plan, solved: Mapping[str, Solved], ranges: Mapping[str, RangeObserver], recipe: Recipe
+    solutions: Solutions, recipe: Recipe
 ) -> tuple[list[WrittenWeight], list[EmbeddingReport], dict[str, tuple[float, float]]]:
     """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each range."""
+    plan, ranges = solutions.plan, solutions.ranges
     writer = Writer(plan.model)
-    written = [writer.weight(entry.layer, entry.solution) for entry in solved.values()]
+    written = []
+    for name, entry in solutions.solved.items():
+        copied = TARGETS[recipe.target].copied(entry.layer, plan.choices[name])
+        parts = [replace(entry.layer, uses=(use,)) for use in entry.layer.uses] if copied else [entry.layer]
+        written += [writer.weight(part, entry.solution) for part in parts]
     embeddings = []
     for embedding in plan.embeddings:
         codes, grid, block, report = round_embedding(embedding, recipe)
@@ -44,19 +56,40 @@ def write(
     return written, embeddings, intervals
 
 
+def fit_to_biases(
+    model: ir.Model, solved: Mapping[str, Solved], written: Sequence[WrittenWeight], target: str
+) -> Mapping[str, Solved]:
+    """Give the layers of a written model, in place, scales that their biases fit. Returns them as they are then."""
+    changed = dict(solved)
+    for weight in written:
+        entry = solved[weight.layer]
+        solution = TARGETS[target].fit_to_biases(entry.layer, entry.solution)
+        if solution is entry.solution:
+            continue
+        rewrite(model, entry.layer, weight, solution)
+        rows = int((solution.weights != entry.solution.weights).any(axis=2).sum())
+        report = entry.report
+        if rows and not any(note.endswith(COARSER) for note in report.notes):
+            report = replace(
+                report, notes=(*report.notes, f"{rows} of {entry.layer.groups * entry.layer.rows} {COARSER}")
+            )
+        changed[weight.layer] = replace(entry, solution=solution, report=report)
+    return changed
+
+
 def interval(activation: Activation, ranges: Mapping[str, RangeObserver], recipe: Recipe) -> tuple[float, float]:
     """The interval that an activation's integers span."""
     return ranges[activation.value].interval(recipe.ranges, activation.bits, activation.symmetric)
 
 
-def write_quickly(dense: ir.Model, profile: Mapping[str, Choice], feed: Feed, recipe: Recipe, path: Path) -> None:
+def write_quickly(folded: Folded, profile: Mapping[str, Choice], feed: Feed, recipe: Recipe, path: Path) -> None:
     """Write a model with this profile by rounding and magnitude pruning; activations span what the feed shows."""
-    plan = make_plan(dense, recipe, profile)
+    plan = make_plan(folded, recipe, profile)
     count = batch_of(feed)
     batch = Batch({name: np.asarray(array) for name, array in feed.items()}, 0, count)
     samples = Samples(count, "timing", lambda start, stop: iter([batch]), step=count, batch=count)
     values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
-    ranges = capture(plan.model, Chunk((), values), samples, device="cpu").ranges if values else {}
+    ranges = capture(plan.model, Chunk((), values), samples, execution=Execution("cpu")).ranges if values else {}
     writer = Writer(plan.model)
     for layer in plan.layers:
         level = plan.choices[layer.name].level

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+
+from ..core.errors import plain
 
 
 class PlainConsole(Console):
@@ -19,18 +20,6 @@ class PlainConsole(Console):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
-def plain(text: str) -> str:
-    """Text without control and format characters, but for line breaks."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(each for each in text if each == "\n" or unicodedata.category(each) not in ("Cc", "Cf", "Cs"))
-
-
 def messages(**options: Any) -> Console:
     """A console for lines of text on stderr."""
     return PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, **options)
-
-
-def say(text: str) -> None:
-    """Print a line of text on stdout."""
-    PlainConsole(soft_wrap=True, highlight=False, markup=False).print(text)

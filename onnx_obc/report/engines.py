@@ -42,7 +42,7 @@ def examination_table(found: FileCheck, width: int) -> RenderableType:
         kept, promised = found.count("int8")
         lines.append(Text(f"{found.engine}: {kept} of {promised} quantized products run in integers"))
         if found.supported is not None:
-            lines.append(Text(f"{100 * found.supported:.1f} % of its operations are not left to a fallback"))
+            lines.append(Text(f"{100 * found.supported:.1f} % of its operations run in the engine itself"))
     else:
         lines.append(Text(f"not run: {found.engine}", "yellow"))
     errors = sum(finding.severity == "error" for finding in found.findings)

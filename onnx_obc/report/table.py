@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..graph.cost import Cost
-from ..graph.layers import Layer, LeftOut
-from ..pipeline.layer import EmbeddingReport, LayerReport
-from ..pipeline.report import Report
 from .console import PlainConsole
+
+if TYPE_CHECKING:
+    from ..graph.cost import Cost
+    from ..graph.layers import Layer, LeftOut
+    from ..pipeline.layer import EmbeddingReport, LayerReport
+    from ..pipeline.report import Report
 
 NAME_WIDTH = 40  # what the layers' names get at least, by leaving out other columns
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Feed
 from .output_loss import OutputLoss, class_scores
-from .session import Device, open_session
+from .session import Execution, open_session
 
 
 class Judge:
@@ -19,15 +19,13 @@ class Judge:
         self,
         dense: ir.Model,
         feeds: Sequence[Feed],
-        device: Device,
-        threads: int | None,
+        execution: Execution,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        self._device: Device = device
-        self._threads = threads
+        self._execution = execution
         self._scores = class_scores(dense)
         self._feeds = feeds
-        session = open_session(dense, device=device, threads=threads)
+        session = open_session(dense, device=execution.device, threads=execution.threads)
         self._expected = []
         for feed in self._feeds:
             self._expected.append(session.run(feed))
@@ -35,7 +33,7 @@ class Judge:
 
     def loss(self, model: ir.Model | Path) -> float:
         """The output loss of a model, see `OutputLoss`. Raises ModelError if it does not run."""
-        session = open_session(model, device=self._device, threads=self._threads)
+        session = open_session(model, device=self._execution.device, threads=self._execution.threads)
         total = OutputLoss(self._scores)
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             total.add(expected, session.run(feed))

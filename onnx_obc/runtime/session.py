@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,16 @@ from ..core.machine import workers
 
 Device = Literal["auto", "cpu", "cuda"]
 IN_MEMORY_BYTES = 1 << 30  # larger models go to onnxruntime through a file, since a protobuf holds 2 GiB at most
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how models run: the device, onnxruntime's threads (None: all cores), and the bytes of memory that
+    activations and Hessians may take at a time."""
+
+    device: Device = "auto"
+    threads: int | None = None
+    memory: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Runs a model over some feeds bit by bit, so that what has not run yet can still be changed, or run many times."""
+"""Runs a model over some feeds value by value, so that what has not run yet can still be changed, or run many times."""
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,30 +14,25 @@ from ..core.arrays import Array, Feed
 from ..core.errors import ModelError
 from ..core.machine import workers
 from ..graph.layers import bodies
-from .session import Device, Session, open_session
+from .session import Execution, Session, open_session
 
 
 class Stepper:
     """Runs a model on feeds up to one value after another, and keeps of each feed only what later nodes read.
 
-    Beyond `memory` bytes, what is kept and what a step returns lies in temporary files, which are gone when nothing
-    refers to them any more. The model is read at each step as it is then: nodes that have not run yet may be given
-    other weights, or nodes before them, in between.
+    Beyond the memory of `execution`, what is kept and what a step returns lies in temporary files, which are gone when
+    nothing refers to them any more. The model is read at each step as it is then: nodes that have not run yet may be
+    given other weights, or nodes before them, in between.
     """
 
     def __init__(
         self,
         model: ir.Model,
         feeds: Sequence[Mapping[str, Array]],
-        *,
-        device: Device = "auto",
-        threads: int | None = None,
-        memory: float = math.inf,
+        execution: Execution = Execution(),
     ) -> None:
         self._model = model
-        self._device: Device = device
-        self._threads = threads
-        self._memory = memory
+        self._execution = execution
         self._done: set[ir.Node] = set()
         names = {str(value.name) for value in model.graph.inputs}
         self._live: list[Feed] = [{name: feed[name] for name in feed if name in names} for feed in feeds]
@@ -79,7 +73,7 @@ class Stepper:
     def update(self, name: str, change: Callable[[Array], Array]) -> None:
         """Replace a value that was computed already, on every feed, for the nodes that will read it."""
         holding = [live for live in self._live if name in live]
-        width = workers(self._threads)
+        width = workers(self._execution.threads)
         with ThreadPoolExecutor(width, "stepper") as pool:
             for part in (holding[start : start + width] for start in range(0, len(holding), width)):
                 for live, changed in zip(part, pool.map(change, [live[name] for live in part]), strict=True):
@@ -106,9 +100,9 @@ class Stepper:
         It does on some Q/DQ pairs that were cut off from what follows them.
         """
         try:
-            return open_session(part, device=self._device, threads=self._threads)
+            return open_session(part, device=self._execution.device, threads=self._execution.threads)
         except ModelError:
-            return open_session(part, device=self._device, threads=self._threads, fuse=False)
+            return open_session(part, device=self._execution.device, threads=self._execution.threads, fuse=False)
 
     def _reads(self) -> dict[ir.Node, list[ir.Value]]:
         """What every node reads, by its bodies too."""
@@ -164,7 +158,7 @@ class Stepper:
         if not isinstance(array, np.ndarray) or array.nbytes == 0:
             return array
         there = {id(x): x.nbytes for feed in (*self._live, *results) for x in feed.values() if type(x) is np.ndarray}
-        if sum(there.values()) + array.nbytes <= self._memory:
+        if sum(there.values()) + array.nbytes <= self._execution.memory:
             return array
         file = tempfile.TemporaryFile(prefix="onnx-obc-")  # noqa: SIM115  the map keeps it open
         try:

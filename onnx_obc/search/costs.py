@@ -1,4 +1,4 @@
-"""What every choice of every layer costs, of one kind."""
+"""Cost tables in one unit: what every choice of every layer costs."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ ROUNDING = 1e-12  # relative; sums of costs are equal up to it
 
 @dataclass(frozen=True)
 class Switches:
-    """What changing between kinds of numbers costs, from one layer to the next.
+    """What converting between number formats costs, from one layer to the next.
 
     kinds: the kind of each choice of each layer. costs: for each layer, of its kind, if the next layer has another one.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from ..core.arrays import Float64
 from ..core.errors import RecipeError
 from ..core.files import write_file
 from ..core.level import FLOAT, Choice
-from ..core.progress import Progress, Stopwatch
+from ..core.progress import Progress
 from ..database.files import content_key, read_report
-from ..database.open import Database, material_of, rival_of, stitch
-from ..pipeline.finish import finish
+from ..database.open import Database, stitch
 from ..pipeline.recipe import Recipe
 from ..pipeline.write import write
 from ..runtime.judge import Judge
@@ -28,6 +26,7 @@ from .budget import Budget
 from .costs import Costs, cost_table
 from .dynamic import Switches, choose, choose_cheapest
 from .latency.table import Timings
+from .reach import check_reach, check_smaller, in_words
 from .sensitivity import Task, output_sensitivity, task_sensitivity
 from .spdy import spdy_search
 
@@ -45,6 +44,8 @@ class SearchOptions:
     model with only that layer at that level, or the same by a task. search: the dynamic program alone, or with SPDY's
     search around it. timings: for budgets of latency; None: measured here. timing_batch: samples in a run that is
     timed. other_machine: `timings` may be of another machine than this one. task: for `task`; None: labels.
+    levels, database: what `compress_to_budget` builds, by default what fits the first budget, and where; None: a
+    temporary folder.
     """
 
     sensitivity: Sensitivity = "output"
@@ -53,6 +54,8 @@ class SearchOptions:
     timing_batch: int = 1
     other_machine: bool = False
     task: Task | None = None
+    levels: str | None = None
+    database: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,7 @@ def find_profile(
         return _smallest(database, budget, losses, options, recipe, progress)
     costs = _costs(database, budget.kind, options.timings)
     limit = budget.fraction * costs.dense - costs.fixed
-    if costs.least > budget.fraction * (1 + 1e-9):
-        raise RecipeError(
-            f"--budget {budget} cannot be met: {_reach(budget, costs.least)} with the levels of {database.folder}, "
-            f"{', '.join(database.manifest.levels[1:4])}{' …' if len(database.manifest.levels) > 4 else ''}; ask for "
-            "less, or build more levels"
-        )
+    check_reach(budget, costs.least, levels_of(database))
     names = list(database.choices)
     values = [losses[name] for name in names]
     switches = None
@@ -131,8 +129,13 @@ def find_profile(
     return _profile(database, picked, losses, options.timings)
 
 
+def levels_of(database: Database) -> str:
+    """The levels of a database, in a message."""
+    return f"of {database.folder}, {in_words(database.manifest.levels)}"
+
+
 def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings: Timings) -> list[Profile]:
-    """The profile that takes the least time by a table, and the one that does with no layer in float that need not be.
+    """The fastest profile by a table, and the fastest all-integer one.
 
     A table knows least of single layers in float among integers, whose conversions depend on all that is around them.
     Of choices whose losses are finite.
@@ -146,13 +149,6 @@ def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings:
     picked = dict.fromkeys(choose_cheapest(values, allowed, switches) for allowed in (costs.layers, integers))
     profiles = [_profile(database, indices, losses, timings) for indices in picked]
     return [one for one in profiles if any(choice.level != FLOAT for choice in one.choices.values())]
-
-
-def _reach(budget: Budget, least: float) -> str:
-    """How far a budget of this kind can go, in the form it was asked in, rounded to what can be asked for."""
-    if budget.value > 1:
-        return f"{math.floor(1000 / least) / 1000:g}x at most"
-    return f"{math.ceil(1000 * least) / 1000:g}x at least"
 
 
 def _profile(
@@ -172,7 +168,7 @@ def _profile(
 
 
 def _switches(database: Database, timings: Timings) -> Switches:
-    """What changing between kinds of numbers takes, in seconds."""
+    """What converting between number formats takes, in seconds."""
     kinds = [[choice.kind for choice in found] for found in database.choices.values()]
     return Switches(kinds, [timings.switches.get(name, {}) for name in database.choices])
 
@@ -190,12 +186,8 @@ def _smallest(
     Measured on the samples that are held out, on models finished as the recipe says.
     """
     least = _costs(database, "size", None).least_of(list(losses.values()))
-    if least > 1 - 1e-9:
-        raise RecipeError(
-            f"--budget {budget}: these levels make no layer smaller, as pruned weights are stored in float; "
-            "build levels with integers, such as 8w8a or 2:4+8w8a"
-        )
-    judge = Judge(database.dense, list(database.samples["held_out"].feeds()), recipe.device, recipe.threads)
+    check_smaller(budget, least)
+    judge = Judge(database.dense, list(database.samples["held_out"].feeds()), recipe.execution())
     low, high = np.log(least), 0.0  # of the fraction that is left
     best = None
     for step in range(STEPS + 1):
@@ -222,14 +214,11 @@ def _loss(
     if all(choice.level == FLOAT for choice in choices.values()):
         return 0.0
     quick = recipe.model_copy(update={"verify": False, "sequential": recipe.sequential and finished})
-    plan, solved = stitch(database, choices, quick)
-    if not finished:
-        write(plan, solved, database.ranges, quick)
-        return judge.loss(plan.model)
-    material = material_of(database)
-    rival = rival_of(database, choices, quick)
-    result = finish(material, plan, solved, database.ranges, quick, None, (), Stopwatch(), lambda *_: None, rival=rival)
-    return judge.loss(result.model)
+    if finished:
+        return judge.loss(database.write(choices, quick).model)
+    solutions = stitch(database, choices, quick)
+    write(solutions, quick)
+    return judge.loss(solutions.plan.model)
 
 
 def _measure(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> dict[str, list[float]]:
@@ -244,23 +233,20 @@ def _measure(database: Database, options: SearchOptions, recipe: Recipe, progres
         if len(database.choices[layer.name]) > 1
     }
     total = sum(len(found) - 1 for found in candidates.values())
-    common: dict[str, Any] = {
-        "device": recipe.device,
-        "threads": recipe.threads,
-        "memory": recipe.memory_bytes(),
+    signed = TARGETS[recipe.target].signed_activations
+
+    def span(value: str, bits: int) -> tuple[float, float, bool]:
+        return *database.ranges[value].interval(recipe.ranges, bits, signed), signed
+
+    how: dict[str, Any] = {
+        "execution": recipe.execution(),
         "progress": lambda done: progress("sensitivity", done, total),
     }
-
-    def span(value: str, bits: int, symmetric: bool) -> tuple[float, float]:
-        return database.ranges[value].interval(recipe.ranges, bits, symmetric)
-
-    signed = TARGETS[recipe.target].signed_activations
-    of = (database.graph, database.layers, candidates, batches, span, signed)
     found: Mapping[str, Sequence[float]]
     if options.sensitivity == "task":
-        found = task_sensitivity(*of, options.task, **common)
+        found = task_sensitivity(database.graph, database.layers, candidates, batches, span, options.task, **how)
     else:
-        found = output_sensitivity(*of, **common)
+        found = output_sensitivity(database.graph, database.layers, candidates, batches, span, **how)
     return {name: [float(x) for x in found.get(name, [0.0])] for name in database.choices}
 
 
@@ -283,4 +269,4 @@ def _costs(database: Database, kind: str, timings: Timings | None) -> Costs:
 
 def _judge(database: Database, recipe: Recipe) -> Judge:
     samples = first_samples(database.samples["calibration"], JUDGED)
-    return Judge(database.dense, list(samples.feeds()), recipe.device, recipe.threads)
+    return Judge(database.dense, list(samples.feeds()), recipe.execution())

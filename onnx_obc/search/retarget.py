@@ -13,22 +13,32 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from ..calibration.capture import run_costs
+from ..calibration.data import open_samples
+from ..calibration.options import DataOptions
 from ..calibration.readers.iterables import load_function
-from ..calibration.samples import DataOptions, existing
+from ..calibration.samples import Samples, existing
+from ..calibration.split import split
 from ..core.errors import RecipeError
-from ..core.progress import Progress, Stopwatch
-from ..database.build import build
-from ..database.open import Database, material_of, open_database, rival_of, stitch
-from ..graph.model import read_model
+from ..core.level import parse_choice
+from ..core.level_sets import read_levels
+from ..core.progress import Feedback, Stopwatch
+from ..database.build import build, check_recipe
+from ..database.files import read_manifest
+from ..database.open import Database, open_database
+from ..graph.layers import find_layers
+from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from ..pipeline.correct import check_trainable
-from ..pipeline.finish import Result, finish
+from ..pipeline.finish import Destination, Result
+from ..pipeline.plan import possible_choices, prepare
 from ..pipeline.recipe import Recipe, make_recipe
-from ..pipeline.verify import check_graph
 from ..targets.registry import TARGETS
 from .budget import Budget
-from .latency.find import find_in_time, in_words, table_of
-from .profile import Profile, SearchOptions, find_profile, sensitivities
+from .latency.find import find_in_time, table_of
+from .latency.find import in_words as speed_in_words
+from .profile import Profile, SearchOptions, find_profile, levels_of, sensitivities
+from .reach import check_budgets, in_words
 
 # Fields of a recipe that a search decides: the others were decided when the database was built.
 SEARCHED = (
@@ -45,53 +55,45 @@ def retarget(
     recipe: Mapping[str, Any] | None = None,
     *,
     source: object = None,
-    progress: Progress = lambda stage, done, total: None,
-    say: Callable[[str], None] = lambda line: None,
+    feedback: Feedback | None = None,
 ) -> list[Result]:
     """A model for every budget, each written to its output (None: kept in memory).
 
     recipe: fields of a Recipe that do not change solutions, such as `correct` and `verify`, over those that the
     database was built with. source: the model that the database was built from, for the report; None: the copy in the
-    database. progress, say: as for `compress`. Raises RecipeError if a budget cannot be met, and what
+    database. feedback: as for `compress`. Raises RecipeError if a budget cannot be met, and what
     `open_database` and `compress` raise.
     """
+    feedback = feedback or Feedback()
+    progress = feedback.progress
     targets = [None if output is None else check_output(output, None) for output in outputs]
     database = database if isinstance(database, Database) else open_database(database)
     chosen = _recipe(database, recipe or {})
+    choices = [database.choices[layer.name] for layer in database.layers]
+    check_budgets(budgets, database.layers, database.costs, choices, levels_of(database), options.timings)
     check_trainable(chosen)
     losses = sensitivities(database, options, chosen, progress)
     if any(budget.kind == "latency" for budget in budgets):
         options = replace(options, timings=table_of(database, options, chosen, progress))
     results = []
     for budget, target in zip(budgets, targets, strict=True):
-        watch = Stopwatch()
+        feedback = replace(feedback, watch=Stopwatch())
+        watch = feedback.watch
         with watch("search"):
             timed = None
             if budget.kind == "latency":
                 timed = find_in_time(database, budget, losses, options, chosen, progress)
             profile = timed.profile if timed else find_profile(database, budget, losses, options, chosen, progress)
-        say(f"{budget}: {_in_words(profile)}")
-        with watch("solve"):
-            plan, solved = stitch(database, profile.choices, chosen, progress, say)
-            rival = rival_of(database, profile.choices, chosen)
-        material, checks = material_of(database, source), []
-        if chosen.verify:
-            checks.append(check_graph(database.dense, plan.model, material.held_out, chosen))
+        feedback.say(f"{budget}: {_in_words(profile)}")
         search = {
             "budget": str(budget),
             "search": options.search,
             "sensitivity": options.sensitivity,
             "predicted_loss": profile.predicted,
             "costs": dict(profile.costs),
-            "latency": None if timed is None or options.timings is None else in_words(timed, options.timings),
+            "latency": None if timed is None or options.timings is None else speed_in_words(timed, options.timings),
         }
-        results.append(
-            finish(
-                *(material, plan, solved, database.ranges, chosen, target, checks, watch, progress),
-                search=search,
-                rival=rival,
-            )
-        )
+        results.append(database.write(profile.choices, chosen, Destination(target, search), feedback, source))
     return results
 
 
@@ -107,27 +109,52 @@ def compress_to_budget(
     calibration: object,
     budgets: Sequence[Budget],
     outputs: Sequence[Path | None],
-    levels: str,
     recipe: Recipe | None = None,
     options: SearchOptions = SearchOptions(),
-    database: str | Path | None = None,
     *,
     data: DataOptions | None = None,
-    progress: Progress = lambda stage, done, total: None,
-    say: Callable[[str], None] = lambda line: None,
+    feedback: Feedback | None = None,
 ) -> list[Result]:
-    """`build` and `retarget` in one. Without `database` the solutions are thrown away at the end."""
+    """`build` and `retarget` in one. Without a database in the options the solutions are thrown away at the end.
+
+    A budget that is out of reach whatever the losses are is refused before anything is solved.
+    """
     dense = read_model(model)
     for output in outputs:
         if output is not None:
             check_beside(dense, check_output(output, model))
     recipe = recipe or Recipe()
+    levels = options.levels or default_levels(budgets[0], recipe.target)
     check_trainable(recipe)
     over = {name: value for name, value in dict(recipe).items() if name in SEARCHED}
+    samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
+    _check_reachable(budgets, dense, samples, levels, recipe, options)
     with ExitStack() as stack:
-        folder = database or stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-obc-"))
-        build(dense, calibration, levels, folder, recipe, data=data, progress=progress, say=say)
-        return retarget(folder, budgets, outputs, options, over, source=model, progress=progress, say=say)
+        folder = options.database or stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-obc-"))
+        build(dense, samples, levels, folder, recipe, feedback=feedback)
+        return retarget(folder, budgets, outputs, options, over, source=model, feedback=feedback)
+
+
+def _check_reachable(
+    budgets: Sequence[Budget],
+    dense: ir.Model,
+    samples: Samples,
+    levels: str,
+    recipe: Recipe,
+    options: SearchOptions,
+) -> None:
+    """`check_budgets` for a database that is not built yet: by these levels, and those that it has from before."""
+    check_recipe(recipe)
+    graph = prepare(dense).model
+    layers, left_out = find_layers(graph)
+    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
+    wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
+    earlier = read_manifest(Path(options.database)) if options.database is not None else None
+    named = list(dict.fromkeys([*map(str, wanted), *(earlier.levels if earlier is not None else ())]))
+    choices = possible_choices(layers, [parse_choice(name) for name in named], recipe)
+    if any(len(found) > 1 for found in choices.values()):  # if not, `build` says so
+        costs = run_costs(graph, layers, split(samples)[0], recipe.execution())
+        check_budgets(budgets, layers, costs, list(choices.values()), in_words(named), options.timings)
 
 
 def default_levels(budget: Budget, target: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -23,11 +24,11 @@ from ..graph.fold import remove_unused
 from ..graph.layers import Layer
 from ..graph.write import activation_grid
 from ..runtime.output_loss import OutputLoss, class_scores
-from ..runtime.session import Device, Session, open_session
+from ..runtime.session import Execution, Session, open_session
 from ..runtime.stepper import Stepper
 
 Candidates: TypeAlias = Mapping[str, Sequence[tuple[Choice, Callable[[], Float32]]]]
-Span: TypeAlias = Callable[[str, int, bool], tuple[float, float]]
+Span: TypeAlias = Callable[[str, int], tuple[float, float, bool]]
 Task: TypeAlias = Callable[[dict[str, Array], "npt.NDArray[np.int64] | None"], float]
 
 SEPARATED = 1e-4  # of the outputs' energy: what cutting the graph in two may change
@@ -48,25 +49,22 @@ def output_sensitivity(
     candidates: Candidates,
     batches: Sequence[Batch],
     span: Span,
-    symmetric: bool = False,
     *,
-    device: Device = "auto",
-    threads: int | None = None,
-    memory: float = math.inf,
+    execution: Execution = Execution(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, tuple[float, ...]]:
     """The output loss, see `OutputLoss`, of the model with one layer at one choice, for every layer and choice.
 
     model: folded and dense; layers: its layers. candidates: for each layer by name its choices, each with a function
     that gives the weight matrix (groups, rows, columns). batches: feeds. span: the interval of an activation for so
-    many bits; symmetric: whether activations are signed, without a zero point. A choice with activation bits quantizes
-    the layer's input as well (of several uses only the first one's), not its output. Dense choices are 0 by definition.
+    many bits, and whether its integers are signed, without a zero point. A choice with activation bits quantizes the
+    layer's input as well (of several uses only the first one's), not its output. Dense choices are 0 by definition.
 
     Returns a tuple for every layer of the candidates, in the order of its choices. progress: called with 1 for each.
     Raises ModelError if the model does not run, or if it cannot be cut in two at a layer.
     """
     scores = class_scores(model)
-    walk = _Walk(model, batches, span, symmetric, lambda: _Outputs(scores), device, threads, memory, progress)
+    walk = _Walk(model, batches, span, lambda: _Outputs(scores), execution, progress)
     return walk.run(layers, candidates)
 
 
@@ -76,12 +74,9 @@ def task_sensitivity(
     candidates: Candidates,
     batches: Sequence[Batch],
     span: Span,
-    symmetric: bool = False,
     task: Task | None = None,
     *,
-    device: Device = "auto",
-    threads: int | None = None,
-    memory: float = math.inf,
+    execution: Execution = Execution(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, tuple[float, ...]]:
     """The same by a task: how much its loss rises with one layer at one choice.
@@ -104,7 +99,7 @@ def task_sensitivity(
         name = next(str(value.name) for value in model.graph.outputs if value.name in scores)
         task = _cross_entropy(name)
     chosen = task
-    walk = _Walk(model, batches, span, symmetric, lambda: _Tasks(chosen), device, threads, memory, progress)
+    walk = _Walk(model, batches, span, lambda: _Tasks(chosen), execution, progress)
     return walk.run(layers, candidates)
 
 
@@ -116,20 +111,17 @@ class _Walk:
         model: ir.Model,
         batches: Sequence[Batch],
         span: Span,
-        symmetric: bool,
         loss: Callable[[], _Loss],
-        device: Device,
-        threads: int | None,
-        memory: float,
+        execution: Execution,
         progress: Callable[[int], None],
     ) -> None:
-        self._model, self._batches, self._span, self._symmetric = model, batches, span, symmetric
-        self._loss, self._device, self._threads, self._progress = loss, device, threads, progress
+        self._model, self._batches, self._span = model, batches, span
+        self._loss, self._progress = loss, progress
+        self._execution = replace(execution, memory=execution.memory / 2)  # two steppers are there at a time
         feeds = [batch.feed for batch in batches]
-        session = open_session(model, device=device, threads=threads)
+        session = open_session(model, device=execution.device, threads=execution.threads)
         self._expected = [session.run(feed) for feed in feeds]
-        self._memory = memory / 2  # for each of the two steppers that are there at a time
-        self._stepper = Stepper(model, feeds, device=device, threads=threads, memory=self._memory)
+        self._stepper = Stepper(model, feeds, self._execution)
         whole = loss()
         for expected, batch in zip(self._expected, batches, strict=True):
             whole.add(expected, expected, batch)
@@ -150,7 +142,7 @@ class _Walk:
         except ModelError as error:
             raise ModelError(f"at layer {layer.name!r}: {error}; or use --sensitivity layer") from error
         weight, source = _free_inputs(part, layer)
-        session = open_session(part, device=self._device, threads=self._threads)
+        session = open_session(part, device=self._execution.device, threads=self._execution.threads)
         self._check(session, layer, {**feeds[0], weight: layer.weight, source: feeds[0][use.tap.value]})
         losses = []
         for choice, load in choices:
@@ -180,7 +172,7 @@ class _Walk:
         needed = {str(v.name) for v in (*read, *part.graph.outputs) if v not in reached and v.producer() is not None}
         if not needed:
             return part, feeds
-        ahead = Stepper(part, feeds, device=self._device, threads=self._threads, memory=self._memory)
+        ahead = Stepper(part, feeds, self._execution)
         ahead.advance(sorted(needed))
         return ahead.rest()
 
@@ -188,8 +180,9 @@ class _Walk:
         """An activation after QuantizeLinear and DequantizeLinear, in their arithmetic."""
         if bits is None:
             return x
-        scale, zero = activation_grid(*self._span(value, bits, self._symmetric), bits, self._symmetric)
-        low = -(2 ** (bits - 1)) if self._symmetric else 0
+        smallest, largest, symmetric = self._span(value, bits)
+        scale, zero = activation_grid(smallest, largest, bits, symmetric)
+        low = -(2 ** (bits - 1)) if symmetric else 0
         codes = np.clip(np.rint(x / np.float32(scale)) + np.float32(zero), low, low + 2**bits - 1)
         return np.asarray((codes - np.float32(zero)) * np.float32(scale), np.float32)
 

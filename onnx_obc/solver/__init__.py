@@ -6,7 +6,8 @@ from .baselines import baseline
 from .grid import fit_grid, round_to_grid
 from .linalg.inverse import Damped, damp
 from .linalg.loss import layer_loss, output_energy
-from .solve import Method, Refine, solve, solve_levels, warm_up
+from .method import Method, Refine
+from .solve import solve, solve_levels, warm_up
 
 __all__ = [
     "Damped",

@@ -1,4 +1,4 @@
-"""How long a layer will take, exactly and by the ordered solver, and which of the two it gets.
+"""Predicts the solve times of a layer, exactly and by the ordered solver, and chooses between the two.
 
 `calibrate` times the solvers themselves on small problems for about a second; the rest is arithmetic.
 """

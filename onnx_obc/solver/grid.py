@@ -28,11 +28,12 @@ def fit_grid(
     threads: int | None = None,
     shared: bool = False,
     block: int | None = None,
+    whole_span: bool = True,
 ) -> Grid:
     """A grid for every row, or the same for all rows of a group if they share it.
 
-    `minmax` spans the row; `mse` clips it where that lowers Σ|error|^2.4 (OBC section 6). It tries the scale of
-    `minmax` first, so that its error is never larger.
+    `minmax` spans the row; `mse` clips it where that lowers Σ|error|^2.4 (OBC section 6). With `whole_span` it tries
+    the scale of `minmax` first, so that its error is never larger; the authors' code does not for symmetric grids.
 
     Symmetric: zero point 0, range ± the largest magnitude; `minmax` can represent that magnitude with either sign.
     Asymmetric: from the smallest to the largest weight, extended to include 0, which lies on the grid exactly.
@@ -42,7 +43,7 @@ def fit_grid(
     """
     if block is not None:
         parts = np.ascontiguousarray(weights).reshape(len(weights), -1, block)  # (groups, rows · blocks, block)
-        return replace(fit_grid(parts, bits, symmetric, method, threads), block=block)
+        return replace(fit_grid(parts, bits, symmetric, method, threads, whole_span=whole_span), block=block)
     groups, rows, columns = weights.shape
     if shared:
         together = weights.reshape(groups, rows * columns)
@@ -62,6 +63,8 @@ def fit_grid(
     span = (high if symmetric else high - low)[:, None]  # (groups · rows, 1)
     candidates = [span / (2 ** (bits - 1) - 1 if symmetric else levels)]
     if method == "mse":
+        if symmetric and not whole_span:
+            candidates.clear()
         candidates.append(span * _SHRINK / (levels / 2 if symmetric else levels))
     scales = np.hstack(candidates).astype(np.float32)  # (groups · rows, candidates), descending
     scales = np.where(span > 0, np.maximum(scales, _SMALLEST), np.float32(1))

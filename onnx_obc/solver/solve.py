@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,60 +13,16 @@ from ..core.level import NM, Level, Sparsity
 from ..core.solution import Solution
 from .bound.bound import lower_bound
 from .exact.prune import cut_trace, prune_trace
-from .exact.quantize import quantize
-from .grid import GridMethod, fit_grid
 from .linalg.inverse import Damped, Precision, damp
 from .linalg.loss import layer_loss
 from .linalg.threads import Progress
+from .method import ROUNDING, Method
 from .ordered.ordered import prune_ordered, quantize_ordered
 from .ordered.refit import inner_product
 from .refine.codes import refine_codes
 from .refine.mask import refine_mask
+from .rounded import grid_of, round_layer
 from .traces import Passes, Shared, pattern_of
-
-Refine: TypeAlias = Literal["none", "auto"] | int
-
-_WIDE = 1280  # columns; beyond, exchanging weights takes longer than pruning them
-_ROUNDING = 3e-5  # relative; what float32 may cost a predicted loss
-
-
-@dataclass(frozen=True)
-class Method:
-    """How layers are solved.
-
-    solver:    exact: the greedy of OBC. ordered: exact within blocks of columns only, for layers too large for that.
-    refine:    how long better solutions are looked for after the greedy, in sweeps; auto: where it pays.
-    grid:      how quantization grids are fitted, to the weights left by pruning. shared_scale: all rows of a group
-               have the same, which is not refined then.
-    precision: of the greedy; `auto` solves again in float64 where the loss predicted in float32 is off by more than
-               3e-5.
-    device:    "cpu", or a GPU that torch sees, "cuda:0"; it is for the exact greedy, the rest runs on the CPU.
-    threads:   of the CPU; None for all usable cores. The solution does not depend on it.
-    """
-
-    solver: Literal["exact", "ordered"] = "exact"
-    refine: Refine = "none"
-    grid: GridMethod = "mse"
-    shared_scale: bool = False
-    precision: Precision = "auto"
-    device: str = "cpu"
-    threads: int | None = None
-
-    def mask_sweeps(self, level: Level, columns: int) -> int:
-        """How many sweeps of `refine_mask` follow the pruning; 0 for none."""
-        if level.sparsity is None or self.solver == "ordered":  # a matrix for every row is what that one cannot afford
-            return 0
-        if self.refine == "auto":  # other patterns gain 1 to 3 %, for as long as the greedy took
-            return int(isinstance(level.sparsity, NM) and columns <= _WIDE)
-        return 0 if self.refine == "none" else self.refine
-
-    def code_sweeps(self, level: Level) -> int:
-        """How many sweeps of `refine_codes` follow the rounding; 0 for none."""
-        if level.bits is None or self.refine == "none" or self.shared_scale:  # it moves each row's scale
-            return 0
-        if self.refine == "auto":  # a sweep takes a multiple of the ordered solver's time
-            return 1 if self.solver == "ordered" else 8
-        return self.refine
 
 
 def solve(
@@ -105,14 +60,15 @@ def solve_levels(
         pruning = (2 + (mask_sweeps > 0)) * (level.sparsity is not None)
         passes = pruning + (level.bits is not None) + (code_sweeps > 0)
         counted = Passes(max(passes, 1), rows, progress, number * rows)
-        solution = Solution(Level(), weights, None, None, None, 0.0)
+        starts: tuple[Solution, ...] = (Solution(Level(), weights, None, None, None, 0.0),)
         if level.sparsity is not None:
             if level.sparsity not in shared.pruned:
                 shared.pruned[level.sparsity] = _prune(weights, damped, level.sparsity, method, shared, counted)
-            solution = shared.pruned[level.sparsity]
+            starts = shared.pruned[level.sparsity]
             counted.reach(pruning)
+        solution = starts[-1]
         if level.bits is not None:
-            solution = _quantize(solution, weights, damped, level, method, counted)
+            solution = _quantize(starts, weights, damped, level, method, counted)
             if code_sweeps:
                 solution = _refine_codes(solution, weights, damped, code_sweeps, method.threads, counted)
         counted.reach(max(passes, 1))
@@ -128,7 +84,7 @@ def _trusted(
     found = step(method.precision)
     if method.precision == "auto":
         measured = layer_loss(weights, found.weights, damped.hessian)
-        if abs(found.loss - measured) > _ROUNDING * measured:
+        if abs(found.loss - measured) > ROUNDING * measured:
             counted.finished = begun
             return step("float64")
     return found
@@ -141,8 +97,11 @@ def _prune(
     method: Method,
     shared: Shared,
     counted: Passes,
-) -> Solution:
-    """The layer pruned, and its mask refined, from a trace in `shared` if it has one; a new one is added to it."""
+) -> tuple[Solution, ...]:
+    """The layer pruned, and behind that with its mask refined, if it is to be.
+
+    From a trace in `shared` if it has one; a new one is added to it.
+    """
     level = Level(sparsity)
 
     def step(precision: Precision) -> Solution:
@@ -161,25 +120,36 @@ def _prune(
 
     solution = _trusted(step, weights, damped, method, counted)
     sweeps = method.mask_sweeps(level, weights.shape[2])
-    return _refine_mask(solution, weights, damped, sweeps, method.threads, counted) if sweeps else solution
+    if not sweeps:
+        return (solution,)
+    return solution, _refine_mask(solution, weights, damped, sweeps, method.threads, counted)
 
 
 def _quantize(
+    starts: Sequence[Solution], weights: Float32, damped: Damped, level: Level, method: Method, counted: Passes
+) -> Solution:
+    """Rounded from each start on each grid, of every row the best: a refined mask is never for the worse."""
+    if method.solver == "ordered":
+        return _quantize_ordered(starts[-1], weights, damped, level, method, counted)
+    each = [
+        round_layer(start, weights, damped, level, method, counted if start is starts[-1] else None) for start in starts
+    ]
+    best = each[0] if len(each) == 1 else each[0].or_better(each[1], method.shared_scale)
+    greedy = None if len(each) == 1 else float(each[0].losses.sum())
+    found = best.grid.dequantize(best.codes)
+    return Solution(level, found, best.codes, best.grid, best.mask, float(best.losses.sum()), greedy)
+
+
+def _quantize_ordered(
     pruned: Solution, weights: Float32, damped: Damped, level: Level, method: Method, counted: Passes
 ) -> Solution:
-    assert level.bits is not None
-    start, mask = pruned.weights, pruned.mask
-    grid = fit_grid(start, level.bits, level.symmetric, method.grid, method.threads, method.shared_scale, level.block)
+    start, mask, grid = pruned.weights, pruned.mask, grid_of(pruned.weights, level, method)
 
     def step(precision: Precision) -> Solution:
-        if method.solver == "ordered":
-            codes, loss = quantize_ordered(start, damped, grid, mask, method.threads, precision, counted)
-            if mask is not None:  # the kept weights are not quite their optimum, so the two losses do not just add up
-                loss += inner_product(weights - start, start - grid.dequantize(codes), damped, method.threads)
-        else:
-            codes, loss = quantize(start, damped, grid, mask, method.threads, precision, counted, method.device)
-        greedy = None if pruned.loss_greedy is None else pruned.loss_greedy + loss
-        return Solution(level, grid.dequantize(codes), codes, grid, mask, pruned.loss + loss, greedy)
+        codes, loss = quantize_ordered(start, damped, grid, mask, method.threads, precision, counted)
+        if mask is not None:  # the kept weights are not quite their optimum, so the two losses do not just add up
+            loss += inner_product(weights - start, start - grid.dequantize(codes), damped, method.threads)
+        return Solution(level, grid.dequantize(codes), codes, grid, mask, pruned.loss + loss)
 
     return _trusted(step, weights, damped, method, counted)
 

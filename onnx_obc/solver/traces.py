@@ -1,4 +1,4 @@
-"""What the levels of one layer share while they are solved one after the other, and how their progress adds up."""
+"""Caches that the levels of one layer share, and the sum of their progress."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ class Shared:
     """What earlier levels leave to later ones.
 
     traces: of the greedy, by `pattern_of` and precision; 12 bytes · groups · rows · columns each.
-    pruned: solutions with float weights, their masks refined; 5 bytes · groups · rows · columns each.
+    pruned: solutions with float weights: the greedy's, and behind it the refined one, if masks are refined; 5 bytes ·
+    groups · rows · columns each.
     """
 
     traces: dict[tuple[object, Precision], Trace] = field(default_factory=dict)
-    pruned: dict[Sparsity, Solution] = field(default_factory=dict)
+    pruned: dict[Sparsity, tuple[Solution, ...]] = field(default_factory=dict)
 
     def forget(self, later: Sequence[Level]) -> None:
         """Keep only what one of the later levels will ask for."""
         wanted = {level.sparsity for level in later if level.sparsity is not None}
-        self.pruned = {sparsity: solution for sparsity, solution in self.pruned.items() if sparsity in wanted}
+        self.pruned = {sparsity: solutions for sparsity, solutions in self.pruned.items() if sparsity in wanted}
         patterns = {pattern_of(sparsity) for sparsity in wanted - self.pruned.keys()}
         self.traces = {key: trace for key, trace in self.traces.items() if key[0] in patterns}
 

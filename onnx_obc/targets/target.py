@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Feed
 from ..core.level import Choice
+from ..core.solution import Solution
 from ..graph.layers import Layer
 from ..graph.write import Activation
 from .engine import Engine
@@ -31,7 +32,10 @@ class Target:
     prepare(model, layers, choice of each layer by name): rewrites the model, in place, to an equal form that the
     runtime takes better. Layers without a choice stay float.
     place_qdq(model, layers, choices) → what to quantize in a model that was prepared.
+    fit_to_biases(layer, its solution) → the solution on scales that the biases in the written model fit, where an
+    engine rounds those to the scales.
     check(model) → the rules that any ONNX file, whoever wrote it, breaks, as far as the graph alone shows them.
+    copied(layer, choice) → whether each node that shares a weight needs a copy of its own.
     weight_forms: the forms that integer weights are written in, and what rewrites a copy of a finished Q/DQ model to
     that form; None: it has that form already.
     zero_points(activation bits) → whether rows of weights below 8 bits have zero points unless the user says otherwise.
@@ -48,8 +52,10 @@ class Target:
     activation_bits: Callable[[Layer, Choice], tuple[int | None, str | None]]
     prepare: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], None]
     place_qdq: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], list[Activation]]
+    fit_to_biases: Callable[[Layer, Solution], Solution]
     check: Callable[[ir.Model], list[Finding]]
     unprofitable: Callable[[Layer, Choice], str | None] = lambda layer, choice: None
+    copied: Callable[[Layer, Choice], bool] = lambda layer, choice: False
     weight_forms: Mapping[WeightForm, Lowering | None] = field(default_factory=lambda: {"dq": None})
     zero_points: Callable[[int | None], bool] = lambda activation_bits: False
     signed_activations: bool = False

@@ -17,11 +17,13 @@ from onnx_obc.calibration import capture as capturing
 from onnx_obc.calibration.capture import MAPPED, Chunk, capture, plan_chunks, probe
 from onnx_obc.calibration.data import open_samples
 from onnx_obc.calibration.hessian import held_bytes
-from onnx_obc.calibration.samples import Batch, DataOptions, Samples
+from onnx_obc.calibration.options import DataOptions
+from onnx_obc.calibration.samples import Batch, Samples
 from onnx_obc.calibration.unfold import pick_positions
 from onnx_obc.core.errors import CalibrationError
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.graph.model import InputSpec
+from onnx_obc.runtime.session import Execution
 
 node = helper.make_node
 
@@ -123,7 +125,7 @@ def test_batch_size_changes_nothing(all_positions: bool) -> None:
             samples(X, batch),
             all_positions=all_positions,
             positions_per_column=5,
-            threads=1,
+            execution=Execution(threads=1),
         )
         for batch in (1, 7, 32)
     ]
@@ -164,7 +166,7 @@ def test_chunks_give_the_same_as_one_run() -> None:
     data = samples(X, 16)
     names = ["a", "c", "f"]
     taps = [use.tap.value for layer in layers for use in layer.uses]
-    shapes = probe(model, [*names, *taps], data, "cpu", 1)
+    shapes = probe(model, [*names, *taps], data, Execution("cpu", 1))
     assert shapes["x"] == (1, 3, 8, 8)
     (whole,) = plan_chunks(layers, names, shapes, data, 1e9)
     assert (whole.layers, whole.ranges) == (tuple(layers), tuple(names))
@@ -186,7 +188,7 @@ def test_large_hessians_are_mapped_and_the_same() -> None:
     model = ir.from_proto(network())
     layers, _ = find_layers(model)
     data = samples(X, 16)
-    shapes = probe(model, [use.tap.value for layer in layers for use in layer.uses], data, "cpu", 1)
+    shapes = probe(model, [use.tap.value for layer in layers for use in layer.uses], data, Execution("cpu", 1))
     first, *others = [use.tap for layer in layers for use in layer.uses]
     size = held_bytes(1, 27)
     assert size > 8 * 27**2
@@ -220,7 +222,13 @@ def test_threads_change_nothing(all_positions: bool) -> None:
     model = ir.from_proto(wide_network())
     with threadpool_limits(1, "blas"):
         one, three = (
-            capture(model, everything(model, ("b",)), samples(X, 8), all_positions=all_positions, threads=threads)
+            capture(
+                model,
+                everything(model, ("b",)),
+                samples(X, 8),
+                all_positions=all_positions,
+                execution=Execution(threads=threads),
+            )
             for threads in (1, 3)
         )
     for tap, hessian in one.hessians.items():
@@ -237,7 +245,9 @@ def test_threads_of_its_own_change_not_a_bit(all_positions: bool, monkeypatch: p
         for workers in (1, 2, 5):
             monkeypatch.setattr(capturing, "ThreadPoolExecutor", lambda _, name, n=workers: ThreadPoolExecutor(n, name))
             results.append(
-                capture(model, everything(model), samples(X, 8), all_positions=all_positions, threads=1).hessians
+                capture(
+                    model, everything(model), samples(X, 8), all_positions=all_positions, execution=Execution(threads=1)
+                ).hessians
             )
     for other in results[1:]:
         for tap, hessian in results[0].items():
@@ -267,7 +277,7 @@ def test_a_chunk_stays_under_its_memory() -> None:
     model = ir.from_proto(network())
     layers, _ = find_layers(model)
     data = samples(X, 16)
-    shapes = probe(model, [use.tap.value for layer in layers for use in layer.uses], data, "cpu", 1)
+    shapes = probe(model, [use.tap.value for layer in layers for use in layer.uses], data, Execution("cpu", 1))
     memory = 60_000
     for chunk in plan_chunks(layers, [], shapes, data, memory):
         taps = {use.tap for layer in chunk.layers for use in layer.uses}
@@ -392,7 +402,7 @@ def test_values_of_size_zero() -> None:
 
 def test_nothing_to_capture() -> None:
     model = ir.from_proto(network())
-    assert probe(model, [], samples(X, 4), "cpu", 1) == {}
+    assert probe(model, [], samples(X, 4), Execution("cpu", 1)) == {}
 
 
 def test_sequences_of_any_length() -> None:

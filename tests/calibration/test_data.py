@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnx_obc.calibration.data import open_samples
+from onnx_obc.calibration.options import DataOptions
 from onnx_obc.calibration.readers.feeds import spread
-from onnx_obc.calibration.samples import DataOptions
 from onnx_obc.core.errors import CalibrationError
 from onnx_obc.graph.model import InputSpec
 

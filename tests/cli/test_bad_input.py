@@ -191,7 +191,7 @@ OPTIONS: dict[str, str] = {
     "--sparsity 3:2": "sparsity '3:2' must keep some of the weights, and not all of them; write e.g. 2:4",
     "--sparsity block4": "sparsity 'block4' is not known; write 2:4",
     "--sparsity 1.5": "the pruned fraction must lie between 0 and 1; write e.g. 0.6",
-    "--sparsity 2:3": "no layer can be compressed (2:3: the number of columns = 4 is not a multiple of 3)",
+    "--sparsity 2:3": "no layer can take the sparsity (2:3: the number of columns = 4 is not a multiple of 3)",
     "--weights int9": 'Invalid value "int9" for --weights. Choose from: "float", "int8"',
     "--weights float": "no layer can be compressed (float, as the recipe says); choose another level",
     "--skip *": "no layer can be compressed (skipped, as the recipe says)",
@@ -237,7 +237,7 @@ def test_options(options: str, folder: Path, capsys: pytest.CaptureFixture[str])
 def test_a_report_without_a_place_is_refused_before_the_work(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnx_obc.cli.main.compress", lambda *args, **more: pytest.fail("the work has begun"))
+    monkeypatch.setattr("onnx_obc.pipeline.compress.compress", lambda *args, **more: pytest.fail("the work has begun"))
     assert "none/r.json" in refuse(capsys, "--report", "none/r.json")
     assert "is a folder" in refuse(capsys, "--report", ".")
 
@@ -342,14 +342,14 @@ def test_ctrl_c_leaves_nothing(when: str, folder: Path) -> None:
     assert listing(folder) == before
 
 
-@pytest.mark.parametrize(("when", "written"), [("write_json", "out.onnx"), ("show", "out.onnx, r.json")])
+@pytest.mark.parametrize(("when", "written"), [("as_json.write_json", "out.onnx"), ("table.show", "out.onnx, r.json")])
 def test_ctrl_c_after_the_result_was_written(
     when: str, written: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"onnx_obc.cli.main.{when}", interrupted)
+    monkeypatch.setattr(f"onnx_obc.report.{when}", interrupted)
     Path("out.onnx").write_bytes(b"an older one")
     assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", "--report", "r.json") == 130
     assert capsys.readouterr() == ("", f"interrupted; written: {written}\n")

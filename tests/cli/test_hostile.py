@@ -159,7 +159,7 @@ def test_adaprune_without_torch_is_refused_before_the_work(
 ) -> None:
     there = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx2torch" else there(name))
-    monkeypatch.setattr("onnx_obc.pipeline.compress.solve_layers", lambda *args: pytest.fail("the work has begun"))
+    monkeypatch.setattr("onnx_obc.pipeline.compress.solve_plan", lambda *args: pytest.fail("the work has begun"))
     monkeypatch.setattr("onnx_obc.search.retarget.build", lambda *args, **more: pytest.fail("the work has begun"))
     message = refuse(capsys, "--global-adaprune", 1, *budget)
     assert "global AdaPrune needs onnx2torch, not installed; install onnx-obc[adaprune], or leave it out" in message

@@ -18,7 +18,7 @@ from written import rounded
 from onnx_obc.core.errors import ModelError
 from onnx_obc.core.level import Level, Unstructured, parse_level
 from onnx_obc.core.solution import Solution
-from onnx_obc.correction.global_adaprune import AdaPruned, adaprune
+from onnx_obc.correction.global_adaprune import AdaPruned, Training, adaprune
 from onnx_obc.graph.fold import fold, remove_unused
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.model import read_model
@@ -93,7 +93,7 @@ def test_outputs_come_back(level: str, tmp_path: Path) -> None:
     before = {x.name: pruned(x, parsed) if parsed.sparsity else rounded(x, parsed) for x in layers}
     assert accuracy(before, {}, tmp_path / "before.onnx") < worst
     calls: list[int] = []
-    found = adaprune(model, layers, before, feeds(), EPOCHS, progress=calls.append)
+    found = adaprune(model, layers, before, feeds(), Training(EPOCHS), progress=calls.append)
     check(before, found)
     assert len(found.losses) == EPOCHS + 1 and calls == [1] * EPOCHS
     assert min(found.losses) * factor < found.losses[0]
@@ -104,7 +104,7 @@ def test_the_objective_is_that_of_the_models_in_onnxruntime() -> None:
     model, layers = dense()
     before = {x.name: pruned(x, Level(Unstructured(0.6))) for x in layers[:3]}
     data = feeds(64)
-    found = adaprune(model, layers, before, data, 1)
+    found = adaprune(model, layers, before, data, Training(1))
     names = [str(layer.uses[0].node.outputs[0].name) for layer in layers]
     wanted = [open_session(model, names, device="cpu").run(dict(feed)) for feed in data]
     for solutions, biases, loss in ((before, {}, found.losses[0]), (found.solutions, found.biases, found.losses[1])):
@@ -129,7 +129,7 @@ def test_the_objective_is_that_of_the_models_in_onnxruntime() -> None:
 def test_the_same_seed_gives_the_same_result_and_another_does_not() -> None:
     model, layers = dense()
     before = {x.name: pruned(x, Level(Unstructured(0.6))) for x in layers}
-    one, same, other = (adaprune(model, layers, before, feeds(64, 8), 1, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (adaprune(model, layers, before, feeds(64, 8), Training(1, seed)) for seed in (1, 1, 2))
     assert one.losses == same.losses and one.losses != other.losses
     for name in before:
         assert np.array_equal(one.solutions[name].weights, same.solutions[name].weights)
@@ -139,10 +139,10 @@ def test_the_same_seed_gives_the_same_result_and_another_does_not() -> None:
 def test_layers_without_a_solution_stay_with_their_biases() -> None:
     model, layers = dense()
     before = {x.name: pruned(x, Level(Unstructured(0.6))) for x in layers[2:4]}
-    found = adaprune(model, layers, before, feeds(64), 1)
+    found = adaprune(model, layers, before, feeds(64), Training(1))
     assert list(found.solutions) == [x.name for x in layers[2:4]]
     assert set(found.biases) == {str(x.uses[0].node.inputs[2].name) for x in layers[2:4]}
-    nothing = adaprune(model, layers, {}, feeds(64), 1)
+    nothing = adaprune(model, layers, {}, feeds(64), Training(1))
     assert nothing == AdaPruned({}, {}, (0.0,))
 
 
@@ -154,14 +154,17 @@ def test_a_bias_shared_with_a_layer_without_a_solution_stays() -> None:
     layers, _ = find_layers(model)
     data = [{"x": random(8, 7, seed=seed)} for seed in range(4)]
     before = {x.name: pruned(x, Level(Unstructured(0.5))) for x in layers}
-    both, one = adaprune(model, layers, before, data, 1), adaprune(model, layers, {"one": before["one"]}, data, 1)
+    both, one = (
+        adaprune(model, layers, before, data, Training(1)),
+        adaprune(model, layers, {"one": before["one"]}, data, Training(1)),
+    )
     assert set(both.biases) == {"b"} and not one.biases
 
 
 def test_what_makes_it_worse_is_not_returned() -> None:
     model, layers = dense()
     before = {x.name: rounded(x, parse_level("int8")) for x in layers}
-    found = adaprune(model, layers, before, feeds(64), 2, learning_rate=100.0)
+    found = adaprune(model, layers, before, feeds(64), Training(2, learning_rate=100.0))
     assert found.losses[1] > found.losses[0]
     check(before, found)
     if min(found.losses) == found.losses[0]:
@@ -174,7 +177,7 @@ def test_what_makes_it_worse_is_not_returned() -> None:
 def test_codes_stay_in_the_range_of_an_asymmetric_grid() -> None:
     model, layers = dense()
     before = {x.name: rounded(x, parse_level("int2-asym")) for x in layers}
-    found = adaprune(model, layers, before, feeds(64), 1, learning_rate=0.3)
+    found = adaprune(model, layers, before, feeds(64), Training(1, learning_rate=0.3))
     check(before, found)
 
 
@@ -184,10 +187,10 @@ def test_a_row_of_zeros_can_be_trained_where_it_was_kept() -> None:
     weights = layer.matrix()
     weights[:, 0] = 0
     kept, none = Solution(Level(), weights, None, None, None, 0.0), np.zeros(weights.shape, np.bool_)
-    found = adaprune(model, layers, {layer.name: kept}, feeds(64), 1)
+    found = adaprune(model, layers, {layer.name: kept}, feeds(64), Training(1))
     assert found.solutions[layer.name].weights[:, 0].any() and found.losses[1] < found.losses[0]
     gone = replace(kept, weights=np.zeros_like(weights), mask=none)
-    assert not adaprune(model, layers, {layer.name: gone}, feeds(64), 1).solutions[layer.name].weights.any()
+    assert not adaprune(model, layers, {layer.name: gone}, feeds(64), Training(1)).solutions[layer.name].weights.any()
 
 
 def test_values_that_are_not_finite_are_an_error() -> None:
@@ -197,7 +200,7 @@ def test_values_that_are_not_finite_are_an_error() -> None:
     weights[0, 0, 0] = np.inf
     broken = {layer.name: Solution(Level(), weights, None, None, None, 0.0)}
     with pytest.raises(ModelError, match="NaN or infinite"):
-        adaprune(model, layers, broken, feeds(64), 1)
+        adaprune(model, layers, broken, feeds(64), Training(1))
 
 
 def test_importing_it_does_not_load_torch() -> None:

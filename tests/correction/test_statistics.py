@@ -16,21 +16,22 @@ from small_graphs import Array, build, random
 from written import rounded
 
 from onnx_obc import Recipe, compress
-from onnx_obc.calibration.samples import Batch, DataOptions, Samples
+from onnx_obc.calibration.options import DataOptions
+from onnx_obc.calibration.samples import Batch, Samples
 from onnx_obc.core.level import FLOAT, Level, parse_level
 from onnx_obc.core.solution import Solution
 from onnx_obc.correction.sites import Kind, Site, find_sites
-from onnx_obc.correction.statistics import correct, scaled
+from onnx_obc.correction.statistics import WrittenLayer, correct, scaled
 from onnx_obc.graph.fold import fold, remove_unused
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.model import read_model
 from onnx_obc.graph.opset import raise_opset
 from onnx_obc.graph.write import Activation, Writer, WrittenWeight
 from onnx_obc.pipeline.layer import Solved
-from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.verify import check_weights
 from onnx_obc.runtime.judge import Judge
-from onnx_obc.runtime.session import open_session
+from onnx_obc.runtime.session import Execution, open_session
 
 node = helper.make_node
 NEAR = 1e-4
@@ -59,9 +60,13 @@ class Case:
 
     def correct(self, feeds: Sequence[dict[str, Array]], kinds: Sequence[Kind] = ("batchnorm", "norm", "bias")) -> None:
         sites = [site for site in self.sites if site.kind in kinds]
-        self.found, self.corrected = correct(
-            self.dense, self.written, sites, self.solutions, self.weights, self.layers, feeds, device="cpu", threads=1
-        )
+        layers = {
+            x.name: WrittenLayer(x, self.solutions[x.name], self.weights[x.name])
+            for x in self.layers
+            if x.name in self.solutions
+        }
+        execution = Execution("cpu", 1)
+        self.found, self.corrected = correct(self.dense, self.written, sites, layers, feeds, execution=execution)
 
     def check(self, path: Path) -> None:
         """The file holds the returned solutions bit for bit, and the integers that it held before."""
@@ -372,7 +377,7 @@ def test_scaled_solutions_are_what_their_codes_stand_for(level: str) -> None:
 def test_the_outputs_of_the_small_classifier_come_closer(kinds: Sequence[Kind], tmp_path: Path) -> None:
     source = read_model(MODEL)
     norms = {str(n.outputs[0].name) for n in source.graph if n.op_type == "BatchNormalization"}
-    plan = make_plan(source, Recipe(weights="int3", activations="none"))
+    plan = make_plan(prepare(source), Recipe(weights="int3", activations="none"))
     layers = list(plan.layers)
     dense, sites = plan.model.clone(), find_sites(plan.model, layers, norms)
     solutions = {layer.name: rounded(layer, plan.choices[layer.name].level) for layer in layers}
@@ -383,7 +388,7 @@ def test_the_outputs_of_the_small_classifier_come_closer(kinds: Sequence[Kind], 
     images = np.load(CALIBRATION)["image"]
     feeds = [{"image": images[start : start + 64]} for start in range(0, 256, 64)]
     samples = Samples(len(images) - 256, "images", lambda a, b: iter([Batch({"image": images[256:][a:b]}, a, b - a)]))
-    judge = Judge(dense, list(samples.feeds()), "cpu", 1)
+    judge = Judge(dense, list(samples.feeds()), Execution("cpu", 1))
     before = judge.loss(found.written)
     found.correct(feeds, kinds)
     assert judge.loss(found.written) < 0.8 * before

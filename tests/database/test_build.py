@@ -18,7 +18,8 @@ from digits import build as graph
 
 from onnx_obc import DatabaseError, DataOptions, Recipe, RecipeError, Rule, build, open_database, parse_budget, retarget
 from onnx_obc.core.level import parse_choice
-from onnx_obc.database.files import SCHEMA
+from onnx_obc.database.files import SCHEMA, read_arrays
+from onnx_obc.solver.linalg.damping import CANDIDATES
 
 FEW = DataOptions(samples=64)
 LEVELS = "8w8a,2:4+8w8a,sparse-0.50,sparse-0.80"
@@ -85,6 +86,21 @@ def test_other_options_or_data_make_it_anew(copy: Path) -> None:
     assert not list(copy.glob("layers/*/sparse-0.80*"))
     built = build(MODEL, CALIBRATION, "sparse-0.50", copy, Recipe(damp=0.02), data=DataOptions(samples=32))
     assert (built.solved, built.reused, built.captured) == (20, 0, True)
+
+
+def test_the_damping_is_chosen_with_the_hessian_unless_it_is_given(whole: Path, copy: Path) -> None:
+    def dampings(folder: Path) -> dict[str, float | None]:
+        return {file.name: read_arrays(file)[1]["damping"] for file in folder.glob("hessians/*")}
+
+    chosen, database = dampings(whole), open_database(whole)
+    assert set(chosen.values()) <= set(CANDIDATES) and len(set(chosen.values())) > 1
+    for layer in database.layers:
+        report = database.solved(layer, parse_choice("sparse-0.80")).report
+        assert report.damping == chosen[f"{database.entries[layer.name].hessian}.safetensors"]
+        assert not any(note.startswith(("damping raised", "no samples")) for note in report.notes)
+    built = build(MODEL, CALIBRATION, "sparse-0.80", copy, Recipe(damp=0.02), data=FEW)
+    assert built.captured and set(dampings(copy).values()) == {None}
+    assert open_database(copy).solved(database.layers[0], parse_choice("sparse-0.80")).report.damping == 0.02
 
 
 KILLED = """

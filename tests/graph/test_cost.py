@@ -67,6 +67,21 @@ def test_unknown_shapes() -> None:
     assert cost == Cost(12, None)
 
 
+@pytest.mark.parametrize(
+    ("x", "samples", "expected"), [((1, 5, 4), 1, 5), ((6, 5, 4), 6, 5), ((12, 5, 4), 6, 10), ((5, 1, 4), 1, 5)]
+)
+def test_shapes_of_a_run(x: tuple[int, ...], samples: int, expected: int) -> None:
+    """Parts of a sample along axis 0, such as the windows of an image, count; samples do not."""
+    graph = build([node("MatMul", ["x", "w"], ["y"])], {"x": ("N", "T", 4)}, {"y": None}, {"w": random(4, 3)})
+    model = ir.from_proto(graph)
+    layers, _ = find_layers(model)
+    (cost,) = layer_costs(model, layers, {"x": x, "y": (*x[:2], 3)}, samples).values()
+    assert cost == Cost(12, 2 * expected * 4 * 3)
+    conv = ir.from_proto(build([node("Conv", ["x", "w"], ["y"])], {"x": None}, {"y": None}, {"w": random(6, 2, 1, 1)}))
+    (cost,) = layer_costs(conv, find_layers(conv)[0], {"x": (8, 2, 3, 3), "y": (8, 6, 3, 3)}, 2).values()
+    assert cost.flops == 4 * 2 * (6 * 3 * 3) * 2
+
+
 def test_the_model_stays_as_it_is() -> None:
     model = ir.from_proto(build([node("MatMul", ["x", "w"], ["y"])], {"x": (1, 4)}, {"y": None}, {"w": random(4, 3)}))
     before = ir.to_proto(model).SerializeToString(deterministic=True)

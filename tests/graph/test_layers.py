@@ -170,10 +170,11 @@ def test_matmul_columns(left: bool, x_shape: tuple[int, ...], w_shape: tuple[int
     assert use.index == (0 if left else 1)
     contraction = use.tap.unfold
     assert isinstance(contraction, Contraction)
-    assert x.shape[contraction.axis] == layer.columns == layer.channels
+    axis = contraction.along(x.ndim)
+    assert x.shape[axis] == layer.columns == layer.channels
     assert contraction.batch == w_shape[:-2]
     assert layer.groups == int(np.prod(contraction.batch))
-    vectors = np.moveaxis(x, contraction.axis, -1)  # (…, columns)
+    vectors = np.moveaxis(x, axis, -1)  # (…, columns)
     if vectors.ndim == 1:
         vectors = vectors[None]
     matrix = layer.matrix().reshape(*contraction.batch, layer.rows, layer.columns)
@@ -346,6 +347,23 @@ def test_other_float_types(dtype: str) -> None:
     )
     (left,) = left_of(model)
     assert left.reason == f"weights are {dtype}; export the model in float32"
+
+
+@pytest.mark.parametrize("group", [0, -1])
+def test_no_groups(group: int) -> None:
+    weights = {"w": random(4, 3, 3, 3)}
+    model = build([node("Conv", ["x", "w"], ["y"], group=group)], {"x": (1, 3, 8, 8)}, {"y": None}, weights)
+    layers, (left,) = find_layers(ir.from_proto(model))
+    assert not layers
+    assert f"{group} groups" in left.reason
+
+
+def test_a_reshape_to_another_size() -> None:
+    weights = {"w": random(50), "s": np.array([11, 5])}
+    nodes = [node("Reshape", ["w", "s"], ["v"]), node("MatMul", ["x", "v"], ["y"])]
+    layers, (left,) = find_layers(ir.from_proto(build(nodes, {"x": (2, 11)}, {"y": None}, weights)))
+    assert not layers
+    assert "Reshape" in left.reason
 
 
 def test_integer_and_empty_weights() -> None:

@@ -76,6 +76,56 @@ def test_the_long_name_of_the_onnx_domain() -> None:
     assert dict(read_model(proto).opset_imports) == {"": 17}
 
 
+@pytest.mark.parametrize("imported", ["", "ai.onnx"])
+def test_the_long_name_of_the_onnx_domain_in_nodes(imported: str, tmp_path: Path) -> None:
+    proto = product()
+    proto.opset_import[0].domain = imported
+    for entry in proto.graph.node:
+        entry.domain = "ai.onnx"
+    onnx.save(proto, tmp_path / "m.onnx")
+    for model in (read_model(proto), read_model(tmp_path / "m.onnx"), read_model(ir.from_proto(proto))):
+        assert {entry.domain for entry in model.graph} == {""}
+        assert dict(model.opset_imports) == {"": 17}
+
+
+def test_sizes_of_minus_one_are_free() -> None:
+    proto = product()
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    model = read_model(proto)
+    assert input_specs(model)[0].shape == (None, 64)
+    assert -1 not in [size for value in model.graph.outputs for size in value.shape or ()]
+
+
+def test_graphs_out_of_order_and_cyclic() -> None:
+    proto = product()
+    nodes = [helper.make_node("Relu", ["b"], ["y"]), helper.make_node("MatMul", ["x", "w"], ["b"])]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    refused(proto, "topologically sorted", "'b'")
+    proto.graph.node[1].input[0] = "y"
+    refused(proto, "topologically sorted", "'b'")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    proto = product()
+    proto.graph.node[0].name = "name-of-node"
+    data = proto.SerializeToString().replace(b"name-of-node", b"name-\xff\xfe-node")
+    (tmp_path / "m.onnx").write_bytes(data)
+    refused(tmp_path / "m.onnx", "not UTF-8")
+
+
+@pytest.mark.parametrize("location", ["a\0b", "a" * 5000])
+def test_weights_in_files_that_cannot_be(location: str, outside: Path) -> None:
+    proto = onnx.load(outside, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    outside.write_bytes(proto.SerializeToString())
+    refused(outside, "no file can have the name")
+
+
 def test_no_such_file(tmp_path: Path) -> None:
     refused(tmp_path / "none.onnx", "none.onnx does not exist")
     refused(tmp_path, "is a folder")

@@ -211,3 +211,21 @@ def test_real_network(target: int, shared: Path) -> None:
     raised = raise_opset(model, target)
     assert [n.name for n in raised.graph if n.op_type == "Conv"] == [n.name for n in model.graph if n.op_type == "Conv"]
     assert_same(run(raised, {"input": x}), run(model, {"input": x}), 1e-6)
+
+
+@pytest.mark.parametrize(("op_type", "same"), [("Relu", True), ("Dropout", False)])
+def test_functions_of_another_opset(op_type: str, same: bool) -> None:
+    inner = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node(op_type, ["m"], ["y"])]
+    function = helper.make_function("local", "dense", ["x", "w"], ["y"], inner, [helper.make_opsetid("", 12)])
+    if same:
+        function.opset_import[0].version = 16
+    calls = [helper.make_node("dense", ["x", "w"], ["h"], domain="local"), helper.make_node("Tanh", ["h"], ["y"])]
+    model = build(calls, {"x": (2, 4)}, {"y": (2, 3)}, {"w": random(4, 3)}, imports=[helper.make_opsetid("local", 1)])
+    model.functions.append(function)
+    if same:
+        raised = raise_opset(ir.from_proto(model), 21)
+        assert [node.op_type for node in raised.graph] == ["MatMul", op_type, "Tanh"]
+        assert_same(run(raised, {"x": random(2, 4)}), run(model, {"x": random(2, 4)}))
+    else:
+        with pytest.raises(ModelError, match="function dense has"):
+            raise_opset(ir.from_proto(model), 21)

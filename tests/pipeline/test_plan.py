@@ -6,17 +6,17 @@ import numpy as np
 import onnx
 import pytest
 from digits import MODEL, build, small, text_like
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_obc import Recipe, RecipeError
 from onnx_obc.core.level import NM, Choice, Level
 from onnx_obc.graph.model import read_model
-from onnx_obc.pipeline.plan import Plan, make_plan
+from onnx_obc.pipeline.plan import Plan, make_plan, prepare
 from onnx_obc.pipeline.recipe import Rule
 
 
 def plan(model: onnx.ModelProto, recipe: Recipe) -> Plan:
-    return make_plan(read_model(model), recipe)
+    return make_plan(prepare(read_model(model)), recipe)
 
 
 def test_a_plan_names_what_every_layer_becomes() -> None:
@@ -53,7 +53,7 @@ def test_the_opset_is_raised_only_as_far_as_needed(recipe: Recipe, opset: int) -
 def test_the_source_stays_as_it_is() -> None:
     model = read_model(MODEL)
     before = [node.op_type for node in model.graph]
-    make_plan(model, Recipe(weights="int4"))
+    make_plan(prepare(model), Recipe(weights="int4"))
     assert [node.op_type for node in model.graph] == before and "BatchNormalization" in before
     assert model.opset_imports[""] == 17
 
@@ -64,6 +64,31 @@ def test_what_the_target_refuses_is_left_out() -> None:
     assert [layer.name for layer in found.layers] == ["block/down"]
     assert [(x.name, x.op) for x in found.left_out] == [("block/up", "MatMul")]
     assert "int4" in found.left_out[0].reason
+
+
+def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> None:
+    model = read_model(MODEL)
+    found = make_plan(model, Recipe(sparsity="2:4", weights="int4"))
+    sparse = {name for name, choice in found.choices.items() if choice.level.sparsity is not None}
+    plain = {name: choice for name, choice in found.choices.items() if name not in sparse}
+    assert (len(sparse), len(plain), found.left_out) == (15, 5, ())
+    assert {str(choice) for choice in plain.values()} == {"4w8a-asym"}
+    assert {found.remarks[name] for name in plain} == {
+        "2:4: C/groups = 1 is not a multiple of 4: quantized without zeros"
+    }
+    assert not sparse & found.remarks.keys()
+    strict = make_plan(model, Recipe(sparsity="2:4", weights="int4", strict_pattern=True))
+    assert strict.choices.keys() == sparse
+    assert {entry.reason for entry in strict.left_out} == {"2:4: C/groups = 1 is not a multiple of 4"}
+    floats = make_plan(model, Recipe(sparsity="2:4", weights="float"))
+    assert floats.choices.keys() == sparse  # there is nothing else that they could become
+
+
+def test_a_profile_is_taken_as_it_is() -> None:
+    model, wanted = read_model(MODEL), Choice(Level(NM(2, 4), 8), 8)
+    names = make_plan(model, Recipe()).choices
+    found = make_plan(model, Recipe(), dict.fromkeys(names, wanted))
+    assert len(found.choices) == 15 and set(found.choices.values()) == {wanted}
 
 
 @pytest.mark.parametrize(
@@ -126,9 +151,37 @@ def test_tables_that_stay_float(
             plan(model, Recipe(embeddings=bits, layers=(Rule(match="*", skip=True),)))
 
 
-def test_patterns_that_match_nothing_are_noted() -> None:
-    found = plan(small(), Recipe(layers=(Rule(match="prodcut", skip=True),)))
-    assert found.notes == ("the recipe's pattern 'prodcut' matches no layer",)
+def test_rules_that_match_nothing_are_refused() -> None:
+    for rule in (Rule(match="prodcut", skip=True), Rule(match="*prodcut*", weights="int4")):
+        with pytest.raises(
+            RecipeError, match=r"a rule of the recipe: '\*?prodcut\*?' matches no layer; did you mean 'prod"
+        ):
+            plan(small(), Recipe(layers=(rule,)))
+    with pytest.raises(RecipeError, match="'x' matches no layer; see onnx-obc inspect for the names"):
+        plan(text_like(), Recipe(layers=(Rule(match="block/down", skip=True), Rule(match="x", skip=True))))
+
+
+def test_a_name_with_brackets_matches_itself() -> None:
+    model = text_like()
+    model.graph.node[1].name = name = "Net/Sequential[block]/Linear[0]"
+    found = plan(model, Recipe(layers=(Rule(match=name, skip=True),)))
+    assert list(found.choices) == ["block/down"]
+    assert (
+        Rule(match="[ab]").matches("a") and not Rule(match="[ab]").matches("c") and Rule(match="[ab]").matches("[ab]")
+    )
+
+
+def test_what_stays_float_anyway_may_be_skipped_by_name() -> None:
+    model = text_like()
+    extra = numpy_helper.from_array(np.ones((5, 5), np.float64), "double")
+    model.graph.initializer.append(extra)
+    model.graph.node.append(helper.make_node("MatMul", ["scores64", "double"], ["z"], name="left"))
+    model.graph.node.insert(-1, helper.make_node("Cast", ["scores"], ["scores64"], to=TensorProto.DOUBLE))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.DOUBLE, ["N", 5]))
+    assert "left" in [entry.name for entry in plan(model, Recipe()).left_out]
+    plan(model, Recipe(layers=(Rule(match="left", skip=True),)))
+    with pytest.raises(RecipeError, match="'left' matches no layer"):
+        plan(model, Recipe(layers=(Rule(match="left", weights="int4"),)))
 
 
 def test_remarks_say_why_an_input_stays_float() -> None:

@@ -47,7 +47,9 @@ def test_the_first_rule_that_matches_wins_and_fills_up_from_the_recipe() -> None
     assert level["a/conv3"].activation_bits is None
     assert level["Head"] == level["a/fc"]  # patterns mind the case
     assert level["a/fc"] is not None and level["a/fc"].level == Level(NM(2, 4), 4, symmetric=False)
-    assert recipe.unmatched(["head", "a/conv3"]) == ["*/conv[12]", "*/conv1"]
+    recipe.check_rules(["head", "a/conv1"])
+    with pytest.raises(RecipeError, match=r"'\*/conv\[12\]' matches no layer; did you mean 'a/conv3'\?"):
+        recipe.check_rules(["head", "a/conv3"])
 
 
 def test_activations_of_float_layers_stay_float() -> None:

@@ -13,6 +13,7 @@ from small_graphs import build, random
 from onnx_obc import build as build_database
 from onnx_obc import compress, open_database
 from onnx_obc.core.level import parse_choice
+from onnx_obc.core.progress import Feedback
 from onnx_obc.pipeline.recipe import make_recipe
 from onnx_obc.pipeline.schedule import Schedule, make_schedule
 from onnx_obc.solver.forecast import Machine
@@ -38,7 +39,7 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(**options: Any) -> tuple[Any, list[str]]:
     said: list[str] = []
     recipe = make_recipe({"weights": "int4", "activations": "none", "device": "cpu", **options})
-    result = compress(two_layers(), {"x": random(800, 300)}, recipe, say=said.append)
+    result = compress(two_layers(), {"x": random(800, 300)}, recipe, feedback=Feedback(say=said.append))
     return result.report, said
 
 

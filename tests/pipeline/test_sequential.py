@@ -13,7 +13,8 @@ from small_graphs import build, random
 
 from onnx_obc import DataOptions, Recipe, compress
 from onnx_obc.calibration.samples import Batch, Samples
-from onnx_obc.pipeline.plan import make_plan
+from onnx_obc.core.progress import Feedback
+from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.sequential import solve_sequentially
 from onnx_obc.solver import damp, layer_loss, solve
 
@@ -40,11 +41,11 @@ def two_products() -> ir.Model:
 
 
 def test_it_is_least_squares_for_the_new_inputs_and_then_the_exact_solver() -> None:
-    recipe = Recipe(weights="float", sparsity="0.5", all_positions=True, refine="none", device="cpu")
+    recipe = Recipe(weights="float", sparsity="0.5", all_positions=True, refine="none", damp=0.01, device="cpu")
     model = two_products()
-    plan = make_plan(model, recipe)
+    plan = make_plan(prepare(model), recipe)
     before = constants(plan.model)
-    found = solve_sequentially(plan, model, {}, samples(), recipe, lambda *_: None)
+    found = solve_sequentially(plan, prepare(model), {}, samples(), recipe, Feedback()).solved
     assert all(np.array_equal(array, before[name]) for name, array in constants(plan.model).items())
     first, second = plan.layers
     u = found["first"].solution.weights[0].astype(np.float64)  # (16, 6)
@@ -52,7 +53,7 @@ def test_it_is_least_squares_for_the_new_inputs_and_then_the_exact_solver() -> N
     seen = np.maximum(X @ u.T, 0)  # X̂ᵀ, (512, 16)
     goal = np.maximum(X @ first.matrix()[0].T, 0) @ w.T  # (WX)ᵀ, (512, 5)
     hessian = 2 / 512 * seen.T @ seen
-    damped = damp(hessian[None], recipe.damp)
+    damped = damp(hessian[None], 0.01)
     extra = damped.hessian[0] - hessian  # λ
     best = np.linalg.solve(hessian + extra, 2 / 512 * seen.T @ goal + extra @ w.T).T  # (5, 16), ridge around W
     expected = solve(best[None].astype(np.float32), damped, plan.choices["second"].level)
@@ -85,7 +86,7 @@ def test_the_first_layer_is_solved_as_ever() -> None:
 @pytest.mark.parametrize("kept", [True, False])
 def test_what_comes_closer_to_the_dense_model_is_kept(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
     losses = iter([0.2, 0.1] if kept else [0.1, 0.2])  # solved each for itself comes first
-    monkeypatch.setattr("onnx_obc.pipeline.finish.Judge.loss", lambda judge, model: next(losses))
+    monkeypatch.setattr("onnx_obc.pipeline.draft.Judge.loss", lambda judge, model: next(losses))
     recipe = Recipe(weights="int2", activations="none", device="cpu", correct=False)
     plain = compress(two_products(), samples(), recipe)
     ordered = compress(two_products(), samples(), recipe.model_copy(update={"sequential": True}))

@@ -17,14 +17,19 @@ from written import rounded
 from onnx_obc.calibration.samples import Batch, Samples
 from onnx_obc.core.errors import VerificationError
 from onnx_obc.core.level import Level, parse_level
+from onnx_obc.core.progress import Progress
 from onnx_obc.core.solution import Solution
 from onnx_obc.graph.fold import remove_unused
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.save import save_model
 from onnx_obc.graph.write import Writer, WrittenWeight
+from onnx_obc.pipeline.draft import Draft
 from onnx_obc.pipeline.layer import LayerReport, Solved
+from onnx_obc.pipeline.material import Material
+from onnx_obc.pipeline.plan import Plan
 from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.pipeline.verify import Verdict, broken_pattern, check_graph, check_losses, compare_outputs, verify
+from onnx_obc.runtime.session import Execution
 
 node = helper.make_node
 X = random(6, 8, 5, 5)
@@ -74,13 +79,12 @@ class File:
     written: list[WrittenWeight]
 
     def verify(self, **changes: Any) -> Verdict:
-        recipe = Recipe(device="cpu", threads=1)
-        given = {"solved": self.solved, "held_out": SAMPLES} | changes
         done: list[int] = []
-        progress: Callable[[str, int, int], None] = lambda stage, now, total: done.append(now)  # noqa: E731
-        verdict = verify(
-            self.path, ir.from_proto(dense()), written=self.written, recipe=recipe, progress=progress, **given
-        )
+        progress: Progress = lambda stage, now, total: done.append(now)  # noqa: E731
+        material = Material("", ir.from_proto(dense()), SAMPLES, changes.get("held_out", SAMPLES), {}, ())
+        plan = Plan(material.dense, (), {}, (), (), ())
+        draft = Draft(plan, changes.get("solved", self.solved), self.written, (), {}, ())
+        verdict = verify(self.path, material, draft, Recipe(device="cpu", threads=1), progress)
         assert not verdict.outputs or sum(done) == 6
         return verdict
 
@@ -353,7 +357,7 @@ def test_outputs_that_are_no_numbers(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     x = random(4, 4)
     samples = Samples(4, "", lambda a, b: iter([Batch({"x": x[a:b]}, a, b - a)]))
-    matches, _, check = compare_outputs(ir.from_proto(proto), tmp_path / "m.onnx", samples, "cpu", 1)
+    matches, _, check = compare_outputs(ir.from_proto(proto), tmp_path / "m.onnx", samples, Execution("cpu", 1))
     assert [match.name for match in matches] == ["y"]
     assert check.passed
     assert "not compared: s" in check.detail
@@ -397,7 +401,7 @@ def test_noise_and_agreement_over_all_batches(tmp_path: Path) -> None:
     scores = [node("MatMul", ["x", "w"], ["y"])]
     rough = [node("Round", ["x"], ["r"]), node("MatMul", ["r", "w"], ["y"])]
     model, path = two_models(scores, rough, tmp_path)
-    (match,), _, check = compare_outputs(model, path, samples, "cpu", 1)
+    (match,), _, check = compare_outputs(model, path, samples, Execution("cpu", 1))
     assert check.passed
     y, z = (v.astype(np.float64) @ random(4, 3) for v in (x, np.rint(x)))
     assert match.sqnr_db == pytest.approx(10 * np.log10((y**2).sum() / ((y - z) ** 2).sum()), rel=1e-5)
@@ -410,7 +414,7 @@ def test_what_is_no_class_score_has_no_agreement(tmp_path: Path) -> None:
     model, path = two_models(nodes, nodes, tmp_path)
     x = random(4, 4)
     samples = Samples(4, "", lambda a, b: iter([Batch({"x": x[a:b]}, a, b - a)]))
-    (match,), _, check = compare_outputs(model, path, samples, "cpu", 1)
+    (match,), _, check = compare_outputs(model, path, samples, Execution("cpu", 1))
     assert check.passed
     assert match.top1_agreement is None
     assert match.sqnr_db == inf
@@ -421,6 +425,6 @@ def test_infinity_that_the_dense_model_has_too(tmp_path: Path) -> None:
     model, path = two_models(nodes, nodes, tmp_path)
     x = np.array([[0, 1, 2, 4]], np.float32)
     samples = Samples(1, "", lambda a, b: iter([Batch({"x": x}, 0, 1)]))
-    (match,), _, check = compare_outputs(model, path, samples, "cpu", 1)
+    (match,), _, check = compare_outputs(model, path, samples, Execution("cpu", 1))
     assert check.passed
     assert match.sqnr_db == inf

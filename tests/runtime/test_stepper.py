@@ -1,4 +1,4 @@
-"""Models run bit by bit give what they give as a whole."""
+"""Models run value by value give what they give as a whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 from small_graphs import Array, build, random, run
 
+from onnx_obc.runtime.session import Execution
 from onnx_obc.runtime.stepper import Stepper
 
 
@@ -48,7 +49,7 @@ FEEDS = [{"x": random(n, 4, seed=n)} for n in (3, 3, 2)]
 @pytest.mark.parametrize("memory", [float("inf"), 100, 0])
 def test_steps_add_up_to_the_whole(memory: float) -> None:
     proto = branched()
-    stepper = Stepper(ir.from_proto(proto), FEEDS, device="cpu", memory=memory)
+    stepper = Stepper(ir.from_proto(proto), FEEDS, Execution("cpu", memory=memory))
     found = [stepper.advance([name]) for name in ("h", "r", "g", "i", "y", "s")]
     for number, feed in enumerate(FEEDS):
         y, s = run(proto, feed)
@@ -60,7 +61,7 @@ def test_steps_add_up_to_the_whole(memory: float) -> None:
 
 def test_the_rest_computes_what_is_missing() -> None:
     proto = branched()
-    stepper = Stepper(ir.from_proto(proto), FEEDS, device="cpu")
+    stepper = Stepper(ir.from_proto(proto), FEEDS, Execution("cpu"))
     stepper.advance(["r"])
     rest, feeds = stepper.rest()
     assert {value.name for value in rest.graph.inputs} == {"x", "h", "r"}
@@ -70,7 +71,7 @@ def test_the_rest_computes_what_is_missing() -> None:
 
 
 def test_what_nothing_reads_any_more_is_dropped() -> None:
-    stepper = Stepper(ir.from_proto(branched()), FEEDS, device="cpu")
+    stepper = Stepper(ir.from_proto(branched()), FEEDS, Execution("cpu"))
     stepper.advance(["s", "i"])
     rest, feeds = stepper.rest()
     assert set(feeds[0]) == {"s", "i"}
@@ -82,7 +83,7 @@ def test_what_nothing_reads_any_more_is_dropped() -> None:
 def test_changes_between_steps_are_seen() -> None:
     proto = branched()
     model = ir.from_proto(proto)
-    stepper = Stepper(model, FEEDS, device="cpu")
+    stepper = Stepper(model, FEEDS, Execution("cpu"))
     stepper.advance(["r"])
     stepper.update("r", lambda array: 2 * array)
     model.graph.initializers["scale"].const_value = ir.Tensor(np.array(0.3, np.float32))
@@ -93,14 +94,14 @@ def test_changes_between_steps_are_seen() -> None:
 
 
 def test_an_input_is_a_value_too() -> None:
-    stepper = Stepper(ir.from_proto(branched()), FEEDS, device="cpu")
+    stepper = Stepper(ir.from_proto(branched()), FEEDS, Execution("cpu"))
     assert stepper.advance(["x"])[1]["x"] is FEEDS[1]["x"]
 
 
 @pytest.mark.parametrize("memory", [float("inf"), 0])
 def test_values_that_were_changed_are_kept_like_others(memory: float) -> None:
     model = ir.from_proto(branched())
-    stepper = Stepper(model, FEEDS, device="cpu", memory=memory, threads=2)
+    stepper = Stepper(model, FEEDS, Execution("cpu", 2, memory))
     stepper.advance(["h"])
     stepper.update("h", lambda h: 2 * h)
     assert all(isinstance(live["h"], np.memmap) == (memory == 0) for live in stepper._live)

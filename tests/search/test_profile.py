@@ -11,13 +11,11 @@ from onnx import helper
 from small_graphs import build as onnx_model
 from small_graphs import random
 
-from onnx_obc.calibration.samples import DataOptions
+from onnx_obc.calibration.options import DataOptions
 from onnx_obc.core.errors import RecipeError
 from onnx_obc.core.level import FLOAT, Choice, parse_choice
-from onnx_obc.core.progress import Stopwatch
 from onnx_obc.database.build import build
-from onnx_obc.database.open import material_of, open_database, stitch
-from onnx_obc.pipeline.finish import finish
+from onnx_obc.database.open import open_database
 from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.search.budget import Budget
 from onnx_obc.search.costs import Costs
@@ -64,9 +62,6 @@ def test_a_profile_may_quantize_the_other_branch_of_a_sum(sides: tuple[str, ...]
     eight = parse_choice("8w8a")
     profile = {name: eight if name in sides else Choice(FLOAT) for name in database.choices}
     recipe = Recipe(target="tensorrt")
-    plan, solved = stitch(database, profile, recipe)
-    result = finish(
-        material_of(database), plan, solved, database.ranges, recipe, None, (), Stopwatch(), lambda *_: None
-    )
+    result = database.write(profile, recipe)
     assert all(check.passed for check in result.report.checks)
     assert {x.name for x in result.report.layers} == set(sides)

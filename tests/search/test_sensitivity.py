@@ -18,7 +18,7 @@ from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.write import activation_grid
 from onnx_obc.runtime.output_loss import OutputLoss, class_scores
-from onnx_obc.runtime.session import open_session
+from onnx_obc.runtime.session import Execution, open_session
 from onnx_obc.runtime.stepper import Stepper
 from onnx_obc.search import sensitivity
 from onnx_obc.search.sensitivity import Candidates, Span, output_sensitivity, task_sensitivity
@@ -56,8 +56,8 @@ def setting(model: ir.Model, batches: list[Batch]) -> tuple[list[Layer], Candida
     names = sorted({use.tap.value for layer in layers for use in layer.uses})
     seen = open_session(model, names, "cpu").run(batches[0].feed)
 
-    def span(value: str, bits: int, symmetric: bool) -> tuple[float, float]:
-        return min(0.0, float(seen[value].min())), max(0.0, float(seen[value].max()))
+    def span(value: str, bits: int) -> tuple[float, float, bool]:
+        return min(0.0, float(seen[value].min())), max(0.0, float(seen[value].max())), False
 
     return layers, found, span
 
@@ -71,7 +71,7 @@ def naive(model: ir.Model, layer: Layer, choice: Choice, batches: list[Batch], s
     changed.graph.register_initializer(value)
     use.node.replace_input_with(use.index, value)
     if choice.activation_bits is not None:
-        scale, zero = activation_grid(*span(use.tap.value, 8, False), 8, False)
+        scale, zero = activation_grid(*span(use.tap.value, 8)[:2], 8, False)
         parts: list[Array] = [np.array(scale, np.float32), np.array(zero, np.uint8)]
         constants = []
         for name, array in zip(("s", "z"), parts, strict=True):
@@ -108,7 +108,9 @@ def test_they_are_those_of_whole_models(which: str) -> None:
         model, batches = ir.from_proto(residual()), [Batch({"x": random(n, 6, seed=n)}, 0, n) for n in (5, 5, 3)]
     layers, candidates, span = setting(model, batches)
     done = []
-    found = output_sensitivity(model, layers, candidates, batches, span, device="cpu", progress=done.append)
+    found = output_sensitivity(
+        model, layers, candidates, batches, span, execution=Execution("cpu"), progress=done.append
+    )
     assert list(found) == [layer.name for layer in layers] and sum(done) == 3 * len(layers)
     for layer in layers if which == "residual" else layers[::6]:
         assert found[layer.name][0] == 0
@@ -120,7 +122,10 @@ def test_they_are_those_of_whole_models(which: str) -> None:
 def test_little_memory_changes_nothing() -> None:
     model, batches = ir.from_proto(residual()), [Batch({"x": random(n, 6, seed=n)}, 0, n) for n in (5, 3)]
     layers, candidates, span = setting(model, batches)
-    found = [output_sensitivity(model, layers, candidates, batches, span, memory=m, device="cpu") for m in (0, 1e9)]
+    found = [
+        output_sensitivity(model, layers, candidates, batches, span, execution=Execution("cpu", memory=m))
+        for m in (0, 1e9)
+    ]
     assert found[0] == found[1]
 
 
@@ -134,7 +139,7 @@ def test_every_layer_has_one_session_and_what_precedes_it_is_not_run_again(monke
     monkeypatch.setattr(sensitivity, "open_session", counted)
     model, batches = ir.from_proto(residual()), [Batch({"x": random(4, 6)}, 0, 4)]
     layers, candidates, span = setting(model, batches)
-    output_sensitivity(model, layers, candidates, batches, span, device="cpu")
+    output_sensitivity(model, layers, candidates, batches, span, execution=Execution("cpu"))
     assert opened == [7, 7, 4, 1]  # the dense model, then each layer with what depends on it
 
 
@@ -147,7 +152,7 @@ def test_a_weight_of_two_uses_is_replaced_in_both() -> None:
     model = ir.from_proto(build(nodes, {"x": ["N", 6]}, {"y": ["N", 6]}, {"w": random(6, 6)}))
     batches = [Batch({"x": random(8, 6, seed=3)}, 0, 8)]
     (layer,), candidates, span = setting(model, batches)
-    (losses,) = output_sensitivity(model, [layer], candidates, batches, span, device="cpu").values()
+    (losses,) = output_sensitivity(model, [layer], candidates, batches, span, execution=Execution("cpu")).values()
     w, x = weight(layer, CHOICES[1])[0].T, batches[0].feed["x"]
     total = OutputLoss(["y"])
     total.add({"y": np.maximum(x @ layer.weight, 0) @ layer.weight}, {"y": np.maximum(x @ w, 0) @ w})
@@ -165,7 +170,7 @@ def test_a_cut_that_does_not_separate_is_refused(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Stepper, "rest", torn)
     with pytest.raises(ModelError, match=r"follows layer 'b' gives another y on its own .* --sensitivity layer"):
-        output_sensitivity(model, layers, candidates, batches, span, device="cpu")
+        output_sensitivity(model, layers, candidates, batches, span, execution=Execution("cpu"))
 
 
 def test_a_sequence_across_the_cut_is_refused() -> None:
@@ -181,7 +186,7 @@ def test_a_sequence_across_the_cut_is_refused() -> None:
     batches = [Batch({"x": random(4, 6)}, 0, 4)]
     layers, candidates, span = setting(model, batches)
     with pytest.raises(ModelError, match=r"layer 'product': pair is not a tensor.*; or use --sensitivity layer"):
-        output_sensitivity(model, layers, candidates, batches, span, device="cpu")
+        output_sensitivity(model, layers, candidates, batches, span, execution=Execution("cpu"))
 
 
 def test_tasks() -> None:
@@ -193,7 +198,7 @@ def test_tasks() -> None:
     candidates = {layer.name: candidates[layer.name] for layer in layers}
     dense = open_session(model, device="cpu")
     labelled = [Batch(b.feed, b.first, b.count, next(iter(dense.run(b.feed).values())).argmax(1)) for b in batches]
-    found = task_sensitivity(model, layers, candidates, labelled, span, device="cpu")
+    found = task_sensitivity(model, layers, candidates, labelled, span, execution=Execution("cpu"))
     for values in found.values():
         assert values[0] == 0 and values[1] > 10 * abs(values[3])  # int4 hurts the labels more than 8w8a
 
@@ -201,10 +206,10 @@ def test_tasks() -> None:
         assert labels is None
         return float(next(iter(outputs.values()))[:, 0].mean())
 
-    own = task_sensitivity(model, layers, candidates, batches, span, task=first_score, device="cpu")
-    outputs = output_sensitivity(model, layers, candidates, batches, span, device="cpu")
+    own = task_sensitivity(model, layers, candidates, batches, span, task=first_score, execution=Execution("cpu"))
+    outputs = output_sensitivity(model, layers, candidates, batches, span, execution=Execution("cpu"))
     assert own.keys() == outputs.keys() and any(value != 0 for value in own[layers[0].name][1:])
     with pytest.raises(CalibrationError, match="the data has no labels"):
-        task_sensitivity(model, layers, candidates, batches, span, device="cpu")
+        task_sensitivity(model, layers, candidates, batches, span, execution=Execution("cpu"))
     with pytest.raises(CalibrationError, match="--task raised ZeroDivisionError"):
-        task_sensitivity(model, layers, candidates, batches, span, task=lambda o, y: 1 / 0, device="cpu")
+        task_sensitivity(model, layers, candidates, batches, span, task=lambda o, y: 1 / 0, execution=Execution("cpu"))

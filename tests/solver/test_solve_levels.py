@@ -52,11 +52,16 @@ def test_the_ordered_solver_and_float64_again(name, monkeypatch):
     for level, solution in zip(levels, solve_levels(weights, damped, levels, ordered), strict=True):
         same(solution, solve(weights, damped, level, ordered))
     narrow, small = weights[:, :, :40], damp(hessian[:, :40, :40])
-    monkeypatch.setattr(sys.modules["onnx_obc.solver.solve"], "_ROUNDING", 0.0)  # no prediction is good enough
+    no_prediction_is_good_enough(monkeypatch)
     for level, solution in zip(levels, solve_levels(narrow, small, levels), strict=True):
         same(solution, solve(narrow, small, level))
         exact = solve(narrow, small, level, Method(precision="float64"))
         assert solution.level.bits is None or np.array_equal(solution.codes, exact.codes)
+
+
+def no_prediction_is_good_enough(monkeypatch):
+    for module in ("solve", "rounded"):
+        monkeypatch.setattr(sys.modules[f"onnx_obc.solver.{module}"], "ROUNDING", 0.0)
 
 
 def test_a_gpu_shares_its_trace(monkeypatch):
@@ -120,7 +125,7 @@ def test_progress_counts_the_rows_of_all_levels(name, method, monkeypatch):
     for number, _ in enumerate(solve_levels(weights, damped, levels, METHODS[method], seen.append), 1):
         assert seen[-1] == 40 * number
     assert seen == sorted(seen)
-    monkeypatch.setattr(sys.modules["onnx_obc.solver.solve"], "_ROUNDING", 0.0)  # what is solved twice counts once
+    no_prediction_is_good_enough(monkeypatch)  # what is solved twice counts once
     seen.clear()
     list(solve_levels(weights, damped, levels, METHODS[method], seen.append))
     assert seen == sorted(seen) and seen[-1] == 40 * len(levels)

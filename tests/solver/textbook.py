@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 
 
@@ -59,12 +57,10 @@ def quantize(w, inverse, scale, zero, qmin, qmax):
 
 
 def cut(losses, count):
-    """OBC section 4: `count` times, the row whose next step is cheapest goes on. Returns how far each row went."""
-    depth, heap = [0] * len(losses), [(row[0], r) for r, row in enumerate(losses)]
-    heapq.heapify(heap)
-    for _ in range(count):
-        _, r = heapq.heappop(heap)
-        depth[r] += 1
-        if depth[r] < len(losses[r]):
-            heapq.heappush(heap, (losses[r][depth[r]], r))
-    return depth
+    """The least that `count` steps in all can lose, each row's taken from its first on: by dynamic programming."""
+    least = np.r_[0.0, np.full(count, np.inf)]
+    for row in losses:
+        sums = np.r_[0.0, np.cumsum(row)]
+        ways = [[least[n - k] + sums[k] for k in range(min(n, len(row)) + 1)] for n in range(count + 1)]
+        least = np.array([min(x) for x in ways])
+    return least[count]

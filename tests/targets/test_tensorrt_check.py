@@ -354,3 +354,13 @@ def test_types_are_those_of_the_integers() -> None:
     weight.const_value, weight.type, weight.shape = codes, ir.TensorType(codes.dtype), codes.shape
     node.attributes["block_size"] = ir.AttrInt64("block_size", 16)
     assert rules(model) == []
+
+
+def test_weights_that_are_empty_or_of_one_axis() -> None:
+    weights = {"e": np.zeros((4, 0), np.float32), "f": np.zeros((0, 4), np.float32), "v": random(4)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "e"], ["a"]),
+        helper.make_node("MatMul", ["a", "f"], ["b"]),
+        helper.make_node("Gemm", ["b", "v"], ["y"]),
+    ]
+    assert check(ir.from_proto(build(nodes, {"x": (2, 4)}, {"y": None}, weights))) == []

@@ -32,7 +32,8 @@ from numpy.lib import format as npy
 from ...core.arrays import Array, Feed
 from ...core.errors import CalibrationError, shortened
 from ...graph.model import InputSpec
-from ..samples import DataOptions, Samples
+from ..options import DataOptions
+from ..samples import Samples
 from .feeds import as_arrays, check_dtype, check_names, check_shape, convert, deliver, plan_samples
 
 SUFFIXES = (".npz", ".npy")

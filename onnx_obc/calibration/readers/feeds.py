@@ -13,7 +13,8 @@ import psutil
 from ...core.arrays import Array, Feed
 from ...core.errors import CalibrationError, shortened
 from ...graph.model import InputSpec
-from ..samples import Batch, DataOptions, Samples
+from ..options import DataOptions
+from ..samples import Batch, Samples
 
 SAMPLES = 1024  # the number that the OBC paper calibrates with (section 6)
 BATCH = 32

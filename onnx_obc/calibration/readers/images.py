@@ -36,7 +36,8 @@ from ...core.arrays import Array, Feed, Float32
 from ...core.errors import CalibrationError, one_line
 from ...core.files import read_regular
 from ...graph.model import InputSpec
-from ..samples import DataOptions, Samples
+from ..options import DataOptions
+from ..samples import Samples
 from .feeds import deliver, plan_samples
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

@@ -17,7 +17,8 @@ from typing import Any
 from ...core.arrays import Feed
 from ...core.errors import CalibrationError, shortened
 from ...graph.model import InputSpec
-from ..samples import Batch, DataOptions, Samples
+from ..options import DataOptions
+from ..samples import Batch, Samples
 from .feeds import SAMPLES, check_feed, check_range, deliver, plan_samples, too_few
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from ...core.arrays import Array, Feed
 from ...core.errors import CalibrationError
 from ...graph.model import InputSpec
-from ..samples import DataOptions, Samples
+from ..options import DataOptions
+from ..samples import Samples
 from .feeds import deliver, fixed_batch, plan_samples
 from .images import find_layout
 

@@ -33,7 +33,8 @@ from tokenizers import Tokenizer
 from ...core.arrays import Feed
 from ...core.errors import CalibrationError
 from ...graph.model import InputSpec
-from ..samples import DataOptions, Samples, existing
+from ..options import DataOptions
+from ..samples import Samples, existing
 from .feeds import HANDS, deliver, plan_samples
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")

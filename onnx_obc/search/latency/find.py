@@ -30,7 +30,7 @@ from .table import Timings, check_timings, read_timings, write_timings
 SEARCHES = 5  # for a profile that is fast enough
 ROUNDS = SEARCHES + 2  # with the fastest there are
 TOLERANCE = 0.15  # between predicted and measured; beyond it layers are timed again where they stand
-STEP = 1.2  # by how much more is asked for at most, after a model that was too slow
+STEP = 1.2  # largest factor by which the target is tightened after a model that was too slow
 SHORT = 0.03  # by how much a model may be slower than was asked for
 
 
@@ -68,7 +68,7 @@ def find_in_time(
     With a table from another machine nothing is measured.
     """
     assert options.timings is not None
-    table, subject = options.timings, subject_of(database.dense)
+    table, subject = options.timings, subject_of(database.folded)
     if table.machine != this_machine():
         first = find_profile(database, budget, losses, options, recipe, progress)
         return Measured(first, 1 / first.costs["latency"], None, 1, 0)
@@ -143,14 +143,14 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
         if (kept.runtime, kept.machine) == (version, this_machine()) and complete:
             return kept
     feed = timing_feed(database, options.timing_batch)
-    measured = time_layers(subject_of(database.dense), database.choices, feed, recipe, progress)
+    measured = time_layers(subject_of(database.folded), database.choices, feed, recipe, progress)
     write_timings(measured, path)
     return measured
 
 
 def timing_feed(database: Database, batch: int) -> Feed:
-    """The first calibration samples of a database, repeated to a feed of so many; as they are where the model fixes how
-    many it takes, or where they are a whole feed of the user's own."""
+    """The first calibration samples of a database, tiled to `batch`; unchanged where the model fixes its batch, or
+    where they are a whole feed of the user's own."""
     samples = database.samples["calibration"]
     first = next(iter(samples.read(0, samples.count)))
     whole = any(array.shape[0] != first.count for array in first.feed.values() if array.ndim)
@@ -162,9 +162,9 @@ def timing_feed(database: Database, batch: int) -> Feed:
 
 def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, path: Path) -> None:
     """Write a profile from stored solutions, for the engine: neither corrected nor checked."""
-    plan, solved = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
-    write(plan, solved, database.ranges, recipe)
-    save_for(recipe.target, recipe.weight_form, plan.model, path)
+    solutions = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
+    write(solutions, recipe)
+    save_for(recipe.target, recipe.weight_form, solutions.plan.model, path)
 
 
 def _in_place(

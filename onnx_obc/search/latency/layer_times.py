@@ -1,9 +1,9 @@
 """Measures what every layer takes at every level: the whole model at each level, timed by the engine's own profile.
 
-The model is written at one level throughout, by rounding and magnitude pruning, as time does not ask how good the
-weights are; an engine then shares its time out among kernels, and these among layers. So operators between layers count
-for the layer that feeds them, in the type that it gives them. Times are scaled so that they add up to the time of the
-whole model as it runs without a profiler.
+The model is written at one level throughout, by rounding and magnitude pruning, as run time does not depend on the
+quality of the weights; an engine then shares its time out among kernels, and these among layers. So operators between
+layers count for the layer that feeds them, in the type that it gives them. Times are scaled so that they add up to the
+time of the whole model as it runs without a profiler.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnx_ir as ir
 
 from ...core.arrays import Feed
 from ...core.errors import RecipeError
 from ...core.level import FLOAT, Block, Choice, Unstructured
 from ...core.machine import this_machine, workers
 from ...graph.cost import layer_costs
-from ...graph.fold import fold
 from ...graph.layers import Layer, find_layers
+from ...pipeline.plan import Folded
 from ...pipeline.recipe import Recipe
 from ...pipeline.write import write_quickly
 from ...targets.attribution import node_name, seconds_of_layers
@@ -40,20 +39,18 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model to be timed. graph: folded, as `layers` are found in it. shares: the operations of each layer."""
+    """A model to be timed. layers: those of the folded graph. shares: the operations of each layer."""
 
-    dense: ir.Model
-    graph: ir.Model
+    folded: Folded
     layers: tuple[Layer, ...]
     shares: Mapping[str, float]
 
 
-def subject_of(dense: ir.Model) -> Subject:
+def subject_of(folded: Folded) -> Subject:
     """What timing has to know about a model, which stays as it is."""
-    graph, _ = fold(dense)
-    layers, _ = find_layers(graph)
-    costs = layer_costs(graph, layers)
-    return Subject(dense, graph, tuple(layers), {n: float(cost.flops or cost.parameters) for n, cost in costs.items()})
+    layers, _ = find_layers(folded.model)
+    costs = layer_costs(folded.model, layers)
+    return Subject(folded, tuple(layers), {n: float(cost.flops or cost.parameters) for n, cost in costs.items()})
 
 
 def time_layers(
@@ -127,9 +124,9 @@ def time_profile(
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         path = Path(folder) / "model.onnx"
         if profile:
-            write_quickly(subject.dense, profile, feed, recipe, path)
+            write_quickly(subject.folded, profile, feed, recipe, path)
         else:
-            save_for(recipe.target, recipe.weight_form, subject.graph, path)
+            save_for(recipe.target, recipe.weight_form, subject.folded.model, path)
         return time_file(subject, path, feed, recipe)
 
 

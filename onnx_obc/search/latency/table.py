@@ -58,7 +58,7 @@ def read_timings(path: Path) -> Timings:
     except OSError as error:
         raise RecipeError(f"--timings {path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"--timings {path}: no valid JSON ({shortened(str(error))}); mend it there") from error
+        raise RecipeError(f"--timings {path}: no valid JSON ({shortened(str(error))}); fix the file") from error
     layers = plain.get("layers") if isinstance(plain, dict) else None
     if not isinstance(layers, dict) or not all(isinstance(row, dict) for row in layers.values()):
         raise RecipeError(f"--timings {path}: it must have the form {FORM}")
@@ -82,7 +82,7 @@ def read_timings(path: Path) -> Timings:
         raise RecipeError(f"--timings {path}: interpolated is {quoted(interpolated)}; give a list of choices")
     switches = plain.get("switches", {})
     if not isinstance(switches, dict) or not all(isinstance(row, dict) for row in switches.values()):
-        raise RecipeError(f"--timings {path}: switches must have the form {{layer: {{kind: seconds}}}}; mend it there")
+        raise RecipeError(f"--timings {path}: switches must have the form {{layer: {{kind: seconds}}}}; fix the file")
     for layer, row in switches.items():
         for kind, seconds in row.items():
             if not (seconds == 0 or _is_time(seconds)):

@@ -13,6 +13,7 @@ from ..gpu import batches as greedy_torch
 from ..linalg.inverse import Damped, Precision
 from ..linalg.threads import Progress, over_rows
 from .blocks import prune_blocks
+from .cut import cut, row_weights
 from .elimination import Workspace
 from .greedy import prune_rows
 
@@ -30,9 +31,9 @@ def prune(
 ) -> tuple[Float32, Bool, float]:
     """Choose what to prune by the exact greedy, row by row, and give the kept weights their optimum.
 
-    Unstructured and Block: every row is pruned to the end; then the whole layer is cut, over all rows of all groups,
-    after round(sparsity · weights or blocks) of the cheapest next steps (OBC section 4; halves round to even). N:M:
-    every row on its own; of a last, shorter group of columns at most `n` are kept.
+    Unstructured and Block: every row is pruned to the end; then the whole layer is cut, over all rows of all groups, to
+    lose round(sparsity · weights or blocks) in all (OBC section 4; halves round to even); `cut` says where. N:M: every
+    row on its own; of a last, shorter group of columns at most `n` are kept.
 
     Returns (weights, mask, loss): the weights, exactly zero where mask is False and otherwise the minimum of
     ½ tr(ΔHΔᵀ) for that mask, both (groups, rows, columns); and the loss predicted, the sum of the greedy's own
@@ -71,38 +72,24 @@ def cut_trace(
     device: str = "cpu",
 ) -> tuple[Float32, Bool, float]:
     """The layer at one sparsity of a trace: what `prune` returns. progress: once over the rows."""
-    mask, loss = mask_of(*trace, sparsity, weights.shape)
+    mask, loss = mask_of(trace, weights, damped, sparsity)
     if device != "cpu":
         return greedy_torch.solve_kept(weights, mask, damped.hessian, device, None, progress), mask, loss
     return solve_kept(weights, mask, damped.hessian, damped.inverse, threads, progress), mask, loss
 
 
-def mask_of(
-    order: Int32, losses: Float64, width: int, sparsity: Sparsity, shape: tuple[int, ...]
-) -> tuple[Bool, float]:
-    """What is kept at `sparsity`, (groups, rows, columns), and the loss of pruning the rest.
-
-    order, losses, width: the trace of `greedy_order`; one serves every fraction of an Unstructured or Block pattern.
-    """
-    columns = shape[2]
+def mask_of(trace: Trace, weights: Float32, damped: Damped, sparsity: Sparsity) -> tuple[Bool, float]:
+    """What is kept at `sparsity`, (groups, rows, columns), and the loss of pruning the rest; see `greedy_order`."""
+    order, losses, width = trace
+    columns = weights.shape[2]
     depth = np.full(len(order), order.shape[1])
     if not isinstance(sparsity, NM):
-        depth = cut(losses, round(sparsity.sparsity * losses.size))  # (groups · rows,)
+        worth = row_weights(weights, damped.hessian)  # (groups · rows,)
+        depth = cut(losses, round(sparsity.sparsity * losses.size), worth)
     pruned = np.arange(order.shape[1]) < depth[:, None]  # (groups · rows, steps)
     kept = np.ones((len(order), -(-columns // width)), np.bool_)
     kept[np.nonzero(pruned)[0], order[pruned]] = False
-    return np.repeat(kept, width, axis=1)[:, :columns].reshape(shape), float(losses[pruned].sum())
-
-
-def cut(losses: Float64, count: int) -> np.ndarray:
-    """How many steps each row takes when `count` times the row whose next step is cheapest goes on.
-
-    losses: (rows, steps), the loss that each step of a row adds. A step waits for those before it, so it goes at the
-    largest loss among itself and them; ties go to the lower row. Returns (rows,) integers that sum to `count`.
-    """
-    due = np.maximum.accumulate(losses, axis=1)
-    first = np.argsort(due, axis=None, kind="stable")[:count]
-    return np.bincount(first // losses.shape[1], minlength=len(losses))
+    return np.repeat(kept, width, axis=1)[:, :columns].reshape(weights.shape), float(losses[pruned].sum())
 
 
 def solve_kept(

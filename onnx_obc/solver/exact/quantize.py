@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...core.arrays import Bool, Float32, Int32
+from ...core.arrays import Bool, Float32, Float64, Int32
 from ...core.solution import Grid
 from ..gpu import batches as greedy_torch
 from ..linalg.inverse import Damped, Precision
@@ -23,19 +23,19 @@ def quantize(
     precision: Precision = "auto",
     progress: Progress | None = None,
     device: str = "cpu",
-) -> tuple[Int32, float]:
+) -> tuple[Int32, Float64]:
     """The integers of the weights, rounded one at a time with all others of the row making up for it.
 
     Where `mask` is False the weight is zero already and stays so, its code the zero point: those columns are eliminated
     before all others, or left out from the start where a row has many of them (`quantize_sparse`).
 
-    Returns (codes, loss): (groups, rows, columns) int32, and the ½ tr(ΔHΔᵀ) that the greedy predicts for Δ = weights −
-    dequantized codes. If the weights are the optimum for `mask` (`prune` returns that), H Δ_pruning vanishes on K, so
-    the losses of pruning and of quantizing simply add up.
+    Returns (codes, losses): (groups, rows, columns) int32, and (groups, rows) the ½ δᵀHδ that the greedy predicts for
+    each row δ of weights − dequantized codes. If the weights are the optimum for `mask` (`prune` returns that),
+    H Δ_pruning vanishes on K, so the losses of pruning and of quantizing simply add up.
     """
     if device != "cpu" and grid.block is None:  # the engine for GPUs has one step for each row
         codes, each = greedy_torch.quantize(weights, damped, grid, device, mask, precision, None, progress)
-        return codes, float(each.sum())
+        return codes, each.reshape(weights.shape[:2])
     groups, rows, columns = weights.shape
     total = groups * rows
     base, floor, unit = damped.scaled(precision)
@@ -67,4 +67,4 @@ def quantize(
             )  # fmt: skip
 
     over_rows(work, total, cost, threads, progress)
-    return codes.reshape(weights.shape), float((losses * unit.repeat(rows)).sum())
+    return codes.reshape(weights.shape), losses.reshape(groups, rows) * unit[:, None]

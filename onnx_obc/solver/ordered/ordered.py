@@ -65,7 +65,8 @@ def quantize_ordered(
     add up but for tr(Δ_p H Δ_qᵀ) (`inner_product`), which vanishes only at the exact optimum for the mask.
     """
     if weights.shape[2] <= BLOCK and (mask is None or not weights[~mask].any()):
-        return quantize(weights, damped, grid, mask, threads, precision, progress)
+        whole, losses = quantize(weights, damped, grid, mask, threads, precision, progress)
+        return whole, float(losses.sum())
     codes = np.empty(weights.shape, np.int32)
 
     def solve_block(part: _Part) -> tuple[Float32, float]:
@@ -77,7 +78,7 @@ def quantize_ordered(
         own = grid.take(weights.shape[1], weights.shape[2], part.columns)
         chosen, rounding = quantize(start, part.damped, own, kept, threads, precision)
         np.put_along_axis(codes, part.columns, chosen, axis=2)
-        return own.dequantize(chosen), loss + rounding
+        return own.dequantize(chosen), loss + float(rounding.sum())
 
     with one_blas_thread():
         return codes, _sweep(weights, damped, 1, solve_block, threads, precision, progress)

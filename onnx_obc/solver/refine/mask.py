@@ -37,7 +37,8 @@ def refine_mask(
 
     weights: (groups, rows, columns) float32, the dense ones; solved, mask: what `prune` made of them. sweeps: how
     often to go over a row's pruned weights; each is exchanged for the best kept one if that gains 1e-4 of the row's
-    loss.
+    loss. A sweep without an exchange is the last. There are at most min(sweeps, 8) · (units / 8 + 1) exchanges, a unit
+    being a weight or a block: each adds two vectors per column of a unit, which would outgrow the tableau.
 
     Returns (solved, mask, loss): weights that are the minimum of ½ tr(ΔHΔᵀ) for the mask, and that loss, computed from
     them in float64. No row's loss exceeds that of the weights given. The result does not depend on `threads`.

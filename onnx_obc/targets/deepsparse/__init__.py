@@ -1,6 +1,9 @@
 """DeepSparse."""
 
+from functools import partial
+
 from ..engine import Engine
+from ..onnxruntime.biases import fit_to_biases
 from ..target import Target
 from . import engine, rules
 from .lowering import lower
@@ -13,6 +16,7 @@ TARGET = Target(
     activation_bits=rules.activation_bits,
     prepare=rules.prepare,
     place_qdq=rules.place_qdq,
+    fit_to_biases=partial(fit_to_biases, shared_scale=True),
     check=rules.check,
     weight_forms={"dq": lower},
     shared_scale=True,

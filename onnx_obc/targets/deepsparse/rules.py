@@ -21,7 +21,7 @@ import onnx_ir as ir
 from ...core.errors import ModelError
 from ...core.level import Choice
 from ...graph.layers import Layer
-from ...graph.scales import scale_layout
+from ...graph.scales import runs_in_integers
 from ...graph.write import Activation
 from ..expected import constant_behind, expected_kernels
 from ..finding import Finding
@@ -42,8 +42,7 @@ def unsupported(layer: Layer, choice: Choice) -> str | None:
         return "DeepSparse runs integer weights only where the input is quantized too; leave out --activations none"
     if not level.symmetric:
         return "DeepSparse takes symmetric weights only; leave out --asymmetric"
-    layout = scale_layout(layer, level.block)
-    if layer.op == "ConvTranspose" or layout is None or layout.block is not None:
+    if layer.op == "ConvTranspose" or level.block is not None or not runs_in_integers(layer):
         return "DeepSparse has no integer kernel for this layer"
     if layer.groups > 1 and (layer.op != "Conv" or layer.rows > 1):
         return "DeepSparse has no integer kernel for groups of several channels"

@@ -2,7 +2,7 @@
 
 from ..engine import Engine
 from ..target import Target
-from . import check, engine, rules
+from . import biases, check, engine, rules
 
 TARGET = Target(
     name="onnxruntime",
@@ -12,6 +12,8 @@ TARGET = Target(
     activation_bits=rules.activation_bits,
     prepare=rules.prepare,
     place_qdq=rules.place_qdq,
+    fit_to_biases=biases.fit_to_biases,
     check=check.check,
+    copied=rules.copied,
     zero_points=lambda activation_bits: True,
 )

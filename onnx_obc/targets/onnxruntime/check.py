@@ -89,6 +89,9 @@ def _weights(promise: ExpectedKernel) -> tuple[str, str, str] | None:
     weight = dequantizer(node.inputs[1])
     if weight is None:
         return "weights-only", "its left operand is the integer one, for which there is no kernel", "store it in float"
+    codes = weight.inputs[0]
+    if len(weight.outputs[0].uses()) > 1 or (codes is not None and len(codes.uses()) > 1):
+        return "shared", "other nodes read its integers too, and then it does not become MatMulNBits", "give it a copy"
     block, axis = weight.attributes.get_int("block_size", 0), weight.attributes.get_int("axis", 1)
     uses = list(node.outputs[0].uses())
     if len(uses) == 1 and uses[0].node.op_type == "Relu" and not node.outputs[0].is_graph_output():

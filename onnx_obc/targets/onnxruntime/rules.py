@@ -27,7 +27,7 @@ import onnx_ir as ir
 from ...core.level import FLOAT, Choice
 from ...graph.edit import free_name, names_of
 from ...graph.layers import Layer
-from ...graph.scales import scale_layout, storage_type
+from ...graph.scales import runs_in_integers, storage_type
 from ...graph.write import Activation, take_over_output
 
 CHAINED = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")  # have integer kernels
@@ -49,8 +49,7 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
         return None, "onnxruntime has no integer kernel for a constant left operand: its input stays float"
     if choice.level.block is not None:
         return None, "onnxruntime multiplies blocks with their own scales by inputs that are not quantized in the file"
-    layout = scale_layout(layer)
-    if layout is None or layout.block is not None:
+    if not runs_in_integers(layer):
         return None, "onnxruntime has no integer kernel for batched or grouped weights: its input stays float"
     width = _width(choice)
     if width == 2:
@@ -58,6 +57,12 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
     if width == 8 and choice.activation_bits < 8:
         return 8, f"onnxruntime cannot load {choice.activation_bits}-bit activations beside 8-bit weights: 8 bits"
     return choice.activation_bits, None
+
+
+def copied(layer: Layer, choice: Choice) -> bool:
+    """Whether a weight that several MatMul share is stored for each: MatMulNBits is made of codes with one reader."""
+    alone = choice.level.bits is not None and choice.activation_bits is None
+    return alone and len(layer.uses) > 1 and layer.op == "MatMul" and layer.weight.ndim == 2
 
 
 def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ...core.level import Choice
 from ...graph.layers import Layer
-from ...graph.scales import scale_layout
+from ...graph.scales import runs_in_integers
 from ...graph.write import Activation
 from ..expected import dequantizer, expected_kernels
 from ..finding import Finding
@@ -37,8 +37,9 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
     """The bits that a layer's input is quantized to, and why they are not the ones asked for."""
     if choice.activation_bits is None or choice.level.bits is None:
         return None, None
-    layout = scale_layout(layer, choice.level.block)
-    if layer.op == "ConvTranspose" or layout is None or layout.block is not None:
+    if any(use.index == 0 for use in layer.uses) and layer.op in ("MatMul", "Gemm"):
+        return None, "OpenVINO has no integer kernel for a constant left operand: its input stays float"
+    if layer.op == "ConvTranspose" or choice.level.block is not None or not runs_in_integers(layer):
         return None, "OpenVINO has no integer kernel for this layer: its input stays float"
     if choice.level.bits < 5:
         return None, f"OpenVINO has no integer kernel for int{choice.level.bits} weights: its input stays float"
@@ -64,6 +65,9 @@ def check(model: ir.Model) -> list[Finding]:
         if promise.form == "weights" and node.op_type in ("Conv", "ConvTranspose"):
             message = f"OpenVINO computes {node.op_type} in float where the weight alone is an integer"
             found.append(Finding("slow", "weights-only", promise.name, message, "quantize its input too for speed"))
+        elif promise.form != "float32" and node.op_type in ("MatMul", "Gemm") and dequantizer(node.inputs[1]) is None:
+            message = "its left operand is the integer one, for which OpenVINO has no kernel"
+            found.append(Finding("slow", "left-operand", promise.name, message, "store it in float"))
         elif promise.form == "int8" and node.op_type == "ConvTranspose":
             message = "OpenVINO has no integer kernel for ConvTranspose with Q/DQ"
             found.append(Finding("slow", "no-kernel", promise.name, message, "leave its input in float"))

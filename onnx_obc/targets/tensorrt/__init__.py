@@ -1,6 +1,7 @@
 """TensorRT."""
 
 from ..engine import Engine
+from ..onnxruntime.biases import fit_to_biases
 from ..target import Target
 from . import check, engine, rules
 from .weights import quantize_in_graph
@@ -14,6 +15,7 @@ TARGET = Target(
     unprofitable=rules.unprofitable,
     prepare=rules.prepare,
     place_qdq=rules.place_qdq,
+    fit_to_biases=fit_to_biases,  # of a Q/DQ file, which onnxruntime can read too
     check=check.check,
     weight_forms={"dq": None, "qdq": quantize_in_graph},
     signed_activations=True,

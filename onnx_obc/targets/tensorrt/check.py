@@ -20,7 +20,7 @@ from ..finding import Finding
 
 FEW_CHANNELS = 16
 INT4_BLOCKS = (64, 128)
-NEARLY = 0.1  # of the groups of four may break 2:4 for it to look meant
+NEARLY = 0.1  # a weight is reported as nearly 2:4 up to this fraction of broken groups
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}  # of per-channel scales; Gemm with transB 0, otherwise 1
 
 
@@ -158,7 +158,7 @@ def _output(node: ir.Node) -> Iterator[Finding]:
 
 def _channels(node: ir.Node) -> Iterator[Finding]:
     weight = array_behind(node.inputs[1])
-    if node.op_type != "Conv" or weight is None or dequantizer(node.inputs[1]) is None:
+    if node.op_type != "Conv" or weight is None or weight.ndim < 3 or dequantizer(node.inputs[1]) is None:
         return
     outputs, inputs = weight.shape[:2]
     groups = node.attributes.get_int("group", 1)
@@ -187,8 +187,10 @@ def _skips(model: ir.Model, weighted: list[ir.Node]) -> Iterator[Finding]:
 def _sparsity(node: ir.Node) -> Iterator[Finding]:
     """2:4 along the input channels, through Q/DQ, of floats and of integers."""
     weight = array_behind(node.inputs[1])
-    if weight is None or node.op_type == "ConvTranspose":
+    if weight is None or weight.size == 0 or node.op_type == "ConvTranspose":
         return
+    if node.op_type != "MatMul" and weight.ndim < 2:
+        return  # which no engine loads
     channels = channels_first(node, weight)
     if channels.shape[0] % 4:
         if channels.size and (channels == 0).mean() >= 0.45:

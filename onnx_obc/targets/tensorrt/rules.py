@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ...core.level import Choice
 from ...graph.layers import Layer
-from ...graph.scales import scale_layout
+from ...graph.scales import runs_in_integers, scale_layout
 from ...graph.write import Activation
 from .check import FEW_CHANNELS, INT4_BLOCKS
 
@@ -46,6 +46,8 @@ def unsupported(layer: Layer, choice: Choice) -> str | None:
     layout = scale_layout(layer)
     if layout is None or layout.block is not None or layout.axis not in (None, CHANNEL_AXIS.get(layer.op, layout.axis)):
         return "TensorRT takes one scale for each output channel, along one axis; this weight needs more"
+    if choice.activation_bits is not None and not runs_in_integers(layer):
+        return "nothing here can check integer products of a weight of three axes with many scales; it stays float"
     return None
 
 

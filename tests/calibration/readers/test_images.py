@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from onnx_obc.calibration.data import open_samples
+from onnx_obc.calibration.options import DataOptions
 from onnx_obc.calibration.readers.images import find_layout, place
-from onnx_obc.calibration.samples import DataOptions, Samples
+from onnx_obc.calibration.samples import Samples
 from onnx_obc.core.errors import CalibrationError
 from onnx_obc.graph.model import InputSpec
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnx_obc.calibration.data import open_samples
-from onnx_obc.calibration.samples import DataOptions
+from onnx_obc.calibration.options import DataOptions
 from onnx_obc.core.errors import CalibrationError
 from onnx_obc.graph.model import InputSpec
 

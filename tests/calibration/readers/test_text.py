@@ -13,8 +13,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
 from onnx_obc.calibration.data import open_samples
+from onnx_obc.calibration.options import DataOptions
 from onnx_obc.calibration.readers.text import read_sentences
-from onnx_obc.calibration.samples import DataOptions, Samples
+from onnx_obc.calibration.samples import Samples
 from onnx_obc.core.errors import CalibrationError
 from onnx_obc.graph.model import InputSpec
 

@@ -14,7 +14,7 @@ from onnx_obc.core.level import FLOAT, Choice, parse_choice
 from onnx_obc.core.level_sets import read_levels
 from onnx_obc.core.machine import this_machine
 from onnx_obc.graph.model import read_model
-from onnx_obc.pipeline.plan import possible
+from onnx_obc.pipeline.plan import possible, prepare
 from onnx_obc.search.latency.layer_times import subject_of, time_layers, timed_choices
 from onnx_obc.search.latency.table import Timings, check_timings, read_timings, write_timings
 from onnx_obc.targets.engine import batch_of
@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def timings() -> Timings:
-    subject = subject_of(read_model(MODEL))
+    subject = subject_of(prepare(read_model(MODEL)))
     wanted = read_levels("8w8a,block4-0.5,int4-asym", zero_points=True)
     choices = {layer.name: [c for c in wanted if not possible(layer, c, "onnxruntime")] for layer in subject.layers}
     return time_layers(subject, choices, FEED, Recipe(threads=1))
@@ -38,7 +38,7 @@ def timings() -> Timings:
 
 @pytest.mark.slow
 def test_every_layer_has_a_time_at_every_choice_that_it_can_take(timings: Timings) -> None:
-    subject = subject_of(read_model(MODEL))
+    subject = subject_of(prepare(read_model(MODEL)))
     for layer in subject.layers:
         row = timings.layers[layer.name]
         assert {"float", "8w8a", "int4-asym"} <= row.keys() and all(seconds > 0 for seconds in row.values())
@@ -69,7 +69,7 @@ def test_of_a_ladder_some_sparsities_are_timed_and_the_others_lie_between() -> N
 
 @pytest.mark.slow
 def test_times_between_are_interpolated() -> None:
-    subject = subject_of(read_model(MODEL))
+    subject = subject_of(prepare(read_model(MODEL)))
     wanted = [Choice(FLOAT), *(parse_choice(f"sparse-{0.1 * i:.1f}") for i in range(1, 10))]
     choices = {subject.layers[0].name: [Choice(FLOAT)], subject.layers[2].name: wanted}
     found = time_layers(subject, choices, FEED, Recipe(threads=1))
@@ -82,9 +82,9 @@ def test_times_between_are_interpolated() -> None:
 def test_tables_are_read_back(tmp_path: Path, timings: Timings) -> None:
     write_timings(timings, tmp_path / "t.json")
     assert read_timings(tmp_path / "t.json") == timings
-    new = timings.over({"a": {"float": 1.0}}, {subject_of(read_model(MODEL)).layers[0].name: {"float": 2.0}})
+    new = timings.over({"a": {"float": 1.0}}, {subject_of(prepare(read_model(MODEL))).layers[0].name: {"float": 2.0}})
     assert new.layers == timings.layers  # a layer that is not in the table stays out of it
-    assert new.switches[subject_of(read_model(MODEL)).layers[0].name]["float"] == 2.0
+    assert new.switches[subject_of(prepare(read_model(MODEL))).layers[0].name]["float"] == 2.0
 
 
 @pytest.mark.parametrize(
@@ -121,5 +121,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run_cli("time", MODEL, "-o", out, "--levels", "8w8a", "--calib", CALIBRATION, "--batch", 2) == 0
     assert "8w8a" in capsys.readouterr().out
     assert read_timings(out).batch == 2
-    assert "--output is missing" in refused(capsys, "time", MODEL)
+    assert "OUTPUT is missing" in refused(capsys, "time", MODEL)
     assert "names no level" in refused(capsys, "time", MODEL, "-o", out, "--levels", ",")

@@ -1,0 +1,264 @@
+"""The commands that make models: compress, build and search. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from ..calibration.options import DataOptions
+from ..core.errors import RecipeError, plain
+from .options import (
+    DATA,
+    LEVELS,
+    RUN,
+    SEARCH,
+    CalibrationOptions,
+    FinishOptions,
+    Flag,
+    MethodOptions,
+    Output,
+    Report,
+    RunOptions,
+    SearchingOptions,
+    TargetOptions,
+    UniformOptions,
+)
+from .results import check_not_read, check_report, told_what_was_written
+
+if TYPE_CHECKING:
+    from ..pipeline.finish import Result
+    from ..pipeline.recipe import Recipe
+    from ..search.budget import Budget
+    from ..search.profile import SearchOptions
+
+
+def compress_command(
+    source: Path,
+    /,
+    output: Output,
+    *,
+    calib: Annotated[str, Parameter(group=DATA)],
+    recipe: Annotated[Path | None, Parameter(group=LEVELS)] = None,
+    skip: Annotated[tuple[str, ...], Parameter(group=LEVELS)] = (),
+    uniform: UniformOptions = UniformOptions(),
+    target: TargetOptions = TargetOptions(),
+    budget: Annotated[tuple[str, ...], Parameter(group=SEARCH)] = (),
+    levels: Annotated[str | None, Parameter(group=SEARCH)] = None,
+    database: Annotated[Path | None, Parameter(group=SEARCH)] = None,
+    searching: SearchingOptions = SearchingOptions(),
+    method: MethodOptions = MethodOptions(),
+    finishing: FinishOptions = FinishOptions(),
+    run: RunOptions = RunOptions(),
+    data: CalibrationOptions = CalibrationOptions(),
+    report: Report = None,
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Compress the model SOURCE on calibration data and write OUTPUT.
+
+    Parameters
+    ----------
+    source
+        The trained model.
+    output
+        Where to write the compressed model.
+    calib
+        An .npz file; a folder of .npz or .npy files; a folder or zip of images; a .csv, .tsv, .txt or .jsonl text, for
+        which --tokenizer is needed; module.py:function yielding feeds; or random.
+    recipe
+        A YAML file with options, and rules for layers by name; options given here come before those in the file.
+    skip
+        Leave layers alone of this name, or that match it as a shell pattern; may be given several times.
+    budget
+        Choose a level for every layer instead: bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x or drop=1%;
+        several give several files.
+    levels
+        The levels to choose from: unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
+    database
+        Keep all solutions in this folder, for other budgets later.
+    report
+        Write the report to this file, as JSON.
+    quiet
+        Print nothing but errors.
+    """
+    from ..pipeline.compress import compress
+    from ..search.budget import parse_budget
+    from ..search.retarget import compress_to_budget, output_names
+    from .terminal import progress_bar
+
+    chosen = _recipe(recipe, skip, uniform, target, method, finishing, run)
+    budgets = [parse_budget(text) for text in budget]
+    outputs = output_names(output, budgets)
+    _check_together(bool(budgets), {"--levels": levels, "--database": database}, uniform, searching)
+    check_report(report, outputs, source)
+    results = [path for path in (*outputs, report) if path is not None]
+    read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
+    check_not_read(results, {**read, "--timings": searching.timings})
+    with told_what_was_written(results, database):
+        with progress_bar(quiet) as feedback:
+            found = DataOptions(**vars(data), seed=chosen.seed)
+            if budgets:
+                options = replace(_search_options(searching), levels=levels, database=database)
+                made = compress_to_budget(
+                    source, calib, budgets, outputs, chosen, options, data=found, feedback=feedback
+                )
+            else:
+                made = [compress(source, calib, chosen, output, data=found, feedback=feedback)]
+        _show_results(made, budgets, output, report, quiet)
+
+
+def build_command(
+    source: Path,
+    /,
+    database: Output,
+    *,
+    calib: Annotated[str, Parameter(group=DATA)],
+    levels: Annotated[str, Parameter(group=LEVELS)],
+    skip: Annotated[tuple[str, ...], Parameter(group=LEVELS)] = (),
+    target: TargetOptions = TargetOptions(),
+    method: MethodOptions = MethodOptions(),
+    run: RunOptions = RunOptions(),
+    data: CalibrationOptions = CalibrationOptions(),
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Solve every layer of SOURCE at every level, into the folder DATABASE, for `onnx-obc search`.
+
+    Can be interrupted at any time; the same command goes on where it stopped.
+
+    Parameters
+    ----------
+    source
+        The trained model.
+    database
+        The folder to build into.
+    calib
+        Calibration data, as for compressing: see onnx-obc --help.
+    levels
+        unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
+    skip
+        Leave layers alone of this name, or that match it as a shell pattern; may be given several times.
+    quiet
+        Print nothing but errors.
+    """
+    from ..database.build import build
+    from .terminal import progress_bar
+
+    chosen = _recipe(None, skip, target, method, run)
+    with told_what_was_written((), database), progress_bar(quiet) as feedback:
+        found = DataOptions(**vars(data), seed=chosen.seed)
+        built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
+    if not quiet:
+        layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
+        print(plain(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already"))
+
+
+def search_command(
+    database: Path,
+    /,
+    output: Output,
+    *,
+    budget: Annotated[tuple[str, ...], Parameter(group=SEARCH)],
+    searching: SearchingOptions = SearchingOptions(),
+    finishing: FinishOptions = FinishOptions(),
+    run: RunOptions = RunOptions(),
+    report: Report = None,
+    quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
+) -> None:
+    """Make a model for a budget from a database that `onnx-obc build` made.
+
+    Parameters
+    ----------
+    database
+        The folder.
+    budget
+        bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x (with --timings) or drop=1%; several give several files,
+        and a plot of what they reach.
+    output
+        Where to write the model; with several budgets, their names are put before its ending.
+    report
+        Write the report to this file, as JSON; with several budgets, a list.
+    quiet
+        Print nothing but errors.
+    """
+    from ..search.budget import parse_budget
+    from ..search.retarget import output_names, retarget
+    from .terminal import progress_bar
+
+    budgets = [parse_budget(text) for text in budget]
+    outputs = output_names(output, budgets)
+    over = _given(finishing, run)
+    check_report(report, outputs, None)
+    results = [path for path in (*outputs, report) if path is not None]
+    check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
+    with told_what_was_written(results):
+        with progress_bar(quiet) as feedback:
+            made = retarget(database, budgets, outputs, _search_options(searching), over, feedback=feedback)
+        _show_results(made, budgets, output, report, quiet)
+
+
+def _recipe(path: Path | None, skip: Sequence[str], *options: object) -> Recipe:
+    """The recipe file, if any, with the options of the command line over it and --skip before its rules."""
+    from ..pipeline.recipe import Recipe, Rule, make_recipe, read_recipe
+
+    base = Recipe() if path is None else read_recipe(path)
+    rules = (*(Rule(match=pattern, skip=True) for pattern in skip), *base.layers)
+    return make_recipe({**dict(base), **_given(*options), "layers": rules}, source="command line")
+
+
+def _given(*options: object) -> dict[str, object]:
+    """The options that were given."""
+    return {name: value for group in options for name, value in vars(group).items() if value is not None}
+
+
+def _search_options(options: SearchingOptions) -> SearchOptions:
+    from ..search.latency.table import read_timings
+    from ..search.profile import SearchOptions
+    from ..search.retarget import load_task
+
+    if options.task is not None and options.sensitivity != "task":
+        raise RecipeError("--task has no effect without --sensitivity task; add it")
+    timings = None if options.timings is None else read_timings(options.timings)
+    task = None if options.task is None else load_task(options.task)
+    batch = options.timing_batch
+    if batch < 1:
+        raise RecipeError(f"--timing-batch {batch}: ask for at least 1")
+    return SearchOptions(options.sensitivity, options.search, timings, batch, options.other_machine, task)
+
+
+def _check_together(
+    budget: bool, only_with: dict[str, object], uniform: UniformOptions, searching: SearchingOptions
+) -> None:
+    """Raise RecipeError for options that need a budget, and for levels where a budget chooses them."""
+    for name, value in only_with.items():
+        if value is not None and not budget:
+            raise RecipeError(f"{name} needs a --budget, such as bops=12x or size=0.2x")
+    if searching != SearchingOptions() and not budget:
+        raise RecipeError("--sensitivity, --search, --task and --timings need a --budget, such as bops=12x")
+    if budget and (given := _given(uniform)):
+        name = next(iter(given)).replace("_", "-")
+        raise RecipeError(
+            f"--{name} fixes a level, but with a budget the search chooses; leave it out, or use --levels"
+        )
+
+
+def _show_results(
+    made: Sequence[Result], budgets: Sequence[Budget], output: Path, report: Path | None, quiet: bool
+) -> None:
+    """Write reports and the plot, and print what a terminal shows."""
+    from ..report.as_json import write_json
+    from ..report.pareto import pareto_points, write_pareto
+    from ..report.table import report_table, show
+
+    if report is not None:
+        write_json([result.report for result in made] if len(budgets) > 1 else made[0].report, report)
+    if not quiet:
+        for result in made:
+            show(lambda width, result=result: report_table(result.report, width))  # type: ignore[misc]
+    if len(budgets) > 1:
+        files = write_pareto(pareto_points(made), output.with_name(f"{output.stem}-pareto"))
+        if not quiet:
+            print(plain(f"written: {', '.join(str(path) for path in files)}"))

@@ -1,0 +1,51 @@
+"""What a command promises about its results: they replace nothing that is read, and an interrupt says what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..core.errors import OutputError
+
+
+@contextmanager
+def told_what_was_written(results: Sequence[Path], database: Path | None = None) -> Iterator[None]:
+    """On an interrupt, say which of the results had been written, and what there is of a database."""
+    before = {path: _stamp(path) for path in results}
+    try:
+        yield
+    except KeyboardInterrupt:
+        written = [str(path) for path in results if _stamp(path) != before[path]]
+        if database is not None and database.exists():
+            written.append(f"a part of {database}; the same command goes on from there")
+        raise KeyboardInterrupt(*written) from None
+
+
+def check_report(report: Path | None, outputs: Sequence[Path], source: Path | None) -> None:
+    """Raise OutputError if the report cannot be written, or would replace a model that was read or is written."""
+    if report is None:
+        return
+    taken = {path.with_name(path.name + end).resolve() for path in outputs for end in ("", ".data")}
+    if report.resolve() in taken:
+        raise OutputError(f"cannot write the report to {report}: the model goes there; name another file")
+    from ..graph.save import check_output
+
+    check_output(report, source)
+
+
+def check_not_read(results: Sequence[Path], read: dict[str, str | Path | None]) -> None:
+    """Raise OutputError if a result would replace a file that an option names to be read."""
+    for option, name in read.items():
+        for path in results:
+            if name is not None and path.resolve() == Path(name).resolve():
+                raise OutputError(f"cannot write {path}: {option} reads it; name another file")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns

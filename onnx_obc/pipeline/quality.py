@@ -1,0 +1,60 @@
+"""What a report warns of: outputs compared on few samples, or worse than a level usually leaves them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.level import parse_level
+from .layer import LayerReport
+from .verify import OutputMatch
+
+POOR_DB = 10.0  # below this the model may be of no use at all
+
+# Held-out samples below which the SQNR is rough. Of random draws from 450 digits (the model of `onnx-obc demo`, int8 and
+# int4), the middle nine tenths span 12 dB for one sample, 8 for two, 6 for four, 4 for eight and 2 for thirty-two.
+FEW = 8
+
+# The SQNR in dB that outputs usually keep, by the bits of the coarsest weights, for float and for int8 inputs: 5 less than
+# the lower of two models, measured with default options on held-out calibration samples: the digits of `onnx-obc demo` and
+# ResNet-20 on CIFAR-10 (49.8 and 47.8 at int8, 25.9 and 25.2 at int4; with int8 inputs 19.8 and 33.6, 18.7 and 25.1).
+USUAL_DB = {
+    False: {8: 42.0, 7: 38.0, 6: 31.0, 5: 27.0, 4: 20.0, 3: 14.0, 2: 8.0},
+    True: {8: 14.0, 7: 14.0, 6: 14.0, 5: 13.0, 4: 13.0, 3: 11.0, 2: 8.0},
+}
+NAMED = 3  # layers that a warning names
+
+
+def quality_notes(layers: Sequence[LayerReport], outputs: Sequence[OutputMatch], held_out: int) -> list[str]:
+    """What the user should know of how well the outputs agree. held_out: samples, 0 if none were."""
+    notes = []
+    if outputs and 0 < held_out < FEW:
+        count = "1 held-out sample" if held_out == 1 else f"{held_out} held-out samples"
+        notes.append(
+            f"outputs were compared on {count}: their SQNR says little; calibrate on {10 * FEW} samples or more"
+        )
+    for match in outputs:
+        if match.sqnr_db < POOR_DB:
+            text = f"is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
+            notes.append(f"output {match.name} {text}")
+    usual, level = usual_db(layers)
+    worst = min((match.sqnr_db for match in outputs), default=usual)
+    if worst < usual:
+        costly = sorted(layers, key=lambda layer: -layer.loss_relative)[:NAMED]
+        named = ", ".join(f"{layer.name} ({layer.loss_relative:.1e})" for layer in costly)
+        notes.append(
+            f"outputs keep {worst:.1f} dB, models at {level} usually {usual:.0f} or more; the layers with the largest "
+            f"relative loss: {named}; give them more bits by a rule of a recipe, or --skip them"
+        )
+    return notes
+
+
+def usual_db(layers: Sequence[LayerReport]) -> tuple[float, str]:
+    """The SQNR that outputs usually keep, and at which level that is; −inf where layers are pruned or none is integer."""
+    levels = [parse_level(layer.level) for layer in layers]
+    bits = min((level.bits for level in levels if level.bits is not None), default=None)
+    if bits is None or any(level.sparsity is not None for level in levels):
+        return float("-inf"), ""
+    quantized = any(layer.activations == "int8" for layer in layers)
+    if any(layer.activations == "int4" for layer in layers):
+        return float("-inf"), ""
+    return USUAL_DB[quantized][bits], f"int{bits}" + (" with int8 inputs" if quantized else "")

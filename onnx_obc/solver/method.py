@@ -1,0 +1,55 @@
+"""How a layer is solved, whichever its level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ..core.level import Level
+from .grid import GridMethod
+from .linalg.inverse import Precision
+
+Refine: TypeAlias = Literal["none", "auto"] | int
+
+_SWEEPS = 8  # most rows have no gain left after three or four, and end there
+_WIDE = 1280  # columns; beyond, exchanging weights takes longer than pruning them
+ROUNDING = 3e-5  # relative; what float32 may cost a predicted loss
+
+
+@dataclass(frozen=True)
+class Method:
+    """How layers are solved.
+
+    solver:    exact: the greedy of OBC. ordered: exact within blocks of columns only, for layers too large for that.
+    refine:    how long better solutions are looked for after the greedy, in sweeps; auto: where it pays.
+    grid:      how quantization grids are fitted, to the weights left by pruning. shared_scale: all rows of a group
+               have the same, which is not refined then.
+    precision: of the greedy; `auto` solves again in float64 where the loss predicted in float32 is off by more than
+               3e-5.
+    device:    "cpu", or a GPU that torch sees, "cuda:0"; it is for the exact greedy, the rest runs on the CPU.
+    threads:   of the CPU; None for all usable cores. The solution does not depend on it.
+    """
+
+    solver: Literal["exact", "ordered"] = "exact"
+    refine: Refine = "none"
+    grid: GridMethod = "mse"
+    shared_scale: bool = False
+    precision: Precision = "auto"
+    device: str = "cpu"
+    threads: int | None = None
+
+    def mask_sweeps(self, level: Level, columns: int) -> int:
+        """How many sweeps of `refine_mask` follow the pruning; 0 for none."""
+        if level.sparsity is None or self.solver == "ordered":  # a matrix for every row is what that one cannot afford
+            return 0
+        if self.refine == "auto":
+            return _SWEEPS if columns <= _WIDE else 0
+        return 0 if self.refine == "none" else self.refine
+
+    def code_sweeps(self, level: Level) -> int:
+        """How many sweeps of `refine_codes` follow the rounding; 0 for none."""
+        if level.bits is None or self.refine == "none" or self.shared_scale:  # it moves each row's scale
+            return 0
+        if self.refine == "auto":  # a sweep takes a multiple of the ordered solver's time
+            return 1 if self.solver == "ordered" else _SWEEPS
+        return self.refine

@@ -1,0 +1,72 @@
+"""Budgets to models: names of files, level sets, and what a search may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from digits import small
+
+from onnx_obc import (
+    CalibrationError,
+    Recipe,
+    RecipeError,
+    SearchOptions,
+    build,
+    compress_to_budget,
+    parse_budget,
+    retarget,
+)
+from onnx_obc.search.retarget import default_levels, load_task, output_names
+
+X = np.random.default_rng(1).standard_normal((80, 4)).astype(np.float32)
+
+
+def test_one_budget_keeps_the_name_and_several_give_names_of_their_own(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    one, two = parse_budget("bops=12x"), parse_budget("drop=1%")
+    assert output_names(out, [one]) == [out]
+    assert [path.name for path in output_names(out, [one, two])] == ["out-bops-12x.onnx", "out-drop-1pct.onnx"]
+    with pytest.raises(RecipeError, match="same budget was given twice"):
+        output_names(out, [one, one])
+
+
+@pytest.mark.parametrize(
+    ("budget", "target", "levels"),
+    [
+        ("bops=12x", "onnxruntime", "gpu"),
+        ("size=0.2x", "onnxruntime", "weight-only"),
+        ("flops=3x", "tensorrt", "unstructured"),
+        ("latency=2x", "onnxruntime", "8w8a"),
+        ("latency=2x", "deepsparse", "cpu"),
+        ("latency=2x", "tensorrt", "gpu"),
+    ],
+)
+def test_the_levels_that_fit_a_budget(budget: str, target: str, levels: str) -> None:
+    assert default_levels(parse_budget(budget), target) == levels
+
+
+def test_what_the_database_was_built_with_cannot_be_changed(tmp_path: Path) -> None:
+    build(small(), {"x": X}, "int4", tmp_path / "db", Recipe(damp=0.02, device="cpu"))
+    with pytest.raises(RecipeError, match=r"--damp 0\.5: .* was built with 0\.02; build another one"):
+        retarget(tmp_path / "db", [parse_budget("size=0.5x")], [None], recipe={"damp": 0.5})
+    (result,) = retarget(tmp_path / "db", [parse_budget("size=0.5x")], [None], recipe={"verify": False})
+    assert result.report.recipe["damp"] == 0.02 and result.report.outputs == ()
+
+
+def test_build_and_search_in_one_keep_the_database_where_it_is_wanted(tmp_path: Path) -> None:
+    options = SearchOptions(levels="int8,int4", database=tmp_path / "db")
+    outputs = [tmp_path / "out.onnx"]
+    (result,) = compress_to_budget(small(), {"x": X}, [parse_budget("size=0.4x")], outputs, Recipe(), options)
+    assert (tmp_path / "db" / "manifest.json").is_file() and outputs[0].is_file()
+    assert result.report.search is not None and result.report.search["costs"]["size"] <= 0.4
+
+
+def test_a_task_is_a_function_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text("def loss(outputs, labels):\n    return 1.0\n")
+    assert load_task(f"{tmp_path / 'task.py'}:loss")({}, None) == 1.0
+    with pytest.raises(RecipeError, match=r"write module\.py:function"):
+        load_task("loss")
+    with pytest.raises(CalibrationError, match="not found"):
+        load_task(f"{tmp_path / 'other.py'}:loss")

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go: the tests marked `gpu`, the GPU benchmark, and a whole run with --device auto.
+#
+#     bash tools/gpu_all.sh [folder of wheels]     # $OUT: where the figures go, by default gpu-results
+#
+# Needs torch with CUDA, numba, onnx, onnxruntime and pytest; what else is missing is taken from the folder of wheels, made
+# before with `pip download --dest wheels pydantic cyclopts rich onnx_ir onnxscript safetensors psutil threadpoolctl tokenizers`.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-gpu-results}
+mkdir -p "$out"
+if [ -n "${1:-}" ]; then
+    python -m pip install --quiet --no-index --find-links "$1" --no-deps "$1"/*.whl || true # those that are there stay
+fi
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+python - <<'PYTHON' | tee "$out/card.txt" || exit 1
+import sys
+import torch
+if not torch.cuda.is_available():
+    sys.exit("no GPU that torch can use")
+print(torch.cuda.get_device_name(0), "torch", torch.__version__, "CUDA", torch.version.cuda)
+PYTHON
+status=0
+python -m pytest -q -m gpu 2>&1 | tee "$out/tests.txt" || status=1
+python -m benchmarks.speed.solver_gpu 2>&1 | tee "$out/solver_gpu.txt" || status=1
+cp benchmarks/results/solver_gpu*.md "$out" 2>/dev/null
+python -m onnx_obc.cli.main models/digits.onnx "$out/digits.onnx" --calib models/digits_calibration.npz --device auto \
+    --report "$out/digits.json" 2>&1 | tee "$out/run.txt" || status=1
+exit $status
