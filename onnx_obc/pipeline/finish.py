@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..core.errors import VerificationError
+from ..core.files import scratch_prefix
 from ..core.progress import Feedback
 from ..graph.save import leave_rejected, place_model, save_model
 from ..targets.check import check_file
@@ -62,7 +63,8 @@ def finish(
         with feedback.watch("correct"):
             draft = better(draft, other, material, recipe)
     output = destination.path
-    with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=output.parent if output is not None else None) as scratch:
+    folder = output.parent if output is not None else None
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=folder) as scratch:
         path = Path(scratch) / (output.name if output is not None else "model.onnx")
         save_model(draft.plan.model, path)
         verdict = Verdict()
