@@ -24,6 +24,7 @@ from .material import Material
 from .plan import Plan
 from .recipe import Recipe
 from .report import Report, make_report
+from .unseen import without_unseen
 from .verify import Check, Verdict, check_lowered, verify
 from .write import fit_to_biases, write
 
@@ -128,6 +129,7 @@ def _draft(
     progress: Progress,
 ) -> _Draft:
     """Train all layers, if the recipe says so, write them, and correct the model's statistics."""
+    plan, solved = without_unseen(plan, solved, ranges, recipe.target)
     corrections: tuple[CorrectionReport, ...] = ()
     correcting = recipe.correct and bool(plan.layers)
     reference = plan.model.clone() if correcting else plan.model
