@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..calibration.ranges import RangeObserver
+from ..core.arrays import Feed
 from ..core.errors import VerificationError
 from ..core.progress import Progress, Stopwatch
 from ..graph.save import leave_rejected, place_model, save_model
@@ -18,6 +19,7 @@ from ..graph.write import WrittenWeight
 from ..runtime.judge import Judge
 from ..targets.check import check_file
 from ..targets.registry import TARGETS
+from .agree import NAMED, find_fault, in_another_form
 from .correct import CorrectionReport, correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
@@ -63,6 +65,10 @@ def finish(
         other = _draft(material, *rival, ranges, recipe, watch, progress)
         with watch("correct"):
             draft = _better(draft, other, material, recipe)
+    first = next(iter(material.held_out.read(0, material.held_out.step))).feed
+    if recipe.verify:
+        draft, agreement = _agreeing(draft, first, material, ranges, recipe, watch, progress)
+        checks = [*checks, *agreement]
     plan, solved, written = draft.plan, draft.solved, draft.written
     with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=target.parent if target is not None else None) as scratch:
         path = Path(scratch) / (target.name if target is not None else "model.onnx")
@@ -72,7 +78,7 @@ def finish(
             with watch("verify"):
                 verdict = verify(path, material.dense, solved, written, material.held_out, recipe, progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
-        first, model = next(iter(material.held_out.read(0, material.held_out.step))).feed, plan.model
+        model = plan.model
         lower = TARGETS[recipe.target].weight_forms[recipe.weight_form]
         if lower is not None and not verdict.faults:
             model, path = lower(plan.model), Path(scratch) / "lowered" / path.name
@@ -109,9 +115,10 @@ def finish(
 
 @dataclass(frozen=True)
 class _Draft:
-    """A model that was written and corrected, but not checked yet."""
+    """A model that was written and corrected, but not checked yet. source: the layers as they were before that."""
 
     plan: Plan
+    source: dict[str, Solved]
     solved: dict[str, Solved]
     written: Sequence[WrittenWeight]
     embeddings: Sequence[EmbeddingReport]
@@ -130,6 +137,7 @@ def _draft(
 ) -> _Draft:
     """Train all layers, if the recipe says so, write them, and correct the model's statistics."""
     plan, solved = without_unseen(plan, solved, ranges, recipe.target)
+    source = solved
     corrections: tuple[CorrectionReport, ...] = ()
     correcting = recipe.correct and bool(plan.layers)
     reference = plan.model.clone() if correcting else plan.model
@@ -145,7 +153,30 @@ def _draft(
             found = correct_statistics(material, plan, reference, sites, solved, written, recipe, progress)
             solved, corrections = found[0], (*corrections, *found[1])
             solved = fit_to_biases(plan.model, solved, written, recipe.target)
-    return _Draft(plan, solved, written, embeddings, intervals, corrections)
+    return _Draft(plan, source, solved, written, embeddings, intervals, corrections)
+
+
+def _agreeing(
+    draft: _Draft,
+    feed: Feed,
+    material: Material,
+    ranges: Mapping[str, RangeObserver],
+    recipe: Recipe,
+    watch: Stopwatch,
+    progress: Progress,
+) -> tuple[_Draft, list[Check]]:
+    """A draft that engines compute as ONNX says, with layers in another form where they would not; and the check."""
+    for attempt in range(NAMED + 2):
+        with watch("verify"):
+            fault, tried = find_fault(draft.plan.model, feed, recipe)
+        if fault is None:
+            agree = f"what the file says is what {' and '.join(tried)} computes with all that it fuses"
+            return draft, [Check("engines", True, agree)] if tried else []
+        other = in_another_form(draft.plan, draft.source, fault, material.dense, recipe, attempt >= NAMED)
+        if other is None or attempt > NAMED:
+            return draft, [fault.check]
+        draft = _draft(material, *other, ranges, recipe, watch, progress)
+    raise AssertionError("the last attempt returns")
 
 
 def _better(ordered: _Draft, rival: _Draft, material: Material, recipe: Recipe) -> _Draft:
