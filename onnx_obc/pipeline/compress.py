@@ -64,5 +64,5 @@ def compress(
     if recipe.sequential and plan.layers:
         rival, plan = solutions, make_plan(folded, recipe)
         solutions = solve_sequentially(plan, folded, rival.ranges, calibrating, recipe, feedback)
-    material = Material(model, dense, calibrating, held_out, *describe(samples, calibrating, held_out))
+    material = Material(model, folded, calibrating, held_out, *describe(samples, calibrating, held_out))
     return finish(material, solutions, recipe, Destination(target), feedback, checks, rival)
