@@ -12,7 +12,7 @@ from small_graphs import build, random
 
 from onnx_obc import Recipe, compress
 from onnx_obc.core.errors import VerificationError
-from onnx_obc.pipeline import finish
+from onnx_obc.pipeline import draft, finish
 from onnx_obc.targets.agreement import disagreement
 from onnx_obc.targets.check import check_file
 from onnx_obc.targets.registry import TARGETS
@@ -86,7 +86,7 @@ def dead_row() -> onnx.ModelProto:
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_a_layer_at_fault_is_written_in_another_form(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "fit_to_biases", lambda model, solved, written, target: dict(solved))
+    monkeypatch.setattr(draft, "fit_to_biases", lambda model, solved, written, target: dict(solved))
     recipe = Recipe.model_validate({"target": target, "correct": False})
     report = compress(dead_row(), {"x": np.abs(random(32, 4, 5, 5))}, recipe).report
     assert {layer.name: layer.activations for layer in report.layers} == {"dead": "float", "alive": "int8"}
@@ -95,7 +95,7 @@ def test_a_layer_at_fault_is_written_in_another_form(target: str, monkeypatch: p
 
 
 def test_what_cannot_be_mended_is_not_handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(finish, "fit_to_biases", lambda model, solved, written, target: dict(solved))
+    monkeypatch.setattr(draft, "fit_to_biases", lambda model, solved, written, target: dict(solved))
     monkeypatch.setattr(finish, "in_another_form", lambda *arguments: None)
     with pytest.raises(VerificationError, match="from layer dead on"):
         compress(dead_row(), {"x": np.abs(random(32, 4, 5, 5))}, Recipe(correct=False), tmp_path / "o.onnx")
