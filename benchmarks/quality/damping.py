@@ -64,7 +64,7 @@ class Trial:
         data = data if samples is None else data.part(0, samples)
         self.feeds, held = split(data)
         about = describe(data, self.feeds, held)
-        self.material = Material(str(subject.path), self.dense, self.feeds, held, *about)
+        self.material = Material(str(subject.path), self.folded, self.feeds, held, *about)
         graph, chunk = make_plan(self.folded, Recipe()).model, Chunk(tuple(layers), (), choose_damping=True)
         self.captured: Captured = capture(graph, chunk, self.feeds, seed=seed)
         other = open_data(self.dense, subject.held_out, subject.options)

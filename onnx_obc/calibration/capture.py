@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Bool, Float64
 from ..core.errors import CalibrationError
-from ..core.machine import usable_cores
+from ..core.machine import workers
 from ..graph.cost import Cost, layer_costs
 from ..graph.layers import Layer, Tap, Window
 from ..runtime.session import Execution, is_finite, open_session
@@ -218,9 +218,7 @@ def capture(
             for part in parts:
                 part.result()
 
-    with ThreadPoolExecutor(
-        execution.threads or usable_cores(), "capture"
-    ) as pool:  # each sum is one thread's at a time
+    with ThreadPoolExecutor(workers(execution.threads), "capture") as pool:  # each sum is one thread's at a time
         for batch in samples.read(0, samples.count):
             take(batch)
             progress(batch.count)
@@ -258,13 +256,11 @@ def _accumulate(
     each = picks.shape[1] if picks is not None else positions_of(tap.unfold, array.shape, slots)[1]
     start = 0
     for x in unfold(array, tap.unfold, picks, slots):  # (groups, n, columns)
+        good = np.ones(x.shape[1], bool) if whole else finite_positions(x)
+        total.left_out += len(good) - int(np.count_nonzero(good))
         for part, out in pieces(held, each, start, x.shape[1]):
-            some = x[:, part]
-            if not whole:
-                finite = finite_positions(some)
-                total.left_out += len(finite) - int(finite.sum())
-                some = some[:, finite]
-            (spared if spared is not None and out else total).add(some)
+            kept = x[:, part] if whole else x[:, part][:, good[part]]
+            (spared if spared is not None and out else total).add(kept)
         start += x.shape[1]
 
 

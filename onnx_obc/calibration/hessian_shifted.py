@@ -9,13 +9,15 @@ Nothing is subtracted, so that zeros stay zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise, product
 from math import prod
 from operator import add
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.arrays import Array
 from ..graph.layers import Window
@@ -31,6 +33,7 @@ PLENTY = 128  # pixels of a zone that are worth a product in float32 of their ow
 # What `pays` counts in, is multiply-adds of float32. In that unit, moving a number costs, to X or to a sum
 MOVE = 32
 CALL = 3000  # … numbers more for every block that is added: what it costs to begin
+MOST = 2**23  # zones times pairs of taps: a kernel of 11 × 11 in a large plane has 2**22.9
 IMAGES = 32  # … and what all images share is done once for so many
 
 
@@ -41,21 +44,31 @@ def pays(how: Window, shape: tuple[int, ...]) -> bool:
     Shifted products cost, for every pixel of a zone and shift, channels² multiply-adds (twice that in float64) and
     `channels` moves; channels² moves for every product and shift; and for each zone and pair of taps that it counts
     for, channels² + CALL moves every IMAGES images. With several groups there is nothing to gain: moves are all they
-    cost.
+    cost. Nor is there with more zones and pairs of taps than MOST, which a kernel about as large as its input has.
     """
     if len(shape) < 3 or any(stride != 1 for stride in how.strides) or prod(how.kernel) == 1 or how.groups > 1:
         return False
-    channels, (_, columns) = shape[1], shape_of(how, shape)
-    taps, out = offsets(how, shape[2:]), output_shape(how, shape[2:])
-    shifts = _shifts(taps)
-    starts = [taps[a] for pairs in shifts.values() for a, _ in pairs]  # of all pairs
+    return _pays(how, shape[1:])
+
+
+@lru_cache(maxsize=1024)
+def _pays(how: Window, shape: tuple[int, ...]) -> bool:
+    """`pays` for an image (C, spatial…)."""
+    channels, (_, columns) = shape[0], shape_of(how, (1, *shape))
+    out, taps = output_shape(how, shape[1:]), prod(how.kernel)
+    zones = prod(min(2 * kernel + 1, size) for kernel, size in zip(how.kernel, shape[1:], strict=True))  # or fewer
+    if zones * taps**2 > MOST:
+        return False
+    starts = offsets(how, shape[1:])
+    found = list(_zones(starts, shape[1:], out))
+    pairs = _reads(found, starts, out) @ np.arange(taps, 0, -1)  # (zones,) those (a, b) that count, a ≤ b
+    shifts = (prod(2 * kernel - 1 for kernel in how.kernel) + 1) // 2
     shifted = 0.0
-    for zone in _zones(taps, shape[2:], out):
+    for zone, counted in zip(found, pairs.tolist(), strict=True):
         pixels = prod(stop - start for start, stop in zone)
-        counted = sum(_counts(zone, start, out) for start in starts)
         products = -(-pixels // BLOCK) if pixels >= PLENTY else 1 / IMAGES
         effort = channels**2 * (1 if pixels >= PLENTY else 2) + MOVE * channels  # of a pixel and shift
-        shifted += len(shifts) * (pixels * effort + products * MOVE * channels**2)
+        shifted += shifts * (pixels * effort + products * MOVE * channels**2)
         shifted += counted * MOVE * (channels**2 + CALL) / IMAGES
     return shifted < prod(out) * (columns**2 / (2 if columns >= SINGLE else 1) + MOVE * columns)
 
@@ -71,8 +84,9 @@ def add_shifted(total: HessianSum, value: Array, how: Window) -> None:
     shifts = _shifts(taps)
     reach = np.abs(list(shifts)).max(axis=0)  # (axes,)
     part = planes(value, how, -reach, reach + size)  # (N, padded…, C)
-    for zone in _zones(taps, size, out):
-        kept = {shift: [pair for pair in pairs if _counts(zone, taps[pair[0]], out)] for shift, pairs in shifts.items()}
+    zones = list(_zones(taps, size, out))
+    for zone, reads in zip(zones, _reads(zones, taps, out).tolist(), strict=True):
+        kept = {shift: [pair for pair in pairs if reads[pair[0]]] for shift, pairs in shifts.items()}
         if any(kept.values()):
             _add_zone(total, part, reach, zone, {shift: pairs for shift, pairs in kept.items() if pairs})
     total.positions += len(value) * prod(out)
@@ -128,7 +142,9 @@ def _zones(taps: Index, size: tuple[int, ...], out: tuple[int, ...]) -> Iterator
     return product(*axes)
 
 
-def _counts(zone: Zone, tap: Index, out: tuple[int, ...]) -> bool:
-    """Whether this tap of the kernel reads the zone; if not, it reads none of its pixels."""
-    bounds = zip(zone, tap.tolist(), out, strict=True)
-    return all(begin <= start and stop <= begin + length for (start, stop), begin, length in bounds)
+def _reads(zones: Sequence[Zone], taps: Index, out: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Whether each tap of the kernel reads each zone, (zones, taps); if not, it reads none of its pixels."""
+    start, stop = np.moveaxis(np.array(zones).reshape(len(zones), -1, 2), 2, 0)[..., None]  # (zones, axes, 1) each
+    begin, end = taps.T, (taps + np.array(out)).T  # (axes, taps) each
+    inside: npt.NDArray[np.bool_] = ((begin <= start) & (stop <= end)).all(axis=1)
+    return inside

@@ -69,9 +69,11 @@ class Samples:
 
 
 def existing(path: Path) -> Path:
-    """The path, if there is something. Raises CalibrationError that names what is there under a similar name."""
-    if path.exists():
+    """The path, if there is a file or folder. Raises CalibrationError that names what is there under a similar name."""
+    if path.is_file() or path.is_dir():
         return path
+    if path.exists():
+        raise CalibrationError(f"{path}: a pipe or device cannot be read again; give a file")
     if not path.parent.is_dir():
         raise CalibrationError(f"{path}: not found, nor is the folder {path.parent}; check the path")
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ..calibration.options import DataOptions
-from ..core.errors import RecipeError
+from ..core.errors import RecipeError, plain
 from .options import (
     LEVELS,
     RUN,
@@ -143,7 +143,7 @@ def build_command(
         built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
-        print(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already")
+        print(plain(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already"))
 
 
 def search_command(
@@ -248,4 +248,4 @@ def _show_results(
     if len(budgets) > 1:
         files = write_pareto(pareto_points(made), output.with_name(f"{output.stem}-pareto"))
         if not quiet:
-            print("written:", ", ".join(str(path) for path in files))
+            print(plain(f"written: {', '.join(str(path) for path in files)}"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ..calibration.options import DataOptions
-from ..core.errors import CalibrationError, ModelError, RecipeError
+from ..core.errors import CalibrationError, ModelError, RecipeError, plain, shortened
 from .options import DATA, RUN, CalibrationOptions, Flag, Output, Report, Target
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _any_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed | N
     except (CalibrationError, ModelError) as error:
         if calib != "random":
             raise
-        print(f"not run: {' '.join(str(error).split())}", file=sys.stderr)
+        print(plain(f"not run: {shortened(str(error))}"), file=sys.stderr)
         return None
 
 

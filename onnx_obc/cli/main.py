@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from ..calibration.options import KINDS
-from ..core.errors import ObcError
+from ..core.errors import ObcError, plain, shortened
 from ..core.version import __version__
 from .commands import build_command, compress_command, search_command
 from .engines import bench_command, check_command, time_command
@@ -49,6 +49,7 @@ def demo_command(*, quiet: Annotated[bool, Flag] = False) -> None:
     show(lambda width: table)
 
 
+LONGEST_LINE = 1500  # characters of a message: what is longer quotes something
 app = App(
     name="onnx-obc",
     help="Prune and quantize a trained ONNX model, without training, by the exact greedy of Optimal Brain Compression.",
@@ -84,11 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(tokens or ["--help"], exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _say(f"error: {_explain(error, USAGES[command])}; see {' '.join(filter(None, ('onnx-obc', command)))} --help")
+        said = shortened(_explain(error, USAGES[command]), LONGEST_LINE)
+        _say(f"error: {said}; see {' '.join(filter(None, ('onnx-obc', command)))} --help")
         sys.exit(2)
     except ObcError as error:
-        _say(f"error: {error}")
+        _say(f"error: {shortened(str(error), LONGEST_LINE)}")
         sys.exit(error.exit_code)
+    except MemoryError:
+        _say("error: out of memory; give fewer --samples, a smaller --batch, or a lower --memory")
+        sys.exit(2)
     except KeyboardInterrupt as interrupt:
         written = ", ".join(interrupt.args)
         _say(f"interrupted; written: {written}" if written else "interrupted; nothing was written")
@@ -96,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(plain(line), file=sys.stderr)
 
 
 def _explain(error: CycloptsError, usage: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..core.progress import Feedback
+from ..report.console import messages
 
 STAGES = {
     "compile": "compiling the solver",
@@ -30,7 +30,7 @@ STAGES = {
 def progress_bar(quiet: bool) -> Iterator[Feedback]:
     """Shows how far each stage is, and lines of text above that, on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=quiet)
+    console = messages(quiet=quiet)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 

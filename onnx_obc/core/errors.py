@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
+import unicodedata
+
 
 class ObcError(Exception):
     """Base of all errors that the command line shows as one line; `exit_code` is what the process returns."""
@@ -39,11 +42,37 @@ class VerificationError(ObcError):
     exit_code = 1
 
 
+LONGEST = 200  # characters of another's message, or of a value, that a message of ours quotes
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error on one line."""
     return " ".join(str(error).split())
 
 
+def shortened(text: str, most: int = LONGEST) -> str:
+    """Text on one line, its middle left out where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 :]}"
+
+
+def quoted(value: object) -> str:
+    """A value as Python writes it, shortened, whatever it is."""
+    limits = reprlib.Repr()
+    limits.maxstring = limits.maxother = limits.maxlong = LONGEST
+    try:
+        return shortened(limits.repr(value))
+    except ValueError:  # Python writes no numbers of thousands of digits
+        return "a number of thousands of digits"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
+def plain(text: str) -> str:
+    """Text without control and format characters, but for line breaks."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(each for each in text if each == "\n" or unicodedata.category(each) not in ("Cc", "Cf", "Cs"))

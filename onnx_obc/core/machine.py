@@ -26,6 +26,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def workers(threads: int | None) -> int:
+    """How many threads to use: as many as are asked for, but no more than there are cores. None: one for each."""
+    return min(threads or usable_cores(), usable_cores())
+
+
 def this_machine() -> str:
     """The processor and its number of cores, in words."""
     name = platform.processor() or platform.machine()

@@ -8,7 +8,6 @@ of OBC, appendix; Hubara et al. 2021). Where only a shift can be taken in, f = 1
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Array, Feed, Float32, Float64
+from ..core.machine import workers
 from ..core.solution import Solution
 from ..graph.edit import free_name, names_of
 from ..graph.layers import Layer
@@ -153,7 +153,7 @@ def moments(values: Sequence[Array], axis: int, threads: int | None = None) -> t
     """
     channels = values[0].shape[axis]
     count, mean, square = 0, np.zeros(channels), np.zeros(channels)  # of the deviations from the mean
-    with ThreadPoolExecutor(threads or os.cpu_count(), "moments") as pool:
+    with ThreadPoolExecutor(workers(threads), "moments") as pool:
         parts = pool.map(lambda value: _sums(value, axis), values)
         for positions, part, spread in parts:
             if not positions:

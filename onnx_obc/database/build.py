@@ -18,6 +18,7 @@ from ..calibration.options import DataOptions
 from ..calibration.samples import Samples
 from ..calibration.split import STORED, describe, first_samples, split
 from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
+from ..core.files import remove_abandoned
 from ..core.level import FLOAT, Choice, Level, parse_choice
 from ..core.level_sets import read_levels
 from ..core.options import names
@@ -122,7 +123,10 @@ def build(
         ranges={},
         layers=tuple(entries.values()),
     )
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
     _clear(target, MADE if outdated else ())
     if not _holds(stored_model, key):
         save_model(folded.dense, stored_model)
@@ -327,11 +331,11 @@ def _chunks(
 
 
 def _clear(folder: Path, parts: Collection[str] = ()) -> None:
-    """Remove what an interrupted build left under temporary names, and whole parts."""
+    """Remove what a build that was killed left under temporary names, and whole parts."""
     for name in parts:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        remove_abandoned(place)
 
 
 def _remove_stale(folder: Path, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ def write_samples(path: Path, parts: Mapping[str, Samples], key: str) -> None:
     info: dict[str, Any] = {}
     for name, samples in parts.items():
         counts = []
+        texts: set[str] = set()
         for number, batch in enumerate(samples.read(0, samples.count)):
             counts.append(batch.count)
-            arrays |= {f"{name}/{number:05d}/{source}": np.asarray(array) for source, array in batch.feed.items()}
+            texts |= {source for source, array in batch.feed.items() if array.dtype.hasobject}
+            arrays |= {f"{name}/{number:05d}/{source}": _stored(array) for source, array in batch.feed.items()}
         info[name] = {
             "counts": counts,
             "labels": [None if b.labels is None else b.labels.tolist() for b in samples.read(0, samples.count)],
@@ -35,6 +38,7 @@ def write_samples(path: Path, parts: Mapping[str, Samples], key: str) -> None:
             "synthetic": samples.synthetic,
             "notes": samples.notes,
             "batch": samples.batch,
+            "texts": sorted(texts),
         }
     write_arrays(path, arrays, key, info)
 
@@ -60,6 +64,18 @@ def read_ranges(path: Path, key: str) -> dict[str, RangeObserver]:
     return {name: RangeObserver.restored(arrays[f"counts/{name}"], arrays[f"limits/{name}"]) for name in names}
 
 
+def _stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An array as it is stored: text as the bytes of its shape and values in JSON."""
+    if not array.dtype.hasobject:
+        return np.asarray(array)
+    return np.frombuffer(json.dumps([array.shape, array.ravel().tolist()]).encode(), np.uint8)
+
+
+def _text(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    shape, values = json.loads(stored.tobytes())
+    return np.array(values, dtype=object).reshape(shape)
+
+
 def _parts(batch: Batch) -> Iterator[object]:
     yield batch.count
     yield from (part for name in sorted(batch.feed) for part in (name, np.asarray(batch.feed[name])))
@@ -72,7 +88,7 @@ def _samples(name: str, arrays: Mapping[str, npt.NDArray[Any]], info: Mapping[st
         part, _, rest = key.partition("/")
         if part == name:
             number, _, source = rest.partition("/")
-            feeds[int(number)][source] = array
+            feeds[int(number)][source] = _text(array) if source in info["texts"] else array
     first = [0, *np.cumsum(info["counts"]).tolist()]
     labels = [None if x is None else np.array(x, np.int64) for x in info["labels"]]
     batches = [Batch(*x) for x in zip(feeds, first, info["counts"], labels, strict=False)]

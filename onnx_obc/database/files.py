@@ -31,9 +31,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..core.arrays import Array
-from ..core.errors import DatabaseError
-from ..core.files import write_file
-from ..core.level import parse_level
+from ..core.errors import DatabaseError, RecipeError
+from ..core.files import read_regular, write_file
+from ..core.level import FLOAT, Choice, parse_choice, parse_level
 from ..core.solution import Grid, Solution
 from ..graph.tensors import tensors
 
@@ -86,7 +86,9 @@ def content_key(*parts: object) -> str:
     """A hash of arrays, bytes and plain values, 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, np.ndarray):
+        if isinstance(part, np.ndarray) and part.dtype.hasobject:  # text, of which the array holds addresses alone
+            digest.update(json.dumps([part.shape, part.ravel().tolist()], default=str).encode())
+        elif isinstance(part, np.ndarray):
             digest.update(f"{part.dtype.str}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).data if part.size else b"")
         elif isinstance(part, bytes):
@@ -214,16 +216,18 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / "manifest.json"
     try:
-        plain = json.loads(path.read_bytes())
+        plain = json.loads(read_regular(path))
         schema = plain["schema"]
         if schema == SCHEMA:
             layers = tuple(LayerEntry(**{**x, "choices": tuple(x["choices"])}) for x in plain["layers"])
-            return Manifest(**{**plain, "levels": tuple(plain["levels"]), "layers": layers})
+            manifest = Manifest(**{**plain, "levels": tuple(plain["levels"]), "layers": layers})
+            _check(manifest)
+            return manifest
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DatabaseError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RecipeError) as error:
         raise DatabaseError(f"{path} is damaged; delete it, then {REPAIR}") from error
     if isinstance(schema, int) and schema > SCHEMA:
         raise DatabaseError(f"{folder} was made by a newer onnx-obc (schema {schema}, not {SCHEMA}); upgrade onnx-obc")
@@ -232,12 +236,43 @@ def read_manifest(folder: Path) -> Manifest | None:
     )
 
 
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError or RecipeError for what no build writes: others may have changed it by hand."""
+    texts = (manifest.version, manifest.model, manifest.samples, *manifest.ranges.values())
+    _demand(all(isinstance(text, str) for text in texts) and isinstance(manifest.complete, bool))
+    _demand(isinstance(manifest.recipe, dict) and isinstance(manifest.calibration, dict))
+    _demand(isinstance(manifest.recipe["skip"], list) and isinstance(manifest.calibration["notes"], list))
+    _demand(all(isinstance(x, str) for x in (*manifest.recipe["skip"], *manifest.calibration["notes"])))
+    _demand(all(_is_name(name) for name in manifest.ranges))
+    _demand(manifest.ordered is None or all(type(rows) is int for rows in manifest.ordered.values()))
+    for text in manifest.levels:
+        parse_choice(text)
+    for x in manifest.layers:
+        _demand(isinstance(x.name, str) and isinstance(x.op, str) and _is_name(x.folder) and _is_name(x.hessian))
+        _demand(all(type(size) is int and size > 0 for size in (x.groups, x.rows, x.columns)))
+        choices = [parse_choice(text) for text in x.choices]
+        _demand(choices[:1] == [Choice(FLOAT)])
+        levels = {str(choice.level) for choice in choices} - {str(FLOAT)}
+        _demand(all(isinstance(key, str) for key in x.solutions.values()))
+        _demand(levels <= x.solutions.keys() or not manifest.complete)
+
+
+def _demand(sound: bool) -> None:
+    if not sound:
+        raise ValueError("the manifest is not what a build writes")
+
+
+def _is_name(value: object) -> bool:
+    """Whether this can be a file's or folder's name, and leads nowhere else."""
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", value) is not None
+
+
 def _header(path: Path) -> dict[str, Any] | None:
     """What a file says of itself; None if it is missing or damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})[HEADER])
-    except (SafetensorError, OSError, ValueError, KeyError):
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError):
         return None
     whole = isinstance(header, dict) and {"key", "checksum", "info"} <= header.keys()
     return header if whole else None

@@ -99,7 +99,7 @@ class Database:
         notes = list(about.pop("notes"))
         named = str(self.folder / "model.onnx") if source is None else source
         held_out = self.samples["held_out"]
-        material = Material(named, self.dense, self.samples["calibration"], held_out, about, notes)
+        material = Material(named, self.folded, self.samples["calibration"], held_out, about, notes)
         checks = [check_graph(self.dense, solutions.plan.model, held_out, recipe)] if recipe.verify else []
         return finish(material, solutions, recipe, destination, feedback, checks, rival)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -38,6 +39,7 @@ WEIGHT_ARITHMETIC = {
     *("Clip", "Max", "Min", "Sign", "Round", "MatMul"),
     *("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceMax", "ReduceMin"),
 }
+LARGE = 2**20  # elements
 SHARED_SIZE = 1024  # a constant with so many elements and several readers is kept, so that they go on sharing it
 
 
@@ -141,9 +143,10 @@ def _may_fold(node: ir.Node) -> bool | None:
 
     Weights that the graph computes from constants (weight normalisation and standardisation) fold at any size, as
     long as the result is no larger than what it replaces. A rearranged copy of a shared table would undo the sharing,
-    and a random draw is no constant. Small fills fold, large ones stay the few bytes that they are.
+    and a random draw is no constant. Small fills fold, large ones stay the few bytes that they are. What would come
+    out larger than LARGE and all that it is made of is not computed at all.
     """
-    if node.op_type == "Bernoulli":
+    if node.op_type == "Bernoulli" or _grows(node):
         return False
     if node.op_type in WEIGHT_ARITHMETIC:
         return True
@@ -155,6 +158,14 @@ def _may_fold(node: ir.Node) -> bool | None:
         if value is not None and tensor is not None and tensor.size >= SHARED_SIZE and len(value.uses()) > 1:
             return False
     return None
+
+
+def _grows(node: ir.Node) -> bool:
+    """Whether a node makes something large of less: an Expand, a Range, an outer product."""
+    tensors = [value.const_value for value in node.inputs if value is not None]
+    most = max(LARGE, sum(tensor.size for tensor in tensors if tensor is not None))
+    shapes = [value.shape for value in node.outputs if value.shape is not None and value.shape.is_static()]
+    return any(math.prod(shape.numpy()) > most for shape in shapes)
 
 
 def _drop_leading_axes(model: ir.Model) -> str | None:

@@ -41,7 +41,8 @@ def read_model(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> ir.Mod
         return _from_proto(_decode(model, "the model"), "the model", None)
     path = Path(model)
     if not path.is_file():
-        kind = "is a folder; name the .onnx file in it" if path.is_dir() else "does not exist; check the path"
+        kind = "is not a regular file; name another" if path.exists() else "does not exist; check the path"
+        kind = "is a folder; name the .onnx file in it" if path.is_dir() else kind
         raise ModelError(f"model {path} {kind}")
     try:
         data = path.read_bytes()

@@ -11,12 +11,16 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from ..core.errors import OutputError, first_line
+from ..core.files import remove_abandoned, scratch_prefix
 from .model import PROTOBUF_LIMIT
 from .tensors import tensors
 
 
 def check_output(output: str | Path, source: object) -> Path:
-    """The path of the result, if something can be written there that is not the model itself. Raises OutputError."""
+    """The path of the result, if something can be written there that is not the model itself. Raises OutputError.
+
+    What a process that was killed left there under temporary names is removed.
+    """
     path = Path(output)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; name a file in it, e.g. {path / 'model.onnx'}")
@@ -26,6 +30,7 @@ def check_output(output: str | Path, source: object) -> Path:
         raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
     if isinstance(source, str | Path) and path.resolve() == Path(source).resolve():
         raise OutputError(f"cannot write {path}: it is the model itself; name another file")
+    remove_abandoned(path.parent)
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -79,7 +84,7 @@ def save_model(model: ir.Model, path: Path, external_threshold: int = PROTOBUF_L
     external = external or sum(tensor.nbytes for tensor in tensors(model)) > external_threshold
     data = f"{path.name}.data"
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=scratch_prefix()) as folder:
             scratch = Path(folder)
             ir.save(model, scratch / path.name, format="protobuf", external_data=data if external else None)
             move_in(scratch, path.parent, [data, path.name] if (scratch / data).exists() else [path.name])

@@ -13,6 +13,7 @@ from ..calibration.split import describe, split
 from ..core.progress import Feedback
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
+from .correct import check_trainable
 from .finish import Destination, Result, finish
 from .material import Material
 from .plan import make_plan, prepare
@@ -46,6 +47,7 @@ def compress(
     """
     recipe, feedback = recipe or Recipe(), feedback or Feedback()
     data = data or DataOptions(seed=recipe.seed)
+    check_trainable(recipe)
     target = check_output(output, model) if output is not None else None
     watch = feedback.watch
     with watch("read"):
@@ -62,5 +64,5 @@ def compress(
     if recipe.sequential and plan.layers:
         rival, plan = solutions, make_plan(folded, recipe)
         solutions = solve_sequentially(plan, folded, rival.ranges, calibrating, recipe, feedback)
-    material = Material(model, dense, calibrating, held_out, *describe(samples, calibrating, held_out))
+    material = Material(model, folded, calibrating, held_out, *describe(samples, calibrating, held_out))
     return finish(material, solutions, recipe, Destination(target), feedback, checks, rival)

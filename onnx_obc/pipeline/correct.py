@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import onnx_ir as ir
 
 from ..calibration.split import CORRECTING, JUDGING, TRAINING, first_samples
 from ..core.arrays import Float32
+from ..core.errors import RecipeError
 from ..core.progress import Progress
 from ..core.solution import Solution
 from ..correction.sites import Kind, Site, find_sites
@@ -117,6 +119,15 @@ def correct_statistics(
         for kind in kinds:
             attempt((kind,))
     return solved, tuple(attempts)
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Raise RecipeError if the recipe asks for global AdaPrune and what that needs is not installed."""
+    missing = [name for name in ("torch", "onnx2torch") if importlib.util.find_spec(name) is None]
+    if recipe.global_adaprune and missing:
+        raise RecipeError(
+            f"global AdaPrune needs {' and '.join(missing)}, not installed; install onnx-obc[adaprune], or leave it out"
+        )
 
 
 def train_all(

@@ -14,6 +14,7 @@ from .material import Material
 from .plan import Plan
 from .recipe import Recipe
 from .solve import Solutions
+from .unseen import without_unseen
 from .write import fit_to_biases, write
 
 
@@ -21,20 +22,26 @@ from .write import fit_to_biases, write
 class Draft:
     """A plan's model with everything written into it.
 
-    solved, written: by layer, as they are after corrections, and where they were written. intervals: what the integers
-    of each activation span. corrections: all that were tried.
+    source: the solutions as they were before that. solved, written: by layer, as they are after corrections, and where
+    they were written. intervals: what the integers of each activation span. corrections: all that were tried.
     """
 
-    plan: Plan
+    source: Solutions
     solved: Mapping[str, Solved]
     written: Sequence[WrittenWeight]
     embeddings: Sequence[EmbeddingReport]
     intervals: Mapping[str, tuple[float, float]]
     corrections: tuple[CorrectionReport, ...]
 
+    @property
+    def plan(self) -> Plan:
+        """The plan that was written."""
+        return self.source.plan
+
 
 def make_draft(material: Material, solutions: Solutions, recipe: Recipe, feedback: Feedback) -> Draft:
     """Train all layers, if the recipe says so, write them, and correct the model's statistics."""
+    solutions = without_unseen(solutions, recipe.target)
     plan, solved = solutions.plan, solutions.solved
     corrections: tuple[CorrectionReport, ...] = ()
     correcting = recipe.correct and bool(plan.layers)
@@ -53,7 +60,7 @@ def make_draft(material: Material, solutions: Solutions, recipe: Recipe, feedbac
             )
             corrections = (*corrections, *tried)
             solved = fit_to_biases(plan.model, solved, written, recipe.target)
-    return Draft(plan, solved, written, embeddings, intervals, corrections)
+    return Draft(solutions, solved, written, embeddings, intervals, corrections)
 
 
 def better(ordered: Draft, rival: Draft, material: Material, recipe: Recipe) -> Draft:

@@ -10,11 +10,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..core.arrays import Feed
 from ..core.errors import VerificationError
+from ..core.files import scratch_prefix
 from ..core.progress import Feedback
 from ..graph.save import leave_rejected, place_model, save_model
 from ..targets.check import check_file
 from ..targets.registry import TARGETS
+from .agree import NAMED, find_fault, in_another_form
 from .draft import Draft, better, make_draft
 from .material import Material
 from .recipe import Recipe
@@ -61,8 +64,13 @@ def finish(
         other = make_draft(material, rival, recipe, feedback)
         with feedback.watch("correct"):
             draft = better(draft, other, material, recipe)
+    first = next(material.held_out.feeds())
+    if recipe.verify:
+        draft, agreement = _agreeing(draft, first, material, recipe, feedback)
+        checks = [*checks, *agreement]
     output = destination.path
-    with tempfile.TemporaryDirectory(prefix=".onnx-obc-", dir=output.parent if output is not None else None) as scratch:
+    folder = output.parent if output is not None else None
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=folder) as scratch:
         path = Path(scratch) / (output.name if output is not None else "model.onnx")
         save_model(draft.plan.model, path)
         verdict = Verdict()
@@ -70,10 +78,9 @@ def finish(
             with feedback.watch("verify"):
                 verdict = verify(path, material, draft, recipe, feedback.progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
-        model, path, verdict = _lower(material, draft, recipe, path, verdict)
+        model, path, verdict = _lower(draft, first, recipe, path, verdict)
         if recipe.verify and not verdict.faults:
             with feedback.watch("verify"):
-                first = next(material.held_out.feeds())
                 found = check_file(path, recipe.target, first, recipe.threads, str(output or path.name))
                 verdict = replace(verdict, file_check=found)
         report = make_report(material, draft, recipe, verdict, destination.search, path, feedback.watch.seconds)
@@ -85,9 +92,7 @@ def finish(
     return Result(model, report, output)
 
 
-def _lower(
-    material: Material, draft: Draft, recipe: Recipe, path: Path, verdict: Verdict
-) -> tuple[ir.Model, Path, Verdict]:
+def _lower(draft: Draft, feed: Feed, recipe: Recipe, path: Path, verdict: Verdict) -> tuple[ir.Model, Path, Verdict]:
     """The model and its file in the form that the target takes, if that is another one, and whether it computes the
     same."""
     lower = TARGETS[recipe.target].weight_forms[recipe.weight_form]
@@ -97,6 +102,22 @@ def _lower(
     lowered.parent.mkdir()
     save_model(model, lowered)
     if recipe.verify:
-        check = check_lowered(draft.plan.model, lowered, next(material.held_out.feeds()), recipe)
-        verdict = replace(verdict, checks=(*verdict.checks, check))
+        verdict = replace(verdict, checks=(*verdict.checks, check_lowered(draft.plan.model, lowered, feed, recipe)))
     return model, lowered, verdict
+
+
+def _agreeing(
+    draft: Draft, feed: Feed, material: Material, recipe: Recipe, feedback: Feedback
+) -> tuple[Draft, list[Check]]:
+    """A draft that engines compute as ONNX says, with layers in another form where they would not; and the check."""
+    for attempt in range(NAMED + 2):
+        with feedback.watch("verify"):
+            fault, tried = find_fault(draft.plan.model, feed, recipe)
+        if fault is None:
+            agree = f"what the file says is what {' and '.join(tried)} computes with all that it fuses"
+            return draft, [Check("engines", True, agree)] if tried else []
+        other = in_another_form(draft.source, fault, material.folded, recipe, attempt >= NAMED)
+        if other is None or attempt > NAMED:
+            return draft, [fault.check]
+        draft = make_draft(material, other, recipe, feedback)
+    raise AssertionError("the last attempt returns")

@@ -9,19 +9,25 @@ from typing import Any
 import onnx_ir as ir
 
 from ..calibration.samples import Samples
+from .plan import Folded
 
 
 @dataclass(frozen=True)
 class Material:
     """What a compressed model is made and judged with.
 
-    source: what the user named the model by. feeds: samples that corrections look at; held_out: those that outputs are
-    compared on. calibration: what the report says of the data; notes: what else it says.
+    source: what the user named the model by. folded: the model. feeds: samples that corrections look at; held_out:
+    those that outputs are compared on. calibration: what the report says of the data; notes: what else it says.
     """
 
     source: object
-    dense: ir.Model
+    folded: Folded
     feeds: Samples
     held_out: Samples
     calibration: Mapping[str, Any]
     notes: Sequence[str]
+
+    @property
+    def dense(self) -> ir.Model:
+        """The model as the user gave it."""
+        return self.folded.dense

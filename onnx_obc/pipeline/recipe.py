@@ -13,12 +13,14 @@ import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from ..core.errors import RecipeError
+from ..core.errors import RecipeError, quoted, shortened
+from ..core.files import read_regular
 from ..core.level import Choice, Level, parse_bits, parse_sparsity
 from ..runtime.session import Execution
 from ..targets.registry import TARGETS
 from .options import Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
 
+LARGEST, MOST_VALUES = 2**20, 20_000  # bytes and values of a recipe
 ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
 
 
@@ -29,7 +31,8 @@ class _Strict(BaseModel, frozen=True):
     @classmethod
     def _sparsity_is_text(cls, value: object) -> object:
         """YAML reads 0.6 as a number; it is meant as it is written."""
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
+        return str(value) if plain else value
 
     @field_validator("sparsity", check_fields=False)
     @classmethod
@@ -141,7 +144,25 @@ def make_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without YAML 1.1's numbers in base 60: 2:4 is the text that it looks like."""
+    """Safe YAML without YAML 1.1's numbers in base 60, so that 2:4 is the text that it looks like, and without more
+    values than a recipe has, however few lines write them."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, if it is no larger than a recipe is."""
+        node = super().get_single_node()
+        if node is not None and _values(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values")
+        return node
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node writes out to, aliases included."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # until it is known: an alias of itself has no end
+        inner = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else ()
+        parts = (x for part in inner for x in (part if isinstance(part, tuple) else (part,)))
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 _BASE_60 = ("tag:yaml.org,2002:str", re.compile(r"[-+]?[\d_]+(?::[\d_.]+)+$"))
@@ -153,11 +174,13 @@ _Loader.yaml_implicit_resolvers = {
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a YAML file. Raises RecipeError."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.load(read_regular(Path(path), LARGEST).decode(), Loader=_Loader)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path of --recipe") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist
-        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend it there") from error
+        raise RecipeError(f"{path}: not valid YAML ({shortened(str(error))}); mend it there") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: nested too deep for a recipe; see docs/recipe.md") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise RecipeError(f"{path}: a recipe is a mapping of options such as `weights: int8`; see docs/recipe.md")
     return make_recipe(values, source=str(path))
@@ -173,5 +196,5 @@ def _explain(error: ValidationError) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return f"unknown option {location!r}; {hint}"
     what = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], Mapping) else f", not {first['input']!r}"
+    given = "" if isinstance(first["input"], Mapping) else f", not {quoted(first['input'])}"
     return f"{location}: {what[0].lower()}{what[1:]}{given}"

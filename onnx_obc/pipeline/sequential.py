@@ -166,7 +166,7 @@ def _moments(
         for x, y in zip(unfold(wanted, how, picks, slots), unfold(seen, how, picks, slots), strict=True):
             good = finite_positions(x, y)
             for part, out in pieces(held, each, done, y.shape[1]):  # x, y: (groups, n, columns) float32
-                (spared if out else total).add(y[:, part][:, good[part]])
+                (spared if out else total).add(y[:, part] if good.all() else y[:, part][:, good[part]])
             done += y.shape[1]
             if not good.all():
                 x, y = x[:, good], y[:, good]

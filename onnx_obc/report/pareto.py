@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..core.errors import OutputError
+from ..core.files import write_file
 from ..pipeline.finish import Result
 
 
@@ -42,14 +41,7 @@ def write_pareto(points: Sequence[Point], path: Path) -> tuple[Path, Path]:
     writer.writerows([[getattr(point, name) for name in names] for point in points])
     files = path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.svg")
     for file, data in zip(files, (text.getvalue().encode(), _plot(points)), strict=True):
-        scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            scratch.write_bytes(data)
-            scratch.replace(file)
-        except OSError as error:
-            raise OutputError(f"cannot write {file}: {error.strerror}; choose another folder or make room") from error
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_file(file, data)
     return files
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from .console import PlainConsole
 
 if TYPE_CHECKING:
     from ..graph.cost import Cost
@@ -132,9 +134,9 @@ def report_table(report: Report, width: int) -> RenderableType:
 
 def show(render: Callable[[int], RenderableType]) -> None:
     """Print what `render` makes for the terminal's width; where there is none, as wide as the content needs."""
-    console = Console()
+    console = PlainConsole()
     if not console.is_terminal:
-        console = Console(width=200)
+        console = PlainConsole(width=200)
     console.print(render(console.width))
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..core.errors import ModelError, RecipeError, one_line
+from ..core.machine import workers
 
 Device = Literal["auto", "cpu", "cuda"]
 IN_MEMORY_BYTES = 1 << 30  # larger models go to onnxruntime through a file, since a protobuf holds 2 GiB at most
@@ -65,7 +66,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is told by the exception
     if threads is not None:
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = workers(threads)
     if not fuse:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if outputs is not None:

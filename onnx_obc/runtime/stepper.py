@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from onnx_ir.analysis import analyze_implicit_usage
 
 from ..core.arrays import Array, Feed
 from ..core.errors import ModelError
+from ..core.machine import workers
 from ..graph.layers import bodies
 from .session import Execution, Session, open_session
 
@@ -73,7 +73,7 @@ class Stepper:
     def update(self, name: str, change: Callable[[Array], Array]) -> None:
         """Replace a value that was computed already, on every feed, for the nodes that will read it."""
         holding = [live for live in self._live if name in live]
-        width = self._execution.threads or os.cpu_count() or 1
+        width = workers(self._execution.threads)
         with ThreadPoolExecutor(width, "stepper") as pool:
             for part in (holding[start : start + width] for start in range(0, len(holding), width)):
                 for live, changed in zip(part, pool.map(change, [live[name] for live in part]), strict=True):

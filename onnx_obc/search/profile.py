@@ -254,7 +254,7 @@ def _stored(path: Path, key: str) -> dict[str, list[float]] | None:
     try:
         plain = json.loads(path.read_bytes())
         return plain["losses"] if plain["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

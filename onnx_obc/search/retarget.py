@@ -30,6 +30,7 @@ from ..database.open import Database, open_database
 from ..graph.layers import find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
+from ..pipeline.correct import check_trainable
 from ..pipeline.finish import Destination, Result
 from ..pipeline.options import FinishOptions, RunOptions
 from ..pipeline.plan import possible_choices, prepare
@@ -69,6 +70,7 @@ def retarget(
     chosen = _recipe(database, recipe or {})
     choices = [database.choices[layer.name] for layer in database.layers]
     check_budgets(budgets, database.layers, database.costs, choices, levels_of(database), options.timings)
+    check_trainable(chosen)
     losses = sensitivities(database, options, chosen, progress)
     if any(budget.kind == "latency" for budget in budgets):
         options = replace(options, timings=table_of(database, options, chosen, progress))
@@ -122,6 +124,7 @@ def compress_to_budget(
             check_beside(dense, check_output(output, model))
     recipe = recipe or Recipe()
     levels = options.levels or default_levels(budgets[0], recipe.target)
+    check_trainable(recipe)
     over = {name: value for name, value in dict(recipe).items() if name in SEARCHED}
     samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
     _check_reachable(budgets, dense, samples, levels, recipe, options)

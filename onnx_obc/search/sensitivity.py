@@ -226,7 +226,7 @@ class _Tasks:
     def add(self, expected: Mapping[str, Array], found: Mapping[str, Array], batch: Batch) -> None:
         try:
             loss = float(self._task(dict(found), batch.labels))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = " ".join(f"{type(error).__name__}: {error}".split())
             raise CalibrationError(f"--task raised {what}; call it in Python to see where") from error
         self._sum += loss * batch.count

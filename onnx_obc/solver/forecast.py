@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.level import NM, Block, Level, Sparsity, Unstructured
-from ..core.machine import usable_cores
+from ..core.machine import workers
 from .exact.prune import prune
 from .exact.quantize import quantize
 from .grid import fit_grid
@@ -73,7 +73,7 @@ class Forecast:
 
 def calibrate(threads: int | None = None) -> Machine:
     """Time the solvers on this machine. Takes about a second, and longer where kernels have yet to be compiled."""
-    threads = threads or usable_cores()
+    threads = workers(threads)
     _row_seconds(BLOCK, threads, threads)  # compiles
     narrow, wide = _row_seconds(BLOCK, 64 * threads, threads), _row_seconds(_WIDE, 6 * threads, threads)
     return Machine(threads, narrow, wide, _rate(np.dtype(np.float32), threads), _rate(np.dtype(np.float64), threads))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ..core.level import Level
+from ..core.level import NM, Level
 from .grid import GridMethod
 from .linalg.inverse import Precision
 
 Refine: TypeAlias = Literal["none", "auto"] | int
 
-_SWEEPS = 8  # most rows have no gain left after three or four, and end there
+_SWEEPS = 8  # of codes, and of N:M masks; most rows have no gain left after three or four, and end there
+_ONCE = 1  # of other masks: more gain half a percent at most, and cost a ladder of levels ten times its greedy
 _WIDE = 1280  # columns; beyond, exchanging weights takes longer than pruning them
 ROUNDING = 3e-5  # relative; what float32 may cost a predicted loss
 
@@ -43,7 +44,7 @@ class Method:
         if level.sparsity is None or self.solver == "ordered":  # a matrix for every row is what that one cannot afford
             return 0
         if self.refine == "auto":
-            return _SWEEPS if columns <= _WIDE else 0
+            return 0 if columns > _WIDE else _SWEEPS if isinstance(level.sparsity, NM) else _ONCE
         return 0 if self.refine == "none" else self.refine
 
     def code_sweeps(self, level: Level) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.arrays import Feed
-from ..core.machine import this_machine, usable_cores
+from ..core.machine import this_machine, workers
 from ..graph.save import file_bytes
 from ..runtime.sqnr import agreement_db
 from .engine import Loaded, batch_of
@@ -104,7 +104,7 @@ def bench(
                 *(db, top1, file_bytes(path)),
             )
         )
-    return Benchmark(version, this_machine(), batch_of(feed), threads or usable_cores(), rounds, tuple(entries))
+    return Benchmark(version, this_machine(), batch_of(feed), workers(threads), rounds, tuple(entries))
 
 
 def compare(

@@ -11,16 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.arrays import Feed
-from ..core.errors import EngineError
+from ..core.errors import EngineError, ModelError
 from ..graph.model import read_model
-from ..runtime.sqnr import agreement_db
+from .agreement import disagreement
 from .engine import Kernel
 from .expected import ExpectedKernel, expected_kernels
 from .finding import Finding
 from .registry import TARGETS
-
-REFERENCE = "onnxruntime"  # whose outputs others are compared with
-CLOSE_DB = 15.0  # two engines that round differently inside agree to more than this on a file's outputs
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ def check_file(
 ) -> FileCheck:
     """Check a file: the target's rules, and, where its engine is here and there is a feed, what the engine runs.
 
-    The engine's outputs are compared with those of onnxruntime. name: what the file will be called, if it lies
-    elsewhere for now. Raises ModelError if the file is no ONNX model.
+    The engine's outputs are compared with what the file says, see `agreement`. name: what the file will be called, if
+    it lies elsewhere for now. Raises ModelError if the file is no ONNX model.
     """
     model, rules = read_model(path), TARGETS[target]
     found = list(rules.check(model))
@@ -110,8 +107,7 @@ def check_file(
         else:
             ran = True
             found += _not_kept(executions, found, target)
-            if target != REFERENCE:
-                found += _different(path, outputs, feed, threads, target)
+            found += _different(path, outputs, feed, threads, target)
         finally:
             supported = loaded.supported
             loaded.close()
@@ -168,18 +164,14 @@ def _not_kept(executions: Sequence[KernelMatch], findings: Sequence[Finding], ta
 def _different(
     path: Path, outputs: Mapping[str, npt.NDArray[np.generic]], feed: Feed, threads: int | None, target: str
 ) -> list[Finding]:
-    """Outputs that are not those of onnxruntime."""
+    """An output that is not what the file says."""
     try:
-        loaded = TARGETS[REFERENCE].engine.load(path, feed, threads)
-        expected = loaded.run(feed)
-    except EngineError as error:
+        found = disagreement(path, TARGETS[target].engine, feed, threads, dict(outputs))
+    except (EngineError, ModelError) as error:
         return [Finding("note", "not-compared", "", f"outputs were not compared: {error}")]
-    found = []
-    for name, wanted in expected.items():
-        if name not in outputs or not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
-            continue
-        db = agreement_db(wanted, outputs[name])
-        if db < CLOSE_DB:
-            message = f"{target} computes another {name} than onnxruntime: {db:.1f} dB apart on the input that was run"
-            found.append(Finding("error", "outputs", name, message, "do not ship this file for it"))
-    return found
+    if found is None:
+        return []
+    where = f"; the first layer that differs is {found.node}" if found.node else ""
+    apart = f"{found.db:.1f} dB apart on the input that was run"
+    message = f"{target} computes another {found.output} than the file says: {apart}{where}"
+    return [Finding("error", "outputs", found.node or found.output, message, "do not ship this file for it")]

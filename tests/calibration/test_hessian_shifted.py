@@ -136,3 +136,27 @@ def test_where_it_pays() -> None:
     assert not pays(window((3, 3), (1, 1, 1, 1), strides=(2, 2)), (32, 64, 32, 32))
     assert not pays(window((3,), strides=(2,)), (32, 64, 32))
     assert all(pays(same, (n, 64, 32, 32)) for n in (1, 7))  # whatever the batch
+
+
+@settings(max_examples=60, deadline=None)
+@given(windows())
+def test_what_pays_counts_is_what_is_done(case: tuple[Window, tuple[int, ...]]) -> None:
+    how, shape = case
+    taps, out = unfold.offsets(how, shape[2:]), output_shape(how, shape[2:])
+    shifts, zones = shifted._shifts(taps), list(shifted._zones(taps, shape[2:], out))
+    assert len(shifts) == (prod(2 * k - 1 for k in how.kernel) + 1) // 2
+    assert len(zones) <= prod(min(2 * k + 1, size) for k, size in zip(how.kernel, shape[2:], strict=True))
+    reads = shifted._reads(zones, taps, out)
+    starts = [a for pairs in shifts.values() for a, _ in pairs]
+    np.testing.assert_array_equal(reads @ np.arange(len(taps), 0, -1), reads[:, starts].sum(axis=1))
+
+
+def test_a_kernel_as_large_as_its_input_is_decided_on_without_a_look_at_its_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has k² zones for its k⁴ pairs of taps."""
+    monkeypatch.setattr(shifted, "_zones", lambda *args: pytest.fail("zones"))
+    monkeypatch.setattr(shifted, "_shifts", lambda *args: pytest.fail("pairs"))
+    for k in (20, 64, 224):
+        assert not pays(window((k, k)), (32, 1, k, k))
+    assert not pays(window((31, 31), (15,) * 4), (32, 64, 56, 56))

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from digits import CALIBRATION, MODEL, listing, refused, run_cli, small, top1
+from digits import build as graph
 
 from onnx_obc import DatabaseError, DataOptions, Recipe, RecipeError, Rule, build, open_database, parse_budget, retarget
 from onnx_obc.core.level import parse_choice
@@ -103,19 +103,37 @@ def test_the_damping_is_chosen_with_the_hessian_unless_it_is_given(whole: Path, 
     assert open_database(copy).solved(database.layers[0], parse_choice("sparse-0.80")).report.damping == 0.02
 
 
+KILLED = """
+import os, signal
+import onnx_obc.database.build as module
+
+written = 0
+
+def hook(name, after):
+    original = getattr(module, name)
+    def killing(*args):
+        global written
+        original(*args)
+        written += 1
+        if written == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+    setattr(module, name, killing)
+
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
 @pytest.mark.parametrize("after", [0, 1, 25, 60])
 def test_killed_and_run_again_it_ends_in_the_same_bytes(after: int, whole: Path, tmp_path: Path) -> None:
-    """Killed when so many solutions lie on disk; 0: when the manifest does, which is before anything is solved."""
+    """Killed from inside when so many solutions lie on disk; 0: when the manifest does, before anything is solved."""
     folder = tmp_path / "db"
-    command = [sys.executable, "-m", "onnx_obc.cli.main", "build", str(MODEL), str(folder), "--calib", str(CALIBRATION)]
-    code = f"from onnx_obc.cli.main import main; main({[*command[3:], '--levels', LEVELS, '--samples', '64']!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("layers/*/*.safetensors"))) < after or not (folder / "manifest.json").exists():
-        assert time.monotonic() < deadline and process.poll() is None, "it ended before it was killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    arguments = ["build", MODEL, folder, "--calib", CALIBRATION, "--levels", LEVELS, "--samples", "64"]
+    hook = f"hook('write_solution', {after})" if after else "hook('write_manifest', 1)"
+    code = f"{KILLED}{hook}\nfrom onnx_obc.cli.main import main; main({[str(x) for x in arguments]!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(folder.glob("layers/*/*.safetensors"))) == after and (folder / "manifest.json").exists()
     there = {p: p.stat().st_mtime_ns for p in folder.glob("layers/*/*.safetensors")}
     assert len(there) < 75
     with pytest.raises(DatabaseError, match="not finished"):
@@ -124,6 +142,32 @@ def test_killed_and_run_again_it_ends_in_the_same_bytes(after: int, whole: Path,
     assert built.reused == len(there) and built.solved == 75 - len(there)
     assert {p: p.stat().st_mtime_ns for p in there} == there  # nothing was solved twice
     assert files(folder) == files(whole)
+
+
+def test_inputs_of_text(tmp_path: Path) -> None:
+    """Text is kept as the bytes that it is, and gives the same key each time."""
+    rng, words = np.random.default_rng(0), np.array([["a"], ["b"], ["ü"], ["d"]])
+    nodes = [
+        onnx.helper.make_node(
+            *("LabelEncoder", ["s"], ["i"]),
+            domain="ai.onnx.ml",
+            keys_strings=list("abüd"),
+            values_floats=[0.0, 1.0, 2.0, 3.0],
+        ),
+        onnx.helper.make_node("Concat", ["x", "i"], ["c"], axis=1),
+        onnx.helper.make_node("MatMul", ["c", "w"], ["y"], name="product"),
+    ]
+    inputs = {"x": (onnx.TensorProto.FLOAT, ["N", 7]), "s": (onnx.TensorProto.STRING, ["N", 1])}
+    proto = graph(nodes, inputs, {"y": ["N", 8]}, {"w": rng.standard_normal((8, 8)).astype(np.float32)})
+    proto.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    data = {"x": rng.standard_normal((64, 7)).astype(np.float32), "s": words[np.arange(64) % 4]}
+    built = build(proto, data, "int8", tmp_path / "db")
+    again = build(proto, {**data, "s": data["s"].astype(object)}, "int8", tmp_path / "db")
+    assert built.solved == 1 and (again.solved, again.captured) == (0, False)
+    feeds = next(open_database(tmp_path / "db").samples["held_out"].read(0, 6)).feed
+    assert feeds["s"].dtype == object and set(feeds["s"].ravel()) <= set("abüd") and feeds["s"].shape == (6, 1)
+    (result,) = retarget(tmp_path / "db", [parse_budget("size=0.4x")], [tmp_path / "out.onnx"])
+    assert result.report.outputs[0].sqnr_db > 25
 
 
 def test_it_can_be_moved(copy: Path, tmp_path: Path) -> None:

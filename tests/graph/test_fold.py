@@ -449,3 +449,54 @@ def test_real_networks(name: str, shared: Path) -> None:
     assert "Constant" not in {n.op_type for n in model.graph}
     x = random(2, 3, 32, 32)
     assert_same(run(model, {"input": x}), run(onnx.load(path), {"input": x}))
+
+
+LARGE_RESULTS = {
+    "Expand": ["column", "sizes"],
+    "Tile": ["column", "repeats"],
+    "Range": ["zero", "end", "one"],
+    "Add": ["column", "row"],
+    "MatMul": ["column", "row"],
+    "Where": ["choice", "column", "row"],
+    "OneHot": ["ids", "end", "pair"],
+    "Pad": ["column", "pads"],
+}
+
+
+@pytest.mark.parametrize("op", LARGE_RESULTS)
+def test_what_would_be_large_is_not_computed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes of constants stand for 2³⁶ elements and more, which no machine has to make room for."""
+    n = 2**18
+    weights = {
+        "column": np.ones((n, 1), np.float32),
+        "row": np.ones((1, n), np.float32),
+        "choice": np.ones((n, 1), bool),
+        "sizes": np.array([n, n]),
+        "repeats": np.array([1, n]),
+        "pads": np.array([0, 0, 0, n]),
+        "ids": np.zeros(n, np.int64),
+        "pair": np.array([0, 1], np.float32),
+        **{name: np.array(value) for name, value in {"zero": 0, "one": 1, "end": n * n}.items()},
+    }
+    used = {name: weights[name] for name in LARGE_RESULTS[op]}
+    nodes = [
+        node(op, LARGE_RESULTS[op], ["large"]),
+        node("Shape", ["large"], ["size"]),
+        node("Cast", ["size"], ["number"], to=onnx.TensorProto.FLOAT),
+        node("ReduceSum", ["number"], ["total"], keepdims=0),
+        node("MatMul", ["x", "w"], ["h"]),
+        node("Add", ["h", "total"], ["y"]),
+    ]
+    proto = build(nodes, {"x": ("n", 4)}, {"y": ("n", 4)}, {**used, "w": random(4, 4)})
+    model, notes = fold(ir.from_proto(proto))
+    assert not any("left out" in note for note in notes)
+    assert [layer.op for layer in find_layers(model)[0] if layer.name == "h" or layer.op == "MatMul"]
+    assert all(v.const_value is None or v.const_value.size <= n for v in model.graph.initializers.values())
+
+
+def test_results_that_are_no_larger_than_their_inputs_fold_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_module, "LARGE", 8)
+    nodes = [node("Mul", ["a", "b"], ["w"]), node("MatMul", ["x", "w"], ["y"])]
+    proto = build(nodes, {"x": ("n", 8)}, {"y": ("n", 8)}, {"a": random(8, 8), "b": random(8, 8, seed=1)})
+    model, _ = fold(ir.from_proto(proto))
+    assert [n.op_type for n in model.graph] == ["MatMul"]

@@ -28,11 +28,12 @@ RECIPE = Recipe(weights="int3", activations="none", device="cpu", threads=1)
 
 @pytest.fixture
 def work() -> tuple[Material, Solutions]:
-    dense = read_model(small())
+    folded = prepare(read_model(small()))
+    dense = folded.dense
     samples = open_samples({"x": X}, input_specs(dense), DataOptions())
     calibrating, held_out = split(samples)
-    material = Material(small(), dense, calibrating, held_out, *describe(samples, calibrating, held_out))
-    return material, solve_plan(make_plan(prepare(dense), RECIPE), calibrating, RECIPE, Feedback())
+    material = Material(small(), folded, calibrating, held_out, *describe(samples, calibrating, held_out))
+    return material, solve_plan(make_plan(folded, RECIPE), calibrating, RECIPE, Feedback())
 
 
 def test_the_file_the_report_and_the_times(work: tuple[Material, Solutions], tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_solution_with_a_wrong_loss_is_rejected(work: tuple[Material, Solution
 def test_of_two_drafts_the_one_with_the_lower_loss_is_kept(work: tuple[Material, Solutions]) -> None:
     material, solutions = work
     finer = RECIPE.model_copy(update={"weights": "int8"})
-    folded = prepare(material.dense)
+    folded = material.folded
     good = make_draft(
         material, solve_plan(make_plan(folded, finer), material.feeds, finer, Feedback()), finer, Feedback()
     )

@@ -154,7 +154,7 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00weights")
     for path, message in [
         (tmp_path / "none.yaml", "No such file or directory"),
-        (tmp_path, "Is a directory"),
+        (tmp_path, "is a folder"),
         (binary, "not valid YAML"),
     ]:
         with pytest.raises(RecipeError, match=message):

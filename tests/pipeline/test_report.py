@@ -75,11 +75,9 @@ def test_what_is_not_finite_becomes_null(report: Report, tmp_path: Path) -> None
 
 def test_a_report_that_cannot_be_written_leaves_nothing(report: Report, tmp_path: Path) -> None:
     (tmp_path / "r.json").mkdir()
-    with pytest.raises(OutputError, match="the report cannot be written"):
+    with pytest.raises(OutputError, match=r"cannot write .*r\.json: Is a directory.*; the model was written"):
         write_json(report, tmp_path / "r.json")
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
-    with pytest.raises(OutputError, match="check --report"):
-        write_json(report, tmp_path / "none" / "r.json")
 
 
 @pytest.mark.parametrize("kind", [Report, LayerReport, LeftOut, EmbeddingReport, CorrectionReport, OutputMatch, Check])

@@ -36,8 +36,8 @@ def two_products() -> ir.Model:
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("MatMul", ["r", "w"], ["y"], name="second"),
     ]
-    weights = {"u": random(6, 16), "w": random(16, 5)}
-    return ir.from_proto(build(nodes, {"x": ["N", 6]}, {"y": ["N", 5]}, weights))
+    weights = {"u": random(6, 16), "w": random(16, 8)}
+    return ir.from_proto(build(nodes, {"x": ["N", 6]}, {"y": ["N", 8]}, weights))
 
 
 def test_it_is_least_squares_for_the_new_inputs_and_then_the_exact_solver() -> None:

@@ -26,8 +26,9 @@ from onnx_obc.graph.write import Writer, WrittenWeight
 from onnx_obc.pipeline.draft import Draft
 from onnx_obc.pipeline.layer import LayerReport, Solved
 from onnx_obc.pipeline.material import Material
-from onnx_obc.pipeline.plan import Plan
+from onnx_obc.pipeline.plan import Plan, prepare
 from onnx_obc.pipeline.recipe import Recipe
+from onnx_obc.pipeline.solve import Solutions
 from onnx_obc.pipeline.verify import Verdict, broken_pattern, check_graph, check_losses, compare_outputs, verify
 from onnx_obc.runtime.session import Execution
 
@@ -81,9 +82,9 @@ class File:
     def verify(self, **changes: Any) -> Verdict:
         done: list[int] = []
         progress: Progress = lambda stage, now, total: done.append(now)  # noqa: E731
-        material = Material("", ir.from_proto(dense()), SAMPLES, changes.get("held_out", SAMPLES), {}, ())
+        material = Material("", prepare(ir.from_proto(dense())), SAMPLES, changes.get("held_out", SAMPLES), {}, ())
         plan = Plan(material.dense, (), {}, (), (), ())
-        draft = Draft(plan, changes.get("solved", self.solved), self.written, (), {}, ())
+        draft = Draft(Solutions(plan, {}, {}), changes.get("solved", self.solved), self.written, (), {}, ())
         verdict = verify(self.path, material, draft, Recipe(device="cpu", threads=1), progress)
         assert not verdict.outputs or sum(done) == 6
         return verdict

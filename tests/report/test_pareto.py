@@ -30,7 +30,7 @@ def test_the_plot_and_its_table(tmp_path: Path) -> None:
     write_pareto(points, tmp_path / "out-pareto")
     assert files[1].read_bytes() == before
     with pytest.raises(OutputError, match="cannot write"):
-        write_pareto(points, tmp_path / "nowhere" / "p")
+        write_pareto(points, tmp_path / "out-pareto.csv" / "p")
 
 
 def test_a_loss_that_is_not_known_is_in_the_table_only(tmp_path: Path) -> None:

@@ -545,3 +545,14 @@ def test_a_max_pool_before_4_bits_loads(moved: tuple[str, ...], tmp_path: Path) 
         assert written.activations == ("x", values[-1]) or written.activations == ("x", values[-1], "h")
         _, found = optimized(written, tmp_path)
         check_numbers(proto, written, found, decibels=8)
+
+
+@pytest.mark.parametrize("outputs", [4, 5, 6, 12])
+def test_two_bit_products_are_right_or_refused(outputs: int) -> None:
+    weights = {"w": random(16, outputs)}
+    written = write_for(
+        "onnxruntime", build([op("MatMul", "x w", "y")], {"x": (5, 16)}, {"y": (5, outputs)}, weights), "int2", None
+    )
+    assert bool(written.refused) == bool(outputs % 4)
+    session = onnxruntime.InferenceSession(written.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert signal_to_noise(session.run(None, written.feed)[0], run(written.model, written.feed)[0]) > 20

@@ -5,20 +5,21 @@ The arrays are named after the model's inputs; an .npy file is for a model with 
 - samples: every array has the rank of its input, and axis 0 is the batch. All arrays agree in length. An input of rank
   0 has no batch; its value goes into every feed of the file's samples. Or
 - whole feeds: an array has one axis more than its input, and that axis counts the feeds, each of which is used as it
-  is. All arrays of one more axis agree in length; an array with just the rank of its input is used in every feed, and
-  is allowed for an input whose shape the graph fixes (a sampling rate, a table of anchors). One sample is one feed.
+  is. All arrays of one more axis agree in length. An array with just the rank of its input is used in every feed if the
+  graph fixes that input's shape (a sampling rate, a table of anchors); if it leaves the first axis free, the array has
+  a row for every feed, of batch 1. One sample is one feed.
 
 Files are opened one at a time, and arrays that are stored uncompressed stay on disk until they are read (np.savez;
-not np.savez_compressed), so memory does not grow with their number or size.
+not np.savez_compressed), so memory does not grow with their number or size. Of compressed ones, those that the model
+takes are unpacked when they are first needed.
 """
 
 from __future__ import annotations
 
 import zipfile
-import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
@@ -29,11 +30,11 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ...core.arrays import Array, Feed
-from ...core.errors import CalibrationError
+from ...core.errors import CalibrationError, shortened
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Samples
-from .feeds import check_dtype, check_names, check_shape, convert, deliver, plan_samples
+from .feeds import as_arrays, check_dtype, check_names, check_shape, convert, deliver, plan_samples
 
 SUFFIXES = (".npz", ".npy")
 LABELS = "labels"  # an array of this name says the class of every sample, for a task loss
@@ -53,9 +54,11 @@ class Header:
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Arrays by name. `load` reads what is compressed, and gives a function from name to array."""
+    """Arrays by name: all `names`, and the headers of those that may be read. `load` gives a function from name to
+    array, which keeps what it had to unpack."""
 
     name: str
+    names: tuple[str, ...]
     headers: dict[str, Header]
     load: Callable[[], Callable[[str], Array]]
 
@@ -75,11 +78,10 @@ def open_path(path: Path, inputs: list[InputSpec], options: DataOptions) -> Samp
 
 def open_dict(arrays: Mapping[Any, Any], inputs: list[InputSpec], options: DataOptions) -> Samples:
     """Samples of a dict of input name to array. Raises CalibrationError."""
-    held = {str(name): np.asarray(array) for name, array in arrays.items()}
+    held = as_arrays(arrays, "the dict of arrays")
     headers = {name: Header(array.shape, array.dtype) for name, array in held.items()}
-    return _open(
-        [ArrayFile("the dict of arrays", headers, lambda: held.__getitem__)], "arrays from Python", inputs, options
-    )
+    file = ArrayFile("the dict of arrays", tuple(held), headers, lambda: held.__getitem__)
+    return _open([file], "arrays from Python", inputs, options)
 
 
 def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], options: DataOptions) -> Samples:
@@ -103,8 +105,11 @@ def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], opti
         feed = {}
         for spec in inputs:
             array = opened(number)(spec.name)
-            counted = array.ndim > len(spec.shape) if whole else bool(spec.shape)
-            feed[spec.name] = convert(np.asarray(array[row] if counted else array), spec, where)
+            if whole and array.ndim == len(spec.shape):
+                part = array[row : row + 1] if None in spec.shape else array  # see `_examine`
+            else:
+                part = array[row] if spec.shape or whole else array
+            feed[spec.name] = convert(np.asarray(part), spec, where)
         return feed
 
     def label(position: int) -> int:
@@ -119,15 +124,16 @@ def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], opti
 
 def _has_labels(file: ArrayFile, inputs: list[InputSpec]) -> bool:
     """Whether a file says the class of each sample, in an array `labels` that is no input of the model."""
-    return LABELS in file.headers and all(spec.name != LABELS for spec in inputs)
+    return LABELS in file.names and all(spec.name != LABELS for spec in inputs)
 
 
 def _examine(file: ArrayFile, inputs: list[InputSpec]) -> tuple[bool, int]:
     """(whether the file holds whole feeds, how many feeds or samples). Raises CalibrationError unless they fit."""
     labelled = _has_labels(file, inputs)
-    check_names([name for name in file.headers if not (labelled and name == LABELS)], inputs, file.name)
+    check_names([name for name in file.names if not (labelled and name == LABELS)], inputs, file.name)
     whole = any(len(file.headers[spec.name].shape) == len(spec.shape) + 1 for spec in inputs)
     counts: dict[str, int] = {}
+    feeds = {file.headers[x.name].shape[0] for x in inputs if len(file.headers[x.name].shape) == len(x.shape) + 1}
     for spec in inputs:
         header = file.headers[spec.name]
         check_dtype(spec, header.dtype, file.name)
@@ -136,7 +142,7 @@ def _examine(file: ArrayFile, inputs: list[InputSpec]) -> tuple[bool, int]:
             check_shape(spec, header.shape[1:], spec.shape, file.name, "feeds of ")
         elif whole:
             check_shape(spec, header.shape, spec.shape, file.name)
-            if None in spec.shape:
+            if None in spec.shape and (spec.shape[0] is not None or feeds != {header.shape[0]}):
                 raise CalibrationError(
                     f"{file.name}: {spec.name!r} has no axis that counts feeds, which another array has; stack "
                     "whole feeds for both"
@@ -174,29 +180,49 @@ def _read(path: Path, inputs: list[InputSpec]) -> ArrayFile:
         raise CalibrationError(
             f"{path}: an .npy file names no input, but the model has {names}; save an .npz with them"
         )
+    wanted = {LABELS, *(spec.name for spec in inputs)}
     try:
-        headers = {inputs[0].name: _npy_header(path)} if single else _npz_headers(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise CalibrationError(f"{path}: cannot be read ({' '.join(str(error).split())}); save it anew") from error
+        if single:
+            headers: dict[str, Header | None] = {inputs[0].name: _npy_header(path)}
+        else:
+            headers = _npz_headers(path, wanted)
+    except Exception as error:  # whatever a file that numpy did not write brings forth
+        raise _unreadable(path, error) from error
     for name, header in headers.items():
-        if header.dtype.hasobject:
-            raise CalibrationError(f"{path}: {name!r} holds Python objects; save a plain array of numbers")
+        if header is not None and header.dtype.hasobject:
+            raise CalibrationError(f"{path}: {name!r} holds Python objects; save plain arrays of numbers, or of str")
+    known = {name: header for name, header in headers.items() if header is not None}
 
     def load() -> Callable[[str], Array]:
-        packed = [name for name, header in headers.items() if header.offset is None]
-        arrays = {}
-        try:
-            if packed:
-                with np.load(path, allow_pickle=False) as archive:
-                    arrays = {name: archive[name] for name in packed}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise CalibrationError(f"{path}: cannot be read ({' '.join(str(error).split())}); save it anew") from error
-        return lambda name: arrays[name] if name in arrays else _mapped(path, headers[name])
+        unpacked: dict[str, Array] = {}
 
-    return ArrayFile(str(path), headers, load)
+        def get(name: str) -> Array:
+            if known[name].offset is not None:
+                return _mapped(path, known[name])
+            if name not in unpacked:
+                try:
+                    with np.load(path, allow_pickle=False) as archive:
+                        unpacked[name] = archive[name]
+                except MemoryError as error:
+                    raise CalibrationError(
+                        f"{path}: {name!r} does not fit in memory; save it with numpy.savez, which stays on disk"
+                    ) from error
+                except Exception as error:
+                    raise _unreadable(path, error) from error
+            return unpacked[name]
+
+        return get
+
+    return ArrayFile(str(path), tuple(headers), known, load)
+
+
+def _unreadable(path: Path, error: Exception) -> CalibrationError:
+    return CalibrationError(f"{path}: cannot be read ({shortened(str(error))}); save it anew")
 
 
 def _npy_header(path: Path) -> Header:
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file:
         header = _header(file)
         header = Header(header.shape, header.dtype, header.fortran, file.tell())
@@ -204,37 +230,50 @@ def _npy_header(path: Path) -> Header:
     return header
 
 
-def _npz_headers(path: Path) -> dict[str, Header]:
-    headers = {}
+def _npz_headers(path: Path, wanted: Collection[str]) -> dict[str, Header | None]:
+    """All arrays of a file, with the headers of those that are wanted."""
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
+    headers: dict[str, Header | None] = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name not in wanted:
+                headers[name] = None
+                continue
             with archive.open(info) as member:
-                header = _header(member)
+                header, offset = _header(member), member.tell()
+            _check_size(replace(header, offset=offset), info.file_size)
             if info.compress_type == zipfile.ZIP_STORED:
                 # A zip member follows its local header: 30 bytes, the last 4 of which say what length follows.
                 file.seek(info.header_offset + 26)
                 file.seek(int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little"), 1)
-                header = _header(file)
-                header = Header(header.shape, header.dtype, header.fortran, file.tell())
+                header = replace(_header(file), offset=file.tell())
                 _check_size(header, path.stat().st_size)
-            headers[info.filename.removesuffix(".npy")] = header
+            headers[name] = header
     return headers
 
 
 def _header(file: Any) -> Header:
+    """Raises ValueError for what is no header of numpy's."""
     version = npy.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = npy.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, fortran, dtype = npy.read_array_header_2_0(file)
-    else:
+    if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the .npy format")
+    try:
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except EOFError:
+        raise
+    except Exception as error:  # numpy parses it as Python, which fails in many ways
+        raise ValueError("its header is damaged") from error
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("its header gives no shape")
     return Header(shape, fortran=fortran, dtype=dtype)
 
 
 def _check_size(header: Header, file_size: int) -> None:
     assert header.offset is not None
-    if header.offset + prod(header.shape) * header.dtype.itemsize > file_size:
+    if not header.dtype.hasobject and header.offset + prod(header.shape) * header.dtype.itemsize > file_size:
         raise ValueError("the file ends early")
 
 

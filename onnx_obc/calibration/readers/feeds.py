@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 
 from ...core.arrays import Array, Feed
-from ...core.errors import CalibrationError
+from ...core.errors import CalibrationError, shortened
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Batch, Samples
 
 SAMPLES = 1024  # the number that the OBC paper calibrates with (section 6)
 BATCH = 32
+LARGE = 2**28  # bytes of one feed that are worth a look at what memory there is
 HANDS, HAND = 10, 100  # at least so many hands; samples in a hand, where there are more
 
 
@@ -168,14 +170,24 @@ def check_feed(feed: object, inputs: list[InputSpec], where: str) -> Feed:
     """A whole feed of the user's own making, converted to what the model takes. Raises CalibrationError."""
     if not isinstance(feed, Mapping):
         raise CalibrationError(f"{where} is of type {type(feed).__name__}: a feed is a dict of input name to array")
-    check_names(feed, inputs, where)
+    arrays = as_arrays(feed, where)
+    check_names(arrays, inputs, where)
     result = {}
     for spec in inputs:
-        array = np.asarray(feed[spec.name])
+        array = arrays[spec.name]
         check_dtype(spec, array.dtype, where)
         check_shape(spec, array.shape, spec.shape, where)
         result[spec.name] = convert(array, spec, where)
     return result
+
+
+def as_arrays(values: Mapping[Any, Any], where: str) -> dict[str, Array]:
+    """The values as arrays. Raises CalibrationError for what cannot become one."""
+    try:
+        return {str(name): np.asarray(values[name]) for name in values}
+    except Exception as error:  # of whatever kind: ragged lists, classes of the user's own
+        cause = shortened(f"{type(error).__name__}: {error}")
+        raise CalibrationError(f"{where}: not all of it can become arrays ({cause}); give plain arrays") from error
 
 
 def check_names(names: Iterable[str], inputs: list[InputSpec], where: str) -> None:
@@ -220,6 +232,8 @@ def check_shape(
 def check_dtype(spec: InputSpec, dtype: np.dtype[Any], where: str) -> None:
     """Raise CalibrationError unless values of this type can become the input's: float to float, integer to integer."""
     given, wanted = dtype.kind, spec.dtype.kind
+    if wanted == "O" and given in "OUT":  # text
+        return
     if dtype == spec.dtype or (given, wanted) == ("f", "f") or (given in "biu" and wanted in "iu"):
         return
     if wanted == "f" and given in "iub":
@@ -227,14 +241,23 @@ def check_dtype(spec: InputSpec, dtype: np.dtype[Any], where: str) -> None:
     elif given == "f" and wanted in "iu":
         hint = f"round them yourself if they are whole numbers: x.astype({spec.dtype.name!r})"
     else:
-        hint = f"convert them: x.astype({spec.dtype.name!r})"
+        hint = f"convert them: x.astype({'str' if wanted == 'O' else repr(spec.dtype.name)})"
     raise CalibrationError(
-        f"{where}: {spec.name!r} holds {dtype.name} values, but the model takes {spec.dtype.name}; {hint}"
+        f"{where}: {spec.name!r} holds {dtype.name} values, but the model takes "
+        f"{'text' if wanted == 'O' else spec.dtype.name}; {hint}"
     )
 
 
 def convert(array: Array, spec: InputSpec, where: str) -> Array:
     """The values in the input's type. `check_dtype` must have passed. Raises CalibrationError if they do not fit."""
+    size = array.size * spec.dtype.itemsize
+    if size > LARGE and size > psutil.virtual_memory().available:
+        raise CalibrationError(f"{where}: {spec.name!r} takes {size / 2**30:.0f} GiB; give smaller feeds")
+    if spec.dtype.hasobject:
+        text = np.array(array, dtype=object, order="C")
+        if not all(isinstance(value, str) for value in text.flat):
+            raise CalibrationError(f"{where}: {spec.name!r} holds other objects than text; give str")
+        return text
     if array.dtype.kind == "f" and np.isnan(array).any():  # infinity is what masks are made of
         raise CalibrationError(f"{where}: {spec.name!r} holds NaN; remove the sample or mend what made it")
     if array.dtype.kind in "iu" and array.dtype != spec.dtype and array.size:

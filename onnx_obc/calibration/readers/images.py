@@ -25,7 +25,7 @@ import difflib
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,13 +33,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...core.arrays import Array, Feed, Float32
-from ...core.errors import CalibrationError
+from ...core.errors import CalibrationError, one_line
+from ...core.files import read_regular
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Samples
 from .feeds import deliver, plan_samples
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")  # Pillow knows formats that run other programs
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 PRESETS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -115,13 +117,13 @@ def prepare(inputs: list[InputSpec], options: DataOptions) -> Preparation:
     if options.size is not None:
         if any(fixed not in (None, given) for fixed, given in zip(size, options.size, strict=True)):
             raise CalibrationError(
-                f"--size {options.size} differs from the {size} of input {spec.name!r}; leave it out"
+                f"--size {_words(options.size)} differs from the {_words(size)} of input {spec.name!r}; leave it out"
             )
         size = options.size
     if size[0] is None or size[1] is None:
-        raise CalibrationError(f"input {spec.name!r} takes images of any size; give --size height,width, e.g. 224,224")
+        raise CalibrationError(f"input {spec.name!r} takes images of any size; give --size HEIGHT WIDTH, e.g. 224 224")
     if min(size[0], size[1]) < 1:
-        raise CalibrationError(f"--size {size}: height and width must be at least 1")
+        raise CalibrationError(f"--size {_words(size)}: height and width must be at least 1")
     channels = 3 if channels is None else channels
     return Preparation(spec, layout, channels, size[0], size[1], _scale(spec, channels, options))
 
@@ -188,8 +190,13 @@ def _scale(spec: InputSpec, channels: int, options: DataOptions) -> tuple[Float3
                 f"{spec.name!r} has {channels} channels; give --{what} with {channels}"
             )
     if not all(value > 0 for value in std) or not np.isfinite((*mean, *std)).all():
-        raise CalibrationError(f"--mean {mean} --std {std}: they must be finite, and std positive")
+        raise CalibrationError(f"--mean {_words(mean)} --std {_words(std)}: they must be finite, and std positive")
     return np.array(mean, np.float32), np.array(std, np.float32)
+
+
+def _words(values: Sequence[float | None]) -> str:
+    """As they are written on the command line."""
+    return " ".join("any" if value is None else f"{value:g}" for value in values)
 
 
 def place(image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None) -> Image.Image:
@@ -230,7 +237,7 @@ def _folder(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
     def fetch(name: str) -> bytes:
         try:
-            return (path / name).read_bytes()
+            return read_regular(path / name)
         except OSError as error:
             raise CalibrationError(f"{path / name}: cannot be read ({error.strerror}); check the file") from error
 
@@ -255,11 +262,15 @@ def _archive(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 def _decode(data: bytes, where: str, mode: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.mode[0] in "IF":
                 raise CalibrationError(f"{where}: has pixels of more than 8 bits ({image.mode}); convert it to 8 bits")
             return image.convert(mode)
     except UnidentifiedImageError as error:
-        raise CalibrationError(f"{where}: is no image of a known format; remove or replace it") from error
+        raise CalibrationError(
+            f"{where}: is no image of a known format ({', '.join(FORMATS[:3])} …); remove or replace it"
+        ) from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise CalibrationError(f"{where}: cannot be decoded ({error}); remove or replace this image") from error
+        raise CalibrationError(
+            f"{where}: cannot be decoded ({one_line(error)}); remove or replace this image"
+        ) from error

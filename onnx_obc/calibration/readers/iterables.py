@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.arrays import Feed
-from ...core.errors import CalibrationError
+from ...core.errors import CalibrationError, shortened
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Batch, Samples
@@ -71,7 +71,9 @@ def load_function(path: Path, name: str) -> Callable[[], Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit too: the file says nothing about how this program ends
         raise CalibrationError(f"{path} cannot be imported: {_line(error)}; run it with Python to see where") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -85,9 +87,11 @@ def load_function(path: Path, name: str) -> Callable[[], Any]:
 def _call(function: Callable[[], Any], name: str) -> Iterator[object]:
     try:
         yield from function()
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
         raise CalibrationError(f"{name} raised {_line(error)}; call it in Python to see where") from error
 
 
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _line(error: BaseException) -> str:
+    return shortened(f"{type(error).__name__}: {error}")

@@ -178,6 +178,8 @@ def _jsonl(lines: Iterator[str], path: Path) -> Iterator[str]:
             value = json.loads(line)
         except ValueError as error:
             raise CalibrationError(f"{path}: line {number} is no JSON ({error}); mend or remove it") from error
+        except RecursionError as error:
+            raise CalibrationError(f"{path}: line {number} is nested too deep; mend or remove it") from error
         fields = value if isinstance(value, dict) else {"text": value}
         if not isinstance(fields.get("text", ""), str):
             raise CalibrationError(f'{path}: line {number} holds no text; write objects such as {{"text": "…"}}')

@@ -14,7 +14,7 @@ from ...calibration.readers.feeds import fixed_batch
 from ...core.arrays import Feed, Float64
 from ...core.errors import RecipeError
 from ...core.level import Choice
-from ...core.machine import this_machine, usable_cores
+from ...core.machine import this_machine, workers
 from ...core.progress import Progress
 from ...database.open import Database, stitch
 from ...graph.model import input_specs
@@ -132,7 +132,7 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
                 f"say --timing-batch {options.timings.batch}, or measure again"
             )
         return options.timings
-    threads = recipe.threads or usable_cores()
+    threads = workers(recipe.threads)
     path = database.folder / "timings" / f"{recipe.target}-batch{options.timing_batch}-threads{threads}.json"
     version = TARGETS[recipe.target].engine.version()
     if path.exists():

@@ -19,7 +19,7 @@ import numpy as np
 from ...core.arrays import Feed
 from ...core.errors import RecipeError
 from ...core.level import FLOAT, Block, Choice, Unstructured
-from ...core.machine import this_machine, usable_cores
+from ...core.machine import this_machine, workers
 from ...graph.cost import layer_costs
 from ...graph.layers import Layer, find_layers
 from ...pipeline.plan import Folded
@@ -81,7 +81,7 @@ def time_layers(
     between = [choice for choice in wanted if choice not in timed]
     for name, allowed in choices.items():
         found[name] |= {str(x): _interpolated(x, timed, found[name]) for x in between if x in allowed}
-    about = (version, this_machine(), batch_of(feed), recipe.threads or usable_cores(), tuple(map(str, between)))
+    about = (version, this_machine(), batch_of(feed), workers(recipe.threads), tuple(map(str, between)))
     return Timings(found, rest, *about, time_switches(subject, choices, found, feed, recipe))
 
 

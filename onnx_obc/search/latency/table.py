@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ...core.errors import RecipeError
-from ...core.files import write_file
+from ...core.errors import RecipeError, quoted, shortened
+from ...core.files import read_regular, write_file
 
+LARGEST = 2**26  # bytes
 FORM = '{"layers": {layer: {"float": seconds, "8w8a": seconds}}, "rest": seconds}'
 
 
@@ -53,21 +54,23 @@ def read_timings(path: Path) -> Timings:
     Choices are written as in the database, `float`, `8w8a`, `2:4+8w8a`. Raises RecipeError for what is no such table.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(read_regular(path, LARGEST))
     except OSError as error:
         raise RecipeError(f"--timings {path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise RecipeError(f"--timings {path}: no valid JSON ({error}); fix the file") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"--timings {path}: no valid JSON ({shortened(str(error))}); fix the file") from error
     layers = plain.get("layers") if isinstance(plain, dict) else None
     if not isinstance(layers, dict) or not all(isinstance(row, dict) for row in layers.values()):
         raise RecipeError(f"--timings {path}: it must have the form {FORM}")
     for layer, row in layers.items():
         for choice, seconds in row.items():
             if not _is_time(seconds):
-                raise RecipeError(f"--timings {path}: {layer} at {choice} takes {seconds!r}; give seconds above 0")
+                raise RecipeError(
+                    f"--timings {path}: {layer} at {choice} takes {quoted(seconds)}; give seconds above 0"
+                )
     rest = plain.get("rest", 0.0)
     if not (rest == 0 or _is_time(rest)):
-        raise RecipeError(f"--timings {path}: rest is {rest!r}; give seconds")
+        raise RecipeError(f"--timings {path}: rest is {quoted(rest)}; give seconds")
     about = {name: plain.get(name, "") for name in ("runtime", "machine")}
     counts = {name: plain.get(name, 0) for name in ("batch", "threads")}
     if not all(isinstance(text, str) for text in about.values()) or not all(
@@ -76,14 +79,16 @@ def read_timings(path: Path) -> Timings:
         raise RecipeError(f"--timings {path}: runtime and machine are text, batch and threads numbers; mend them there")
     interpolated = plain.get("interpolated", [])
     if not isinstance(interpolated, list):
-        raise RecipeError(f"--timings {path}: interpolated is {interpolated!r}; give a list of choices")
+        raise RecipeError(f"--timings {path}: interpolated is {quoted(interpolated)}; give a list of choices")
     switches = plain.get("switches", {})
     if not isinstance(switches, dict) or not all(isinstance(row, dict) for row in switches.values()):
         raise RecipeError(f"--timings {path}: switches must have the form {{layer: {{kind: seconds}}}}; fix the file")
     for layer, row in switches.items():
         for kind, seconds in row.items():
             if not (seconds == 0 or _is_time(seconds)):
-                raise RecipeError(f"--timings {path}: switching {layer} from {kind} takes {seconds!r}; give seconds")
+                raise RecipeError(
+                    f"--timings {path}: switching {layer} from {kind} takes {quoted(seconds)}; give seconds"
+                )
     return Timings(
         layers, float(rest), **about, **counts, interpolated=tuple(map(str, interpolated)), switches=switches
     )

@@ -13,7 +13,7 @@ import numpy as np  # noqa: F401  its BLAS and SciPy's must be loaded before the
 import scipy.linalg  # noqa: F401
 from threadpoolctl import OpenBLASController, ThreadpoolController  # type: ignore[import-untyped]
 
-from ...core.machine import usable_cores
+from ...core.machine import workers
 
 Progress = Callable[[int], None]
 
@@ -51,7 +51,7 @@ def over_rows(
     interrupted. threads: None for all usable cores. progress: called with the number of rows finished so far.
     An exception in a chunk, or an interrupt, cancels the chunks that have not begun and is raised.
     """
-    threads = threads or usable_cores()
+    threads = workers(threads)
     chunk = max(1, min(256, 2**28 // max(cost, 1), -(-rows // threads)))
     finished = 0
     with one_blas_thread():

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from ...core.arrays import Feed
 from ...core.errors import EngineError, one_line
-from ...core.machine import usable_cores
+from ...core.machine import workers
 from ...graph.save import files_of
 from ..attribution import covered, node_name
 from ..engine import Kernel
@@ -82,7 +82,7 @@ class DeepsparseModel:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
             place = self._worker.folder / path.name
-            request = {"do": "load", "path": str(place), "threads": threads or usable_cores()}
+            request = {"do": "load", "path": str(place), "threads": workers(threads)}
             self.supported: float | None = float(self._ask(request, feed)["supported"])
         except BaseException:
             self.close()

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from ...core.arrays import Feed
 from ...core.errors import EngineError, one_line
-from ...core.machine import usable_cores
+from ...core.machine import workers
 from ..attribution import covered
 from ..engine import Kernel
 
@@ -59,7 +59,7 @@ class OnnxruntimeModel:
     supported: float | None = None
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        self._path, self._threads = path, threads or usable_cores()
+        self._path, self._threads = path, workers(threads)
         self._session = self._open(self._options())
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:

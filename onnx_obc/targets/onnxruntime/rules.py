@@ -13,6 +13,7 @@ integers only if its surroundings have exactly the form that a selector looks fo
 - Sums of two activations and the like between layers (`CHAINED`) run in integers where all their inputs and their
   output, behind an absorbed Relu, are quantized.
 - MatMul becomes MatMulNBits, where its weight alone is an integer, unless a Relu alone reads it.
+- MatMulNBits of 2 bits is wrong where the outputs are not a multiple of 4.
 - 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations,
   nor a Clip whose only reader is a 4-bit QuantizeLinear, nor a MaxPool in front of one, which would get 4-bit inputs.
 """
@@ -35,7 +36,12 @@ MOVED_BEFORE = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")  # node
 
 
 def unsupported(layer: Layer, choice: Choice) -> str | None:
-    """Every level can be written for onnxruntime; see `activation_bits` for what it runs in integers."""
+    """Why onnxruntime computes such a layer wrongly, or None; see `activation_bits` for what it runs in integers."""
+    two_bits = choice.level.bits is not None and _width(choice) == 2
+    if two_bits and layer.op == "MatMul" and layer.weight.ndim == 2 and layer.rows % 4:
+        return (
+            f"onnxruntime's MatMulNBits is wrong for 2-bit weights of {layer.rows} outputs, no multiple of 4; use int3"
+        )
     return None
 
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from ...core.arrays import Feed
 from ...core.errors import EngineError, one_line
-from ...core.machine import usable_cores
+from ...core.machine import workers
 from ..attribution import covered, node_name
 from ..engine import Kernel
 from ..expected import WEIGHTED, expected_kernels
@@ -52,7 +52,7 @@ class OpenvinoModel:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads or usable_cores(),
+            "INFERENCE_NUM_THREADS": workers(threads),
         }
         try:
             rate = sparse_rate(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,9 +49,11 @@ def test_uncompressed_arrays_stay_on_disk(tmp_path: Path) -> None:
     fortran = np.asfortranarray(ROWS)
     np.savez(tmp_path / "data.npz", x=fortran, y=np.zeros((0, 2)), z=np.array(3))
     np.savez_compressed(tmp_path / "packed.npz", x=ROWS)
-    headers = _npz_headers(tmp_path / "data.npz")
-    assert headers["x"].offset is not None and headers["x"].fortran
-    assert _npz_headers(tmp_path / "packed.npz")["x"].offset is None
+    headers = _npz_headers(tmp_path / "data.npz", "xz")
+    assert headers["x"] is not None and headers["x"].offset is not None and headers["x"].fortran
+    assert headers["y"] is None  # not looked at
+    packed = _npz_headers(tmp_path / "packed.npz", "x")["x"]
+    assert packed is not None and packed.offset is None
     inputs = [*X, InputSpec("z", INT, ())]
     np.savez(tmp_path / "data.npz", x=fortran, z=np.array(3))
     (batch,) = open_samples(tmp_path / "data.npz", inputs, DataOptions()).read(0, 7)
@@ -100,9 +104,22 @@ def test_whole_feeds_repeat_only_what_the_graph_fixes() -> None:
     samples = open_samples({"x": np.zeros((3, 1, 2), np.float32), "anchors": anchors}, inputs, DataOptions())
     assert samples.count == 3
     np.testing.assert_array_equal(next(samples.read(2, 3)).feed["anchors"], anchors)
-    feeds = stateful_feeds() | {"input": np.zeros((6, 8), np.float32)}
+    feeds = stateful_feeds() | {"input": np.zeros((5, 8), np.float32)}
     with pytest.raises(CalibrationError, match="'input' has no axis that counts feeds"):
         open_samples(feeds, STATEFUL, DataOptions())
+
+
+def test_rows_beside_whole_feeds_are_feeds_of_one_sample() -> None:
+    feeds = stateful_feeds() | {"input": RNG.standard_normal((6, 8), np.float32)}
+    samples = open_samples(feeds, STATEFUL, DataOptions())
+    assert samples.count == 6
+    states = {row.tobytes(): number for number, row in enumerate(feeds["state"])}
+    for batch in samples.read(0, 6):
+        number = states[batch.feed["state"].tobytes()]
+        np.testing.assert_array_equal(batch.feed["input"], feeds["input"][number : number + 1])
+    state_first = [*STATEFUL[:1], InputSpec("state", FLOAT, (2, None, 5)), STATEFUL[2]]
+    with pytest.raises(CalibrationError, match="'state' has no axis that counts feeds"):  # no batch in front
+        open_samples(stateful_feeds() | {"state": np.zeros((2, 6, 5), np.float32)}, state_first, DataOptions())
 
 
 def test_whole_feeds_must_agree() -> None:
@@ -234,6 +251,79 @@ def test_damaged_compressed_array_is_found_when_read(tmp_path: Path) -> None:
     samples = open_samples(path, X, DataOptions())
     with pytest.raises(CalibrationError, match="cannot be read"):
         list(samples.read(0, samples.count))
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "packed"])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("(-4, 3)", "its header gives no shape"),
+        ("(True, 3)", "its header gives no shape"),
+        ("(4.0, 3)", "its header is damaged"),
+        ("(99, 3)", "the file ends early"),
+        ("(" * 4000, "its header is damaged"),
+        ("{'shape':" * 900, "its header is damaged"),
+    ],
+)
+def test_headers_that_lie(tmp_path: Path, kind: str, shape: str, message: str) -> None:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n"
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(48)
+    path = tmp_path / ("x.npy" if kind == "npy" else "x.npz")
+    if kind == "npy":
+        path.write_bytes(data)
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if kind == "packed" else zipfile.ZIP_STORED) as archive:
+            archive.writestr("x.npy", data)
+    with pytest.raises(CalibrationError, match=rf"x\.np. ?.*cannot be read \({message}\); save it anew"):
+        open_samples(path, [InputSpec("x", FLOAT, (None, 3))], DataOptions())
+
+
+def test_encrypted_members(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=ROWS)
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    for start in (data.index(b"PK\x03\x04") + 6, data.index(b"PK\x01\x02") + 8):
+        data[start] |= 1
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(CalibrationError, match=r"cannot be read \(.*encrypted"):
+        open_samples(tmp_path / "x.npz", X, DataOptions())
+
+
+def test_packed_members_are_unpacked_once_and_only_those_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=ROWS, labels=np.arange(7))
+    unpacked: list[str] = []
+    original = np.lib.npyio.NpzFile.__getitem__
+
+    def counting(self: Any, name: str) -> Any:
+        unpacked.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", counting)
+    samples = open_samples(tmp_path / "x.npz", X, DataOptions(batch=2))
+    assert unpacked == []
+    assert len(list(samples.read(0, 7))) == len(list(samples.read(0, 7))) == 4
+    assert sorted(unpacked) == ["labels", "x"]
+    np.savez_compressed(tmp_path / "more.npz", x=ROWS, **{f"a{i}": np.zeros(4) for i in range(9)})
+    with pytest.raises(CalibrationError, match=r"'a0', 'a1'.*which the model does not take"):
+        open_samples(tmp_path / "more.npz", X, DataOptions())
+    assert sorted(unpacked) == ["labels", "x"]
+
+
+def test_text_for_an_input_of_text(tmp_path: Path) -> None:
+    spec = [InputSpec("s", np.dtype(object), (None, 1))]
+    words = np.array([["a"], ["b"], ["grün"]])
+    np.savez(tmp_path / "s.npz", s=words)
+    for data in (tmp_path / "s.npz", {"s": words}, {"s": words.astype(object)}, [{"s": words}]):
+        feed = next(iter(open_samples(data, spec, DataOptions()).feeds()))["s"]
+        assert feed.dtype == object and feed.tolist() == [["a"], ["b"], ["grün"]]
+    np.savez(tmp_path / "o.npz", s=words.astype(object))
+    with pytest.raises(CalibrationError, match="holds Python objects; save plain arrays of numbers, or of str"):
+        open_samples(tmp_path / "o.npz", spec, DataOptions())
+    with pytest.raises(CalibrationError, match="holds other objects than text"):
+        next(open_samples({"s": np.array([[1]], dtype=object)}, spec, DataOptions()).read(0, 1))
+    with pytest.raises(CalibrationError, match=r"holds float64 values, but the model takes text; .*astype\(str\)"):
+        open_samples({"s": np.zeros((2, 1))}, spec, DataOptions())
 
 
 def test_pickled_objects_are_refused(tmp_path: Path) -> None:

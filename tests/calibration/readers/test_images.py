@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -187,8 +188,12 @@ def test_selection_is_spread_over_classes(folder: Path) -> None:
             "--mean has 3 values in --preprocess imagenet.* 1 channels",
         ),
         ((None, 3, 8, 8), DataOptions(std=(0.0,)), "std positive"),
-        ((None, 3, 8, 8), DataOptions(preprocess="unit", size=(9, 9)), r"--size \(9, 9\) differs from the \(8, 8\)"),
-        ((None, 3, None, None), DataOptions(preprocess="unit"), "images of any size; give --size"),
+        ((None, 3, 8, 8), DataOptions(preprocess="unit", size=(9, 9)), "--size 9 9 differs from the 8 8"),
+        (
+            (None, 3, None, None),
+            DataOptions(preprocess="unit"),
+            "any size; give --size HEIGHT WIDTH, e.g. 224 224",
+        ),
         ((None, None, None, None), DataOptions(preprocess="unit", size=(8, 8)), "say which with --layout"),
         ((None, 3, 8, 3), DataOptions(preprocess="unit"), "say which with --layout"),
         ((None, 3, 8, 8), DataOptions(preprocess="unit", layout="CHW"), "--layout CHW is not known"),
@@ -241,6 +246,34 @@ def test_corrupt_images_are_named(folder: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(path)
     with pytest.raises(CalibrationError, match="more than 8 bits"):
         read_all(samples)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "ICNS", "SGI"])
+def test_formats_that_nobody_trains_on_are_refused_whatever_they_are_called(folder: Path, kind: str) -> None:
+    Image.fromarray(PIXELS[0]).resize((32, 32)).save(folder / "class1" / "11.png", kind)
+    with pytest.raises(CalibrationError, match=r"class1/11.png: is no image of a known format \(JPEG, PNG, BMP"):
+        read_all(open_samples(folder, NCHW, DataOptions(preprocess="unit")))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF"])
+def test_formats_are_told_by_content(folder: Path, kind: str) -> None:
+    Image.fromarray(PIXELS[0]).save(folder / "class1" / "11.png", kind)
+    assert len(read_all(open_samples(folder, NCHW, DataOptions(preprocess="unit")))) == 20
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_are_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(folder / "class1" / "12.png")
+    with pytest.raises(CalibrationError, match=r"class1/12.png: cannot be read \(is not a regular file\)"):
+        read_all(open_samples(folder, NCHW, DataOptions(preprocess="unit")))
+    for name in ("x.npz", "x.npy"):
+        pipe = tmp_path / f"with {name}" / name
+        pipe.parent.mkdir()
+        os.mkfifo(pipe)
+        with pytest.raises(CalibrationError, match=r"x\.np[yz]: a pipe or device cannot be read again"):
+            open_samples(pipe, NCHW, DataOptions())
+        with pytest.raises(CalibrationError, match=r"x\.np[yz]: cannot be read \(it is not a regular file\)"):
+            open_samples(pipe.parent, NCHW, DataOptions())
 
 
 def test_zip_files_without_images(tmp_path: Path) -> None:

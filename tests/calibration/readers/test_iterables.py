@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,43 @@ def test_function_must_yield_the_same_again() -> None:
         list(samples.read(0, 3))
 
 
+class Stubborn:
+    def __array__(self, *args: object, **more: object) -> np.ndarray:
+        raise RuntimeError("no array")
+
+
+class Forgetful(dict):  # type: ignore[type-arg]
+    def __getitem__(self, name: str) -> object:
+        raise RuntimeError("gone")
+
+
+class Odd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit(7), Odd("odd"), MemoryError()])
+def test_whatever_a_function_raises_is_an_error(error: BaseException, tmp_path: Path) -> None:
+    def broken() -> Any:
+        raise error
+        yield
+
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    with pytest.raises(CalibrationError, match=rf"broken\(\) raised {said}; call it in Python"):
+        open_samples(broken, X, DataOptions())
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(CalibrationError, match=r"exits\.py cannot be imported: SystemExit: 0"):
+        open_samples(f"{tmp_path}/exits.py:feeds", X, DataOptions())
+
+
+def test_an_interrupt_is_none_of_them() -> None:
+    def stopped() -> Any:
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        open_samples(stopped, X, DataOptions())
+
+
 @pytest.mark.parametrize(
     ("feed", "message"),
     [
@@ -83,6 +121,10 @@ def test_function_must_yield_the_same_again() -> None:
         ({"x": np.zeros(2)}, "feed 1 of .*add the batch axis"),
         ({"x": np.zeros((1, 2), int)}, "feed 1 of .*holds int64 values"),
         ({"x": np.array([[0, np.nan]])}, "feed 1 of .*holds NaN"),
+        ({"x": [[1, 2], [3]]}, "feed 1 of .*: not all of it can become arrays .ValueError: .*; give plain arrays"),
+        ({"x": Stubborn()}, "feed 1 of .*: not all of it can become arrays .RuntimeError: no array"),
+        (Forgetful(x=np.zeros((1, 2))), "feed 1 of .*: not all of it can become arrays .RuntimeError: gone"),
+        ({"x": np.broadcast_to(np.float32(1), (2**40, 2))}, "feed 1 of .*: 'x' takes 8192 GiB; give smaller feeds"),
     ],
 )
 def test_feeds_that_do_not_fit(feed: object, message: str) -> None:
