@@ -16,7 +16,7 @@ from .exact.quantize import quantize
 from .grid import fit_grid
 from .linalg.inverse import Damped
 from .linalg.loss import row_losses
-from .linalg.threads import Progress
+from .linalg.threads import RowsDone
 from .method import ROUNDING, Method
 
 _T = TypeVar("_T", bound=np.generic)
@@ -53,7 +53,7 @@ class Rounded:
 
 
 def round_layer(
-    pruned: Solution, weights: Float32, damped: Damped, level: Level, method: Method, progress: Progress | None
+    pruned: Solution, weights: Float32, damped: Damped, level: Level, method: Method, progress: RowsDone | None
 ) -> Rounded:
     """One start on its grids: that of `Method.grid`, and for symmetric rows the one that OBC's experiments search."""
     assert level.bits is not None

@@ -15,7 +15,7 @@ from .bound.bound import lower_bound
 from .exact.prune import cut_trace, prune_trace
 from .linalg.inverse import Damped, Precision, damp
 from .linalg.loss import layer_loss
-from .linalg.threads import Progress
+from .linalg.threads import RowsDone
 from .method import ROUNDING, Method
 from .ordered.ordered import prune_ordered, quantize_ordered
 from .ordered.refit import inner_product
@@ -26,7 +26,7 @@ from .traces import Passes, Shared, pattern_of
 
 
 def solve(
-    weights: Float32, damped: Damped, level: Level, method: Method = Method(), progress: Progress | None = None
+    weights: Float32, damped: Damped, level: Level, method: Method = Method(), progress: RowsDone | None = None
 ) -> Solution:
     """The layer's solution at `level`; for a dense float level the weights unchanged.
 
@@ -43,7 +43,7 @@ def solve_levels(
     damped: Damped,
     levels: Sequence[Level],
     method: Method = Method(),
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> Iterator[Solution]:
     """The layer's solutions at several levels, one by one in their order, each bit for bit what `solve` gives for it.
 
@@ -155,7 +155,7 @@ def _quantize_ordered(
 
 
 def _refine_mask(
-    start: Solution, weights: Float32, damped: Damped, sweeps: int, threads: int | None, progress: Progress
+    start: Solution, weights: Float32, damped: Damped, sweeps: int, threads: int | None, progress: RowsDone
 ) -> Solution:
     assert start.mask is not None and start.level.sparsity is not None
     found = refine_mask(weights, start.weights, start.mask, damped, start.level.sparsity, sweeps, threads, progress)
@@ -164,7 +164,7 @@ def _refine_mask(
 
 
 def _refine_codes(
-    start: Solution, weights: Float32, damped: Damped, sweeps: int, threads: int | None, progress: Progress
+    start: Solution, weights: Float32, damped: Damped, sweeps: int, threads: int | None, progress: RowsDone
 ) -> Solution:
     assert start.codes is not None and start.grid is not None
     found = refine_codes(weights, damped.hessian, start.codes, start.grid, start.mask, sweeps, threads, progress)

@@ -9,7 +9,7 @@ from ..core.level import Block, Level, Sparsity, Unstructured
 from ..core.solution import Solution
 from .exact.prune import Trace
 from .linalg.inverse import Precision
-from .linalg.threads import Progress
+from .linalg.threads import RowsDone
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Passes:
     finished: rows of whole passes, over all of them. before: what is added, the rows of earlier levels.
     """
 
-    def __init__(self, passes: int, rows: int, progress: Progress | None, before: int = 0) -> None:
+    def __init__(self, passes: int, rows: int, progress: RowsDone | None, before: int = 0) -> None:
         self._passes, self._rows, self._progress, self._before = passes, rows, progress, before
         self._told = 0
         self.finished = 0

@@ -11,7 +11,7 @@ from ...core.arrays import Bool, Float32, Float64, Int32
 from ...core.level import NM, Block, Sparsity
 from ..gpu import batches as greedy_torch
 from ..linalg.inverse import Damped, Precision
-from ..linalg.threads import Progress, over_rows
+from ..linalg.threads import RowsDone, over_rows
 from .blocks import prune_blocks
 from .cut import cut, row_weights
 from .elimination import Workspace
@@ -26,7 +26,7 @@ def prune(
     sparsity: Sparsity,
     threads: int | None = None,
     precision: Precision = "auto",
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
     device: str = "cpu",
 ) -> tuple[Float32, Bool, float]:
     """Choose what to prune by the exact greedy, row by row, and give the kept weights their optimum.
@@ -50,7 +50,7 @@ def prune_trace(
     sparsity: Sparsity,
     threads: int | None = None,
     precision: Precision = "auto",
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
     device: str = "cpu",
 ) -> Trace:
     """Every row pruned to the end. One trace serves all fractions of an Unstructured pattern, or of blocks of one size.
@@ -68,7 +68,7 @@ def cut_trace(
     sparsity: Sparsity,
     trace: Trace,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
     device: str = "cpu",
 ) -> tuple[Float32, Bool, float]:
     """The layer at one sparsity of a trace: what `prune` returns. progress: once over the rows."""
@@ -98,7 +98,7 @@ def solve_kept(
     hessian: Float64,
     inverse: Float64 | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> Float32:
     """The weights that minimise ½ tr(ΔHΔᵀ) among those that are zero where `mask` is False.
 
@@ -140,7 +140,7 @@ def greedy_order(
     sparsity: Sparsity,
     threads: int | None,
     precision: Precision,
-    progress: Progress | None,
+    progress: RowsDone | None,
 ) -> tuple[Int32, Float64, int]:
     """Every row's pivots and the loss of each (groups · rows, steps), and how many columns one pivot has."""
     groups, rows, columns = weights.shape

@@ -8,7 +8,7 @@ from ...core.arrays import Bool, Float32, Float64, Int32
 from ...core.solution import Grid
 from ..gpu import batches as greedy_torch
 from ..linalg.inverse import Damped, Precision
-from ..linalg.threads import Progress, over_rows
+from ..linalg.threads import RowsDone, over_rows
 from .elimination import Workspace
 from .greedy import quantize_rows
 from .quantize_sparse import SPARSE, quantize_sparse_rows
@@ -21,7 +21,7 @@ def quantize(
     mask: Bool | None = None,
     threads: int | None = None,
     precision: Precision = "auto",
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
     device: str = "cpu",
 ) -> tuple[Int32, Float64]:
     """The integers of the weights, rounded one at a time with all others of the row making up for it.

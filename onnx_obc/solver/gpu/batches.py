@@ -21,7 +21,7 @@ from ...core.arrays import Bool, Float32, Float64, Int32
 from ...core.level import NM, Block, Sparsity
 from ...core.solution import Grid
 from ..linalg.inverse import Damped, Precision
-from ..linalg.threads import Progress
+from ..linalg.threads import RowsDone
 from .device import in_batches, send
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def prune_order(
     device: str,
     precision: Precision = "auto",
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> tuple[Int32, Float64, int]:
     """Every row's pivots in the order that the exact greedy prunes them, to the end or until N:M holds.
 
@@ -82,7 +82,7 @@ def quantize(
     mask: Bool | None = None,
     precision: Precision = "auto",
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> tuple[Int32, Float64]:
     """The integers of the weights by OBQ; where `mask` is False the weight is zero, stays so, and has the zero point.
 
@@ -135,7 +135,7 @@ def solve_kept(
     hessian: Float64,
     device: str,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> Float32:
     """As `prune.solve_kept`: the optimum of the kept weights, in float64, one batched Cholesky factorisation of H_KK.
 

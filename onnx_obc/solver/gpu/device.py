@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core.errors import RecipeError
-from ..linalg.threads import Progress
+from ..linalg.threads import RowsDone
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def in_batches(
     bytes_per_row: int,
     device: str,
     memory: int | None,
-    progress: Progress | None,
+    progress: RowsDone | None,
 ) -> None:
     """Call `work` with pieces of `rows` that fit the memory, one after the other, until each row has been in one.
 

@@ -15,7 +15,7 @@ from threadpoolctl import OpenBLASController, ThreadpoolController  # type: igno
 
 from ...core.machine import workers
 
-Progress = Callable[[int], None]
+RowsDone = Callable[[int], None]  # called with the rows that are finished so far, all of them in the end
 
 _lock = Lock()
 _users = 0
@@ -43,7 +43,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def over_rows(
-    work: Callable[[int, int], None], rows: int, cost: int, threads: int | None, progress: Progress | None = None
+    work: Callable[[int, int], None], rows: int, cost: int, threads: int | None, progress: RowsDone | None = None
 ) -> None:
     """Call `work(start, stop)` for chunks that together cover the rows 0 … rows − 1, each once, in any order.
 

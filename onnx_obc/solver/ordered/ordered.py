@@ -32,7 +32,7 @@ from ..exact.prune import prune, solve_kept
 from ..exact.quantize import quantize
 from ..linalg.inverse import Damped, Precision, damp, factorise, invert_lower
 from ..linalg.loss import layer_loss
-from ..linalg.threads import Progress, one_blas_thread, over_rows
+from ..linalg.threads import RowsDone, one_blas_thread, over_rows
 from .refit import refit
 
 BLOCK = 128  # columns solved exactly; twice as many take three times as long, and lose a few per cent less
@@ -56,7 +56,7 @@ def quantize_ordered(
     mask: Bool | None = None,
     threads: int | None = None,
     precision: Precision = "auto",
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> tuple[Int32, float]:
     """`quantize` by the ordered solver: the same arguments, results and conventions.
 
@@ -90,7 +90,7 @@ def prune_ordered(
     sparsity: Sparsity,
     threads: int | None = None,
     precision: Precision = "auto",
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> tuple[Float32, Bool, float]:
     """`prune` by the ordered solver: the same arguments, results and conventions, the same number of weights pruned.
 
@@ -150,7 +150,7 @@ def _sweep(
     solve_block: Callable[[_Part], tuple[Float32, float]],
     threads: int | None,
     precision: Precision,
-    progress: Progress | None,
+    progress: RowsDone | None,
 ) -> float:
     """Solve block after block; `solve_block` gives a part's solution and loss. Returns the sum of the losses.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...core.arrays import Bool, Float32, Float64
 from ..linalg.inverse import Damped, Precision, units
-from ..linalg.threads import Progress, over_rows
+from ..linalg.threads import RowsDone, over_rows
 
 STEPS = 32  # at most; each is one product with H
 _GAIN = 1e-3  # a tile of rows is left when a step lowers its loss by less than this fraction
@@ -20,7 +20,7 @@ def refit(
     damped: Damped,
     threads: int | None = None,
     precision: Precision = "auto",
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> float:
     """Lower ½ tr(ΔHΔᵀ), Δ = weights − solved, over the weights that `mask` keeps; `solved` is changed in place.
 

@@ -19,7 +19,7 @@ from ...core.solution import Grid
 from ..linalg.compiled import compiled_finite
 from ..linalg.inverse import units
 from ..linalg.loss import row_losses
-from ..linalg.threads import Progress, over_rows
+from ..linalg.threads import RowsDone, over_rows
 
 LANES = 32  # rows of H are padded to a multiple of it: the best move is looked for in so many lanes at once
 TENURE = 12  # how many moves later a move may be taken back
@@ -37,7 +37,7 @@ def refine_codes(
     mask: Bool | None = None,
     sweeps: int = 8,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> tuple[Int32, Grid, float]:
     """Codes and scales whose layer loss is lower than that of the given ones, row by row, or else the given ones.
 

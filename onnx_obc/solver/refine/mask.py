@@ -13,7 +13,7 @@ from ...core.level import NM, Block, Sparsity
 from ..linalg.compiled import compiled
 from ..linalg.inverse import Damped, units
 from ..linalg.loss import row_losses
-from ..linalg.threads import Progress, one_blas_thread, over_rows
+from ..linalg.threads import RowsDone, one_blas_thread, over_rows
 from .pivot import correct, cost, move, transform
 
 NEAR = 16  # so many of the cheapest to prune and of the best to keep are tried against each other, but for N:M
@@ -28,7 +28,7 @@ def refine_mask(
     sparsity: Sparsity,
     sweeps: int = 1,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
 ) -> tuple[Float32, Bool, float]:
     """Exchange kept against pruned weights as long as the loss falls, row by row.
 
