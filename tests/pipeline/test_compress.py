@@ -53,7 +53,7 @@ def test_levels(level: str, tmp_path: Path) -> None:
     assert {x.level for x in report.layers} == {level}
     assert len(report.layers) == layers and len(report.layers) + len(report.left_out) == 20
     assert report.totals["mean_loss_relative"] < report.totals["mean_baseline_relative"]
-    assert all(check.passed for check in report.checks) and len(report.checks) == 6
+    assert all(check.passed for check in report.checks) and len(report.checks) == 7
     assert report.file_bytes_after == result.path.stat().st_size
     if options.get("weights") != "float":
         assert report.totals["bytes_after"] < 0.3 * report.totals["bytes_before"]
