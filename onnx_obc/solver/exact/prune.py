@@ -9,7 +9,7 @@ from scipy.linalg import lapack
 
 from ...core.arrays import Bool, Float32, Float64, Int32
 from ...core.level import NM, Block, Sparsity
-from ..gpu import batches as greedy_torch
+from ..gpu import batches
 from ..linalg.inverse import Damped, Precision
 from ..linalg.threads import RowsDone, over_rows
 from .blocks import prune_blocks
@@ -38,7 +38,7 @@ def prune(
     Returns (weights, mask, loss): the weights, exactly zero where mask is False and otherwise the minimum of
     ½ tr(ΔHΔᵀ) for that mask, both (groups, rows, columns); and the loss predicted, the sum of the greedy's own
     increments, which does not use the final weights. progress: as `over_rows`, twice over the rows. device: "cpu", or a
-    GPU as `greedy_torch` names it.
+    GPU as `gpu.device` names it.
     """
     trace = prune_trace(weights, damped, sparsity, threads, precision, progress, device)
     return cut_trace(weights, damped, sparsity, trace, threads, progress, device)
@@ -59,7 +59,7 @@ def prune_trace(
     """
     if device == "cpu":
         return greedy_order(weights, damped, sparsity, threads, precision, progress)
-    return greedy_torch.prune_order(weights, damped, sparsity, device, precision, None, progress)
+    return batches.prune_order(weights, damped, sparsity, device, precision, None, progress)
 
 
 def cut_trace(
@@ -74,7 +74,7 @@ def cut_trace(
     """The layer at one sparsity of a trace: what `prune` returns. progress: once over the rows."""
     mask, loss = mask_of(trace, weights, damped, sparsity)
     if device != "cpu":
-        return greedy_torch.solve_kept(weights, mask, damped.hessian, device, None, progress), mask, loss
+        return batches.solve_kept(weights, mask, damped.hessian, device, None, progress), mask, loss
     return solve_kept(weights, mask, damped.hessian, damped.inverse, threads, progress), mask, loss
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...core.arrays import Bool, Float32, Float64, Int32
 from ...core.solution import Grid
-from ..gpu import batches as greedy_torch
+from ..gpu import batches
 from ..linalg.inverse import Damped, Precision
 from ..linalg.threads import RowsDone, over_rows
 from .elimination import Workspace
@@ -34,7 +34,7 @@ def quantize(
     H Δ_pruning vanishes on K, so the losses of pruning and of quantizing simply add up.
     """
     if device != "cpu" and grid.block is None:  # the engine for GPUs has one step for each row
-        codes, each = greedy_torch.quantize(weights, damped, grid, device, mask, precision, None, progress)
+        codes, each = batches.quantize(weights, damped, grid, device, mask, precision, None, progress)
         return codes, each.reshape(weights.shape[:2])
     groups, rows, columns = weights.shape
     total = groups * rows

@@ -30,7 +30,7 @@ _before = "highest"
 def devices() -> list[str]:
     """The GPUs that torch sees, as names for `device`: "cuda:0", …; empty where torch or a GPU is missing.
 
-    The functions of `greedy_torch` keep their state to themselves, so several GPUs work at once if each has layers of
+    The functions of `batches` keep their state to themselves, so several GPUs work at once if each has layers of
     its own: start one thread for each name, let it take the next layer from a queue, and pass its name as `device`.
     """
     if importlib.util.find_spec("torch") is None:

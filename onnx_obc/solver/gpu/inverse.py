@@ -1,4 +1,4 @@
-"""Inverses and solutions of many rows at once, in torch: what `greedy_torch` does outside the lockstep."""
+"""Inverses and solutions of many rows at once, in torch: what `batches` does outside the lockstep."""
 
 from __future__ import annotations
 
