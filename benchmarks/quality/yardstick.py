@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 AUTHORS = {"2:4": 0.0538, "4:8": 0.0368, "W2 asymmetric": 0.1026, "flops=3x": 0.0402, "flops=4x": 0.0861}
 
 
-def compressed(subject: Subject, name: str, damp: float, folder: Path) -> list[tuple[str, Path]]:
+def compressed(subject: Subject, name: str, damp: float | None, folder: Path) -> list[tuple[str, Path]]:
     """Models by their names; all budgets are served by one database."""
     if name == "flops":
         names = [n for n in AUTHORS if n.startswith("flops")]
@@ -63,14 +63,18 @@ def log_probabilities(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArra
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
+def _named(damp: float | None) -> str:
+    return "chosen" if damp is None else f"{damp:g}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
-    parser.add_argument("--damp", type=float, action="append", help="by default 0.01 and 0.001")
+    parser.add_argument("--damp", type=float, action="append", help="by default the tool's own choice, and 0.01")
     parser.add_argument("--only", action="append", choices=("2:4", "4:8", "W2 asymmetric", "flops"))
     parser.add_argument("--print", action="store_true", help="write no page")
     options = parser.parse_args()
-    damps = options.damp or [0.01, 0.001]
+    damps: list[float | None] = options.damp or [None, 0.01]
     found: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         (subject,) = find_subjects(Path("unused"), options.shared, Path(scratch), ("ResNet-20",))
@@ -84,10 +88,10 @@ def main() -> None:
                     divergence = float((np.exp(dense) * (dense - lossy)).sum(axis=1).mean())
                     found.setdefault(row, []).append(f"{divergence:.4f} ({divergence / AUTHORS[row] - 1:+.1%})")
                     took = time.perf_counter() - began
-                    print(f"{row}, damping {damp:g}: {divergence:.4f}, {took:.0f} s", flush=True)
+                    print(f"{row}, damping {_named(damp)}: {divergence:.4f}, {took:.0f} s", flush=True)
     if options.print:
         return
-    header = ("level", "authors", *(f"damping {damp:g}" for damp in damps))
+    header = ("level", "authors", *(f"damping {_named(damp)}" for damp in damps))
     cells = [(row, f"{AUTHORS[row]:.4f}", *values) for row, values in found.items()]
     page = f"# KL divergence from the dense ResNet-20\n\n{__doc__}\nOn {machine()}.\n\n{markdown(header, cells)}\n"
     (RESULTS / "yardstick.md").write_text(page)
