@@ -29,7 +29,7 @@ from .ranges import RangeObserver
 from .samples import Batch, Samples
 from .unfold import Index, finite_positions, pick_positions, positions_of, shape_of, unfold
 
-POSITIONS_PER_COLUMN = 64  # what more would gain is measured in benchmarks/sampling.py
+POSITIONS_PER_COLUMN = 64  # what more would gain is measured in benchmarks/quality/sampling.py
 MAPPED = 1 / 4  # of the memory: a larger Hessian goes to a temporary file
 Shapes = dict[str, tuple[int, ...]]
 

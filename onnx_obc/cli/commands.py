@@ -224,7 +224,9 @@ def _check_together(
         if value is not None and not budget:
             raise RecipeError(f"{name} needs a --budget, such as bops=12x or size=0.2x")
     if searching != SearchingOptions() and not budget:
-        raise RecipeError("--sensitivity, --search, --task and --timings need a --budget, such as bops=12x")
+        default = vars(SearchingOptions())
+        name = next(name for name, value in vars(searching).items() if value != default[name])
+        raise RecipeError(f"--{name.replace('_', '-')} needs a --budget, such as bops=12x")
     if budget and (given := _given(uniform)):
         name = next(iter(given)).replace("_", "-")
         raise RecipeError(

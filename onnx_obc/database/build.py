@@ -52,7 +52,7 @@ from .files import (
     write_solution,
 )
 
-DAMPINGS = 1  # rises when other dampings are chosen for the same Hessians
+DAMPINGS = 2  # rises when other dampings are chosen for the same Hessians
 MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
 PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", *MADE}
 
@@ -223,8 +223,6 @@ class _Folder:
         method = self._schedule.method_for(layer.name, self._method).method
         damp = hessian.damping if self._recipe.damp is None else self._recipe.damp
         how = asdict(replace(method, threads=None, device="")) | {"damp": damp}
-        if not method.shared_scale:
-            del how["shared_scale"]  # so that keys stay what they were before there was such a thing
         base = content_key(SOLVER, layer.matrix(), hessian.hessian, hessian.positions, layer.name, how)
         keys = {str(level): content_key(base, str(level)) for level in levels}
         self.entries[layer.name] = replace(self.entries[layer.name], solutions=keys)

@@ -93,8 +93,7 @@ class Database:
         if isinstance(profile, Solutions):
             solutions, rival = profile, None
         else:
-            with feedback.watch("solve"):
-                solutions, rival = stitch(self, profile, recipe, feedback), _rival(self, profile, recipe)
+            solutions, rival = stitch(self, profile, recipe, feedback), _rival(self, profile, recipe)
         about = dict(self.manifest.calibration)
         notes = list(about.pop("notes"))
         named = str(self.folder / "model.onnx") if source is None else source
@@ -151,11 +150,13 @@ def stitch(
     feedback: Feedback | None = None,
 ) -> Solutions:
     """A plan for a profile, and its layers' solutions: stored ones, or new ones in order if the recipe says so."""
+    feedback = feedback or Feedback()
     plan = make_plan(database.folded, recipe, choices)
     if recipe.sequential:
         samples = database.samples["calibration"]
-        return solve_sequentially(plan, database.folded, database.ranges, samples, recipe, feedback or Feedback())
-    solved = {layer.name: database.solved(layer, plan.choices[layer.name]) for layer in plan.layers}
+        return solve_sequentially(plan, database.folded, database.ranges, samples, recipe, feedback)
+    with feedback.watch("solve"):
+        solved = {layer.name: database.solved(layer, plan.choices[layer.name]) for layer in plan.layers}
     return Solutions(plan, solved, database.ranges)
 
 

@@ -89,5 +89,6 @@ def in_another_form(
         found[name] = replace(solutions.solved[name], layer=layer, report=report)
     gone = [LeftOut(x.name, x.op, f"{why}: it stays float") for x in plan.layers if x.name not in layers]
     notes = (*plan.notes, *(note for note in fresh.notes if note not in plan.notes))
-    fresh = replace(fresh, left_out=(*plan.left_out, *gone), notes=notes, remarks=plan.remarks)
+    known = tuple(activation for activation in fresh.activations if activation.value in solutions.ranges)
+    fresh = replace(fresh, activations=known, left_out=(*plan.left_out, *gone), notes=notes, remarks=plan.remarks)
     return Solutions(fresh, found, solutions.ranges)

@@ -15,7 +15,7 @@ from .plan import Plan
 from .recipe import Recipe
 from .solve import Solutions
 from .unseen import without_unseen
-from .write import fit_to_biases, write
+from .write import fit_to_biases, with_copies, write
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def make_draft(material: Material, solutions: Solutions, recipe: Recipe, feedbac
             solved, corrections = train_all(material, plan, solved, recipe, feedback.progress)
     with feedback.watch("write"):
         written, embeddings, intervals = write(replace(solutions, solved=solved), recipe)
-        solved = fit_to_biases(plan.model, solved, written, recipe.target)
+        solved = fit_to_biases(plan.model, with_copies(solved, written), written, recipe.target)
     if correcting:
         with feedback.watch("correct"):
             solved, tried = correct_statistics(

@@ -110,6 +110,7 @@ def _agreeing(
     draft: Draft, feed: Feed, material: Material, recipe: Recipe, feedback: Feedback
 ) -> tuple[Draft, list[Check]]:
     """A draft that engines compute as ONNX says, with layers in another form where they would not; and the check."""
+    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds == ("sequential",))
     for attempt in range(NAMED + 2):
         with feedback.watch("verify"):
             fault, tried = find_fault(draft.plan.model, feed, recipe)
@@ -119,5 +120,6 @@ def _agreeing(
         other = in_another_form(draft.source, fault, material.folded, recipe, attempt >= NAMED)
         if other is None or attempt > NAMED:
             return draft, [fault.check]
-        draft = make_draft(material, other, recipe, feedback)
+        fresh = make_draft(material, other, recipe, feedback)
+        draft = replace(fresh, corrections=(*fresh.corrections, *judged))
     raise AssertionError("the last attempt returns")

@@ -36,7 +36,7 @@ from ..solver.ordered.compare import compare_on_rows
 from ..targets.registry import TARGETS
 from .recipe import Recipe
 
-SOLVER = 2  # rises when the solver's results change, so that a database does not mix old solutions with new ones
+SOLVER = 3  # rises when the solver's results change, so that a database does not mix old solutions with new ones
 ENOUGH = 4  # positions for every column: with fewer, refinement may lose on other samples what it gains on these
 
 
@@ -214,7 +214,6 @@ def report_layer(
     """The figures of a layer's solution. `seconds` is 0: the caller knows."""
     layer, weight, damped, energy = prepared.layer, prepared.weight, prepared.damped, prepared.energy
     simple = baseline(weight, damped, choice.level, grid=recipe.grid, shared_scale=method.shared_scale)
-    copies = len(layer.uses) if TARGETS[recipe.target].copied(layer, choice) else 1
     loss, loss_baseline = (layer_loss(weight, x.weights, prepared.hessian) for x in (solution, simple))
     return LayerReport(
         name=layer.name,
@@ -240,7 +239,7 @@ def report_layer(
         positions=prepared.positions,
         seconds=0.0,
         bytes_before=weight_bytes(layer, FLOAT),
-        bytes_after=weight_bytes(layer, choice.level) * copies,
+        bytes_after=weight_bytes(layer, choice.level),
         notes=tuple(_notes(prepared, choice, recipe, method))
         + _not_exact(method, ordered_over_exact, recipe)
         + ((remark,) if remark else ()),

@@ -80,12 +80,9 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
         bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
         choices[layer.name] = Choice(choice.level, bits)
         plain = None if unfit is None else f"{unfit}: quantized without zeros"
-        copied = None
-        if TARGETS[recipe.target].copied(layer, choices[layer.name]):
-            copied = f"{len(layer.uses)} nodes share this weight, and each has a copy: the kernel takes no shared one"
         if unfit is not None:
             dropped.append(unfit)
-        if said := [text for text in (plain, copied, input_remark) if text is not None]:
+        if said := [text for text in (plain, input_remark) if text is not None]:
             remarks[layer.name] = "; ".join(said)
     if not choices and not embeddings:
         raise RecipeError(_nothing_to_do(left_out))

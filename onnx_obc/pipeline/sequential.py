@@ -82,7 +82,7 @@ def solve_sequentially(
     choices = {name: (choice,) for name, choice in plan.choices.items()}
     method, schedule = method_and_schedule(plan.layers, choices, recipe, feedback)
     own = {layer.name: layer for layer in plan.layers}
-    copy = make_plan(folded, recipe, plan.choices)
+    copy = replace(make_plan(folded, recipe, plan.choices), remarks=plan.remarks)
     sites = sites_of(copy, folded.dense, recipe) if recipe.correct else []
     trial = _Trial(copy, copy.model.clone(), sites, method, schedule)
     with feedback.watch("solve"):
@@ -153,7 +153,7 @@ def _moments(
     how = use.tap.unfold
     groups, columns = shape_of(how, compressed[0][source].shape)
     total, spared = HessianSum(groups, columns), HessianSum(groups, columns)
-    cross = np.zeros((groups, columns, columns))
+    cross, left_out = np.zeros((groups, columns, columns)), 0
     for (first, count), x_feed, seen_feed in zip(batches, dense, compressed, strict=True):
         wanted, seen = x_feed[use.tap.value], seen_feed[source]
         slots, positions = positions_of(how, seen.shape, count)
@@ -165,6 +165,7 @@ def _moments(
             each = positions if picks is None else take
         for x, y in zip(unfold(wanted, how, picks, slots), unfold(seen, how, picks, slots), strict=True):
             good = finite_positions(x, y)
+            left_out += len(good) - int(np.count_nonzero(good))
             for part, out in pieces(held, each, done, y.shape[1]):  # x, y: (groups, n, columns) float32
                 (spared if out else total).add(y[:, part] if good.all() else y[:, part][:, good[part]])
             done += y.shape[1]
@@ -173,7 +174,7 @@ def _moments(
             cross += np.subtract(x, y).transpose(0, 2, 1) @ np.ascontiguousarray(y)
     n = total.positions + spared.positions
     hessian, damping = join(total, spared)
-    return _Moments(LayerHessian(hessian, n, damping), 2 / max(n, 1) * cross)
+    return _Moments(LayerHessian(hessian, n, damping, left_out), 2 / max(n, 1) * cross)
 
 
 def _solve(layer: Layer, moments: _Moments, trial: _Trial, recipe: Recipe) -> Solved:
@@ -182,7 +183,8 @@ def _solve(layer: Layer, moments: _Moments, trial: _Trial, recipe: Recipe) -> So
     weight = plain.weight.astype(np.float64)  # (groups, rows, columns)
     best = weight + weight @ moments.cross @ plain.damped.inverse
     prepared = replace(plain, weight=best.astype(np.float32))
-    remark = SHARED if len(layer.uses) > 1 else trial.plan.remarks.get(layer.name)
+    said = (SHARED if len(layer.uses) > 1 else None, trial.plan.remarks.get(layer.name))
+    remark = "; ".join(text for text in said if text is not None) or None
     how = trial.schedule.method_for(layer.name, trial.method)
     (solved,) = solve_layer(prepared, [trial.plan.choices[layer.name]], recipe, how, remark)
     return solved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,19 @@ def write(
         intervals[name] = found
     remove_unused(plan.model)
     return written, embeddings, intervals
+
+
+def with_copies(solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> Mapping[str, Solved]:
+    """The layers with reports that count every copy of a weight, where nodes that share it have one each."""
+    copies = Counter(weight.layer for weight in written)
+    changed = dict(solved)
+    for name, count in copies.items():
+        if count > 1:
+            report = solved[name].report
+            note = f"{count} nodes share this weight, and each has a copy: the kernel takes no shared one"
+            report = replace(report, bytes_after=count * report.bytes_after, notes=(*report.notes, note))
+            changed[name] = replace(solved[name], report=report)
+    return changed
 
 
 def fit_to_biases(

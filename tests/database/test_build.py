@@ -329,4 +329,4 @@ def test_one_command_for_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "needs a --budget" in refused(capsys, *paths, "--levels", "gpu")
     assert "--weights fixes a level" in refused(capsys, *paths, "--budget", "bops=12x", "--weights", "int4")
     assert "did you mean bops?" in refused(capsys, *paths, "--budget", "bobs=12x")
-    assert "need a --budget" in refused(capsys, *paths, "--search", "spdy")
+    assert "--search needs a --budget" in refused(capsys, *paths, "--search", "spdy")

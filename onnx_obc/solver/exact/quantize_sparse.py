@@ -6,8 +6,8 @@ What the greedy needs of a row is (H_KK)⁻¹ for its kept columns K. Of two way
     many kept   the greedy on all columns, which begins by eliminating the zeros from the shared H⁻¹
 
 With 1152 columns the first takes about 0.65 times as long as the second at a density of 0.5, 0.15 times at 0.25 and
-0.04 times at 0.1 in float32, and less in float64 (`benchmarks/sparse_quantize.py`). To correct the shared inverse for
-the columns that are lost in one step, G_KK − G_KL (G_LL)⁻¹ G_LK for G = H⁻¹, gains nothing over the second, whose
+0.04 times at 0.1 in float32, and less in float64 (`benchmarks/speed/sparse_quantize.py`). To correct the shared inverse
+for the columns that are lost in one step, G_KK − G_KL (G_LL)⁻¹ G_LK for G = H⁻¹, gains nothing over the second, whose
 epochs are such products. The factorisation has the greedy's own precision: its errors are those of a nearby H_KK, and
 where `Damped.dtype` allows float32 the predicted losses are as near the measured ones as they are the second way.
 """

@@ -1,6 +1,6 @@
 """Why a file's products do not run in onnxruntime's integer kernels on a CPU, as far as the graph alone shows it.
 
-The rules are those of onnxruntime.py: what onnxruntime's Q/DQ selectors look for, and what its kernels take.
+The rules are those of rules.py: what onnxruntime's Q/DQ selectors look for, and what its kernels take.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The rules of onnxruntime on a CPU.
 
 Source of each rule: onnxruntime's QDQ selectors and fusions (core/optimizer/qdq_transformer), and what its CPU kernels
-accept; all were tried on onnxruntime 1.32, and tests/graph/test_targets.py tries them again. A quantized node runs in
-integers only if its surroundings have exactly the form that a selector looks for:
+accept; all were tried on onnxruntime 1.32, and tests/targets/test_onnxruntime_rules.py tries them again. A quantized
+node runs in integers only if its surroundings have exactly the form that a selector looks for:
 - Conv becomes QLinearConv when its inputs come from DequantizeLinear and its output goes to QuantizeLinear alone; a
   Relu or Clip in between is absorbed by the range of that QuantizeLinear, if the Clip lets 0 pass.
 - MatMul and Gemm with two dequantized operands run in integers with a float output, but not with a bias: Gemm's own,

@@ -53,7 +53,7 @@ def test_the_layers_and_the_rest_add_up_to_the_whole(timings: Timings) -> None:
 
     whole = np.median(TARGETS["onnxruntime"].engine.load(MODEL, FEED, 1).seconds(FEED, 50))
     total = timings.rest + sum(row["float"] for row in timings.layers.values())
-    assert 0.2 < total / whole < 5  # machines are noisy; benchmarks/runtimes.py shows how near it is
+    assert 0.2 < total / whole < 5  # machines are noisy; benchmarks/speed/runtimes.py shows how near it is
 
 
 def test_of_a_ladder_some_sparsities_are_timed_and_the_others_lie_between() -> None:
