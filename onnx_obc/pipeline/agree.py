@@ -13,6 +13,7 @@ from ..core.errors import EngineError, ModelError
 from ..core.level import Choice
 from ..graph.layers import LeftOut
 from ..graph.save import save_model
+from ..runtime.session import open_session
 from ..targets.agreement import Disagreement, disagreement
 from ..targets.attribution import node_name
 from ..targets.registry import engines_of
@@ -39,9 +40,13 @@ class Fault:
         return Check("engines", False, what)
 
 
-def find_fault(model: ir.Model, feed: Feed, recipe: Recipe) -> tuple[Fault | None, list[str]]:
-    """The first engine that computes something else than a written model says, if any; and those that were tried."""
+def find_fault(model: ir.Model, dense: ir.Model, feed: Feed, recipe: Recipe) -> tuple[Fault | None, list[str]]:
+    """The first engine that computes something else than a written model says, if any; and those that were tried.
+
+    dense: the model that it was made from.
+    """
     tried: list[str] = []
+    outputs = open_session(dense, device="cpu", threads=recipe.threads).run(feed)
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         path = Path(folder) / "model.onnx"
         engines = engines_of(recipe.target, recipe.weight_form)
@@ -49,7 +54,7 @@ def find_fault(model: ir.Model, feed: Feed, recipe: Recipe) -> tuple[Fault | Non
             save_model(model, path)
         for name, engine in engines.items():
             try:
-                found = disagreement(path, engine, feed, recipe.threads)
+                found = disagreement(path, engine, feed, recipe.threads, dense=outputs)
             except (EngineError, ModelError):
                 continue  # not installed, or the checks of the file say why it does not run
             tried.append(name)

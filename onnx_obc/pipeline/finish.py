@@ -15,6 +15,7 @@ from ..core.errors import VerificationError
 from ..core.files import scratch_prefix
 from ..core.progress import Feedback
 from ..graph.save import leave_rejected, place_model, save_model
+from ..runtime.session import open_session
 from ..targets.check import check_file
 from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
@@ -81,7 +82,8 @@ def finish(
         model, path, verdict = _lower(draft, first, recipe, path, verdict)
         if recipe.verify and not verdict.faults:
             with feedback.watch("verify"):
-                found = check_file(path, recipe.target, first, recipe.threads, str(output or path.name))
+                dense = open_session(material.dense, device="cpu", threads=recipe.threads).run(first)
+                found = check_file(path, recipe.target, first, recipe.threads, str(output or path.name), dense)
                 verdict = replace(verdict, file_check=found)
         report = make_report(material, draft, recipe, verdict, destination.search, path, feedback.watch.seconds)
         report = replace(report, output="" if output is None else str(output))
@@ -113,7 +115,7 @@ def _agreeing(
     judged = tuple(attempt for attempt in draft.corrections if attempt.kinds == ("sequential",))
     for attempt in range(NAMED + 2):
         with feedback.watch("verify"):
-            fault, tried = find_fault(draft.plan.model, feed, recipe)
+            fault, tried = find_fault(draft.plan.model, material.dense, feed, recipe)
         if fault is None:
             agree = f"what the file says is what {' and '.join(tried)} computes with all that it fuses"
             return draft, [Check("engines", True, agree)] if tried else []

@@ -115,8 +115,11 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
         return any(rule.matches(layer) for rule in self.layers)
 
     def check_rules(self, layers: Sequence[str], others: Sequence[str] = ()) -> None:
-        """Raise RecipeError for a rule that matches no layer; `others` are weights that stay as they are anyway."""
-        for rule in self.layers:
+        """Raise RecipeError for a rule that matches no layer; `others` are weights that stay as they are anyway.
+
+        Of a model without layers the rules are not to blame: that there is nothing to compress is said elsewhere.
+        """
+        for rule in self.layers if layers else ():
             if not any(rule.matches(name) for name in (*layers, *(others if rule.skip else ()))):
                 where = "--skip or a rule of the recipe" if rule.skip else "a rule of the recipe"
                 raise RecipeError(f"{where}: {rule.match!r} matches no layer; {_nearest(rule.match, layers)}")

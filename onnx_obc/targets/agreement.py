@@ -44,15 +44,23 @@ def meaning(path: Path, feed: Feed, threads: int | None) -> Outputs:
 
 
 def disagreement(
-    path: Path, engine: Engine, feed: Feed, threads: int | None, outputs: Outputs | None = None
+    path: Path,
+    engine: Engine,
+    feed: Feed,
+    threads: int | None,
+    outputs: Outputs | None = None,
+    dense: Outputs | None = None,
 ) -> Disagreement | None:
     """The output that differs most from what a file says; None if all are close, or if the model draws random numbers.
 
-    outputs: what the engine computes, if that is known. Raises EngineError and ModelError.
+    outputs: what the engine computes, if that is known. dense: the outputs of the model that the file was made from:
+    where the file is as far from them as the engine is from the file, it is the same rounding that moves both, as it
+    does with few bits. Raises EngineError and ModelError.
     """
     wanted = meaning(path, feed, threads)
     found = _worst(wanted, _run(engine, path, feed, threads) if outputs is None else outputs)
-    if found is None or found[1] >= CLOSE_DB:
+    moved = None if dense is None else _worst(dense, wanted)
+    if found is None or found[1] >= (CLOSE_DB if moved is None else min(CLOSE_DB, moved[1])):
         return None
     again = _worst(wanted, meaning(path, feed, threads))
     if again is not None and again[1] < CLOSE_DB:

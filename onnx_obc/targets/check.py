@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..core.arrays import Feed
 from ..core.errors import EngineError, ModelError
 from ..graph.model import read_model
-from .agreement import disagreement
+from .agreement import Outputs, disagreement
 from .engine import Kernel
 from .expected import ExpectedKernel, expected_kernels
 from .finding import Finding
@@ -77,12 +77,18 @@ class FileCheck:
 
 
 def check_file(
-    path: Path, target: str, feed: Feed | None = None, threads: int | None = None, name: str | None = None
+    path: Path,
+    target: str,
+    feed: Feed | None = None,
+    threads: int | None = None,
+    name: str | None = None,
+    dense: Outputs | None = None,
 ) -> FileCheck:
     """Check a file: the target's rules, and, where its engine is here and there is a feed, what the engine runs.
 
     The engine's outputs are compared with what the file says, see `agreement`. name: what the file will be called, if
-    it lies elsewhere for now. Raises ModelError if the file is no ONNX model.
+    it lies elsewhere for now. dense: the outputs of the model that it was made from, if they are known. Raises
+    ModelError if the file is no ONNX model.
     """
     model, rules = read_model(path), TARGETS[target]
     found = list(rules.check(model))
@@ -107,7 +113,7 @@ def check_file(
         else:
             ran = True
             found += _not_kept(executions, found, target)
-            found += _different(path, outputs, feed, threads, target)
+            found += _different(path, outputs, feed, threads, target, dense)
         finally:
             supported = loaded.supported
             loaded.close()
@@ -162,11 +168,16 @@ def _not_kept(executions: Sequence[KernelMatch], findings: Sequence[Finding], ta
 
 
 def _different(
-    path: Path, outputs: Mapping[str, npt.NDArray[np.generic]], feed: Feed, threads: int | None, target: str
+    path: Path,
+    outputs: Mapping[str, npt.NDArray[np.generic]],
+    feed: Feed,
+    threads: int | None,
+    target: str,
+    dense: Outputs | None,
 ) -> list[Finding]:
     """An output that is not what the file says."""
     try:
-        found = disagreement(path, TARGETS[target].engine, feed, threads, dict(outputs))
+        found = disagreement(path, TARGETS[target].engine, feed, threads, dict(outputs), dense)
     except (EngineError, ModelError) as error:
         return [Finding("note", "not-compared", "", f"outputs were not compared: {error}")]
     if found is None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from ...core.level import Choice
-from ...graph.layers import Layer
+from ...graph.layers import Layer, Use
 from ...graph.scales import runs_in_integers
 from ...graph.write import Activation
 from ..expected import dequantizer, expected_kernels
@@ -28,9 +28,18 @@ def unsupported(layer: Layer, choice: Choice) -> str | None:
     level = choice.level
     if level.bits is not None and level.bits < 4:
         return f"OpenVINO reads no int{level.bits} weights"
+    if level.bits is not None and any(_has_more_axes(use) for use in layer.uses):
+        return "OpenVINO drops the leading axes of an integer weight that has more of them than the data"
     if choice.activation_bits is not None and not level.symmetric:
         return "OpenVINO's integer kernels take symmetric weights only; leave out --asymmetric"
     return None
+
+
+def _has_more_axes(use: Use) -> bool:
+    """Whether the weight of a product has more axes than its data, so that the output takes its leading ones."""
+    data, weight = (use.node.inputs[index] for index in (1 - use.index, use.index))
+    shapes = [None if value is None else value.shape for value in (data, weight)]
+    return use.node.op_type == "MatMul" and all(shapes) and len(shapes[1]) > max(len(shapes[0]), 2)  # type: ignore[arg-type]
 
 
 def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | None]:
