@@ -67,9 +67,9 @@ def no_prediction_is_good_enough(monkeypatch):
 def test_a_gpu_shares_its_trace(monkeypatch):
     pytest.importorskip("torch")
     from onnx_obc.solver.exact import prune
-    from onnx_obc.solver.gpu import batches as greedy_torch
+    from onnx_obc.solver.gpu import batches as batches
 
-    calls, own = [], greedy_torch.prune_order
+    calls, own = [], batches.prune_order
 
     def spy(weights, damped, sparsity, device, *rest):
         calls.append(device)
@@ -78,9 +78,9 @@ def test_a_gpu_shares_its_trace(monkeypatch):
     def refit(weights, mask, hessian, device, *rest):
         return solve_kept(weights, mask, hessian, "cpu", *rest)
 
-    solve_kept = greedy_torch.solve_kept
-    monkeypatch.setattr(prune.greedy_torch, "prune_order", spy)
-    monkeypatch.setattr(prune.greedy_torch, "solve_kept", refit)
+    solve_kept = batches.solve_kept
+    monkeypatch.setattr(prune.batches, "prune_order", spy)
+    monkeypatch.setattr(prune.batches, "solve_kept", refit)
     weights, hessian = layer(rows=3, columns=24)
     damped, levels = damp(hessian), [parse_level(text) for text in LADDER]
     method = Method(device="cuda:0", precision="float64")
