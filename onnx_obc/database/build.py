@@ -69,7 +69,7 @@ class Built:
 
 
 def build(
-    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    model: str | Path | bytes | onnx.ModelProto | ir.Model | Folded,
     calibration: object,
     levels: str,
     folder: str | Path,
@@ -80,8 +80,8 @@ def build(
 ) -> Built:
     """Solve every layer of a model at every level that it can take, into `folder`.
 
-    model, calibration, data, feedback: as for `compress`. levels: see `level_sets.read_levels`. recipe: its target,
-    solver options and `skip` rules count.
+    model, calibration, data, feedback: as for `compress`; a model that is folded already is not folded again. levels:
+    see `level_sets.read_levels`. recipe: its target, solver options and `skip` rules count.
 
     What is in the folder already and was made from the same things is kept; what was made from others is made anew. An
     interrupted build goes on where it stopped, and ends in the same bytes. Levels of an earlier build from the same
@@ -91,7 +91,7 @@ def build(
     check_recipe(recipe)
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     earlier = _open_folder(target)
-    folded = prepare(read_model(model))
+    folded = model if isinstance(model, Folded) else prepare(read_model(model))
     key = model_key(folded.dense)
     stored_model = target / "model.onnx"
     if earlier.model != key if earlier is not None else stored_model.exists() and not _holds(stored_model, key):

@@ -1,10 +1,12 @@
-"""The names that are taken in a model, and free ones."""
+"""Edits that many make: free names, new constants, a node that goes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
+
+from ..core.arrays import Array
 
 
 def names_of(model: ir.Model) -> Iterator[str]:
@@ -20,3 +22,19 @@ def names_of(model: ir.Model) -> Iterator[str]:
 def free_name(name: str, taken: Collection[str]) -> str:
     """This name, or the first of name_1, name_2, … that is not taken."""
     return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
+
+
+def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new constant of a graph, under a name that is free."""
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def supersede(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
+    """Let `value` take the place and the name of a node's output; the node goes."""
+    output = node.outputs[0]
+    ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
+    value.name, value.type, value.shape = output.name, output.type, output.shape
+    model.graph.remove(node, safe=True)

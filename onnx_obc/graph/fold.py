@@ -12,6 +12,7 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
+from .edit import supersede
 from .fuse import along_outputs, constant_of, flatten_biases, fuse_arithmetic, set_bias, set_initializer
 from .opset import inline_functions
 from .tensors import own_copy
@@ -256,8 +257,5 @@ def _fuse_batchnorm(model: ir.Model, norm: ir.Node) -> bool:
         node.attributes.pop("beta", None)
     set_initializer(model, weight, new_weight)
     set_bias(model, node, new_bias)
-    output = norm.outputs[0]
-    ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
-    value.name, value.type, value.shape = output.name, output.type, output.shape
-    model.graph.remove(norm, safe=True)
+    supersede(model, norm, value)
     return True

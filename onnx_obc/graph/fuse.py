@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Float64
-from .edit import free_name, names_of
+from .edit import free_name, names_of, supersede
 
 
 def fuse_arithmetic(model: ir.Model) -> str | None:
@@ -54,10 +54,7 @@ def _fuse_next(model: ir.Model, node: ir.Node) -> bool:
         set_initializer(model, weight, new_weight)
     if rest or not scales:
         set_bias(model, node, new_bias)
-    output = reader.outputs[0]
-    ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
-    value.name, value.type, value.shape = output.name, output.type, output.shape
-    model.graph.remove(reader, safe=True)
+    supersede(model, reader, value)
     return True
 
 

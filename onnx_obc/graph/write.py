@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Array
 from ..core.solution import Grid, Solution
-from .edit import free_name, names_of
+from .edit import add_initializer, free_name, names_of
 from .layers import Embedding, Layer, Use
 from .scales import scale_layout, storage_type
 
@@ -144,11 +144,8 @@ class Writer:
         return node
 
     def _initializer(self, name: str, array: Array) -> ir.Value:
-        name = self._name(name)
-        tensor = ir.Tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        self.model.graph.register_initializer(value)
-        return value
+        array = np.ascontiguousarray(array) if array.ndim else array
+        return add_initializer(self.model.graph, self._name(name), array)
 
     def _name(self, name: str) -> str:
         """This name, or the first of name_1, name_2, … that no value or node of the model has."""

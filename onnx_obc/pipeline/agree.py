@@ -13,8 +13,7 @@ from ..core.errors import EngineError, ModelError
 from ..core.level import Choice
 from ..graph.layers import LeftOut
 from ..graph.save import save_model
-from ..runtime.session import open_session
-from ..targets.agreement import Disagreement, disagreement
+from ..targets.agreement import Disagreement, Outputs, disagreement
 from ..targets.attribution import node_name
 from ..targets.registry import engines_of
 from .plan import Folded, make_plan
@@ -40,13 +39,12 @@ class Fault:
         return Check("engines", False, what)
 
 
-def find_fault(model: ir.Model, dense: ir.Model, feed: Feed, recipe: Recipe) -> tuple[Fault | None, list[str]]:
+def find_fault(model: ir.Model, dense: Outputs, feed: Feed, recipe: Recipe) -> tuple[Fault | None, list[str]]:
     """The first engine that computes something else than a written model says, if any; and those that were tried.
 
-    dense: the model that it was made from.
+    dense: the outputs of the model that it was made from, on the feed.
     """
     tried: list[str] = []
-    outputs = open_session(dense, device="cpu", threads=recipe.threads).run(feed)
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         path = Path(folder) / "model.onnx"
         engines = engines_of(recipe.target, recipe.weight_form)
@@ -54,7 +52,7 @@ def find_fault(model: ir.Model, dense: ir.Model, feed: Feed, recipe: Recipe) -> 
             save_model(model, path)
         for name, engine in engines.items():
             try:
-                found = disagreement(path, engine, feed, recipe.threads, dense=outputs)
+                found = disagreement(path, engine, feed, recipe.threads, dense=dense)
             except (EngineError, ModelError):
                 continue  # not installed, or the checks of the file say why it does not run
             tried.append(name)

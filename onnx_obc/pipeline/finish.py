@@ -16,6 +16,7 @@ from ..core.files import scratch_prefix
 from ..core.progress import Feedback
 from ..graph.save import leave_rejected, place_model, save_model
 from ..runtime.session import open_session
+from ..targets.agreement import Outputs
 from ..targets.check import check_file
 from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
@@ -65,9 +66,11 @@ def finish(
         other = make_draft(material, rival, recipe, feedback)
         with feedback.watch("correct"):
             draft = better(draft, other, material, recipe)
-    first = next(material.held_out.feeds())
+    first, dense = next(material.held_out.feeds()), None
     if recipe.verify:
-        draft, agreement = _agreeing(draft, first, material, recipe, feedback)
+        with feedback.watch("verify"):
+            dense = open_session(material.dense, device="cpu", threads=recipe.threads).run(first)
+        draft, agreement = _agreeing(draft, first, dense, material, recipe, feedback)
         checks = [*checks, *agreement]
     output = destination.path
     folder = output.parent if output is not None else None
@@ -82,7 +85,6 @@ def finish(
         model, path, verdict = _lower(draft, first, recipe, path, verdict)
         if recipe.verify and not verdict.faults:
             with feedback.watch("verify"):
-                dense = open_session(material.dense, device="cpu", threads=recipe.threads).run(first)
                 found = check_file(path, recipe.target, first, recipe.threads, str(output or path.name), dense)
                 verdict = replace(verdict, file_check=found)
         report = make_report(material, draft, recipe, verdict, destination.search, path, feedback.watch.seconds)
@@ -109,13 +111,13 @@ def _lower(draft: Draft, feed: Feed, recipe: Recipe, path: Path, verdict: Verdic
 
 
 def _agreeing(
-    draft: Draft, feed: Feed, material: Material, recipe: Recipe, feedback: Feedback
+    draft: Draft, feed: Feed, dense: Outputs, material: Material, recipe: Recipe, feedback: Feedback
 ) -> tuple[Draft, list[Check]]:
     """A draft that engines compute as ONNX says, with layers in another form where they would not; and the check."""
     judged = tuple(attempt for attempt in draft.corrections if attempt.kinds == ("sequential",))
     for attempt in range(NAMED + 2):
         with feedback.watch("verify"):
-            fault, tried = find_fault(draft.plan.model, material.dense, feed, recipe)
+            fault, tried = find_fault(draft.plan.model, dense, feed, recipe)
         if fault is None:
             agree = f"what the file says is what {' and '.join(tried)} computes with all that it fuses"
             return draft, [Check("engines", True, agree)] if tried else []

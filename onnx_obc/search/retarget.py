@@ -127,16 +127,17 @@ def compress_to_budget(
     check_trainable(recipe)
     over = {name: value for name, value in dict(recipe).items() if name in SEARCHED}
     samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
-    _check_reachable(budgets, dense, samples, levels, recipe, options)
+    folded = prepare(dense)
+    _check_reachable(budgets, folded.model, samples, levels, recipe, options)
     with ExitStack() as stack:
         folder = options.database or stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-obc-"))
-        build(dense, samples, levels, folder, recipe, feedback=feedback)
+        build(folded, samples, levels, folder, recipe, feedback=feedback)
         return retarget(folder, budgets, outputs, options, over, source=model, feedback=feedback)
 
 
 def _check_reachable(
     budgets: Sequence[Budget],
-    dense: ir.Model,
+    graph: ir.Model,
     samples: Samples,
     levels: str,
     recipe: Recipe,
@@ -144,7 +145,6 @@ def _check_reachable(
 ) -> None:
     """`check_budgets` for a database that is not built yet: by these levels, and those that it has from before."""
     check_recipe(recipe)
-    graph = prepare(dense).model
     layers, left_out = find_layers(graph)
     recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ...graph.edit import free_name, names_of
+from ...graph.edit import add_initializer, free_name, names_of
 from ...graph.fold import remove_unused
 from ...graph.write import take_over_output
 
@@ -146,8 +146,4 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _constant(model: ir.Model, name: str, array: npt.NDArray[Any], taken: set[str]) -> ir.Value:
-    free = _free(name, taken)
-    tensor = ir.Tensor(array, name=free)
-    value = ir.Value(name=free, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+    return add_initializer(model.graph, _free(name, taken), array)

@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...core.level import FLOAT, Choice
-from ...graph.edit import free_name, names_of
+from ...graph.edit import add_initializer, free_name, names_of
 from ...graph.layers import Layer
 from ...graph.scales import runs_in_integers, storage_type
 from ...graph.write import Activation, take_over_output
@@ -253,11 +253,8 @@ def _relu_as_max(model: ir.Model, relu: ir.Node) -> None:
     dtype = (
         relu.inputs[0].dtype if relu.inputs[0] is not None and relu.inputs[0].dtype is not None else ir.DataType.FLOAT
     )
-    tensor = ir.Tensor(
-        np.zeros((), dtype.numpy()), name=free_name(f"{relu.name or relu.outputs[0].name}_zero", set(names_of(model)))
-    )
-    zero = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    model.graph.register_initializer(zero)
+    name = free_name(f"{relu.name or relu.outputs[0].name}_zero", set(names_of(model)))
+    zero = add_initializer(model.graph, name, np.zeros((), dtype.numpy()))
     relu.op_type = "Max"
     relu.resize_inputs(2)
     relu.replace_input_with(1, zero)
@@ -296,7 +293,4 @@ def _widen_bias(model: ir.Model, add: ir.Node, index: int) -> None:
     if bias is None or tensor is None or len(tensor.shape) != 1:
         return
     name = free_name(f"{bias.name}_row", set(names_of(model)))
-    row = ir.Tensor(tensor.numpy()[None], name=name)  # (1, rows)
-    value = ir.Value(name=name, type=ir.TensorType(row.dtype), shape=row.shape, const_value=row)
-    model.graph.register_initializer(value)
-    add.replace_input_with(index, value)
+    add.replace_input_with(index, add_initializer(model.graph, name, tensor.numpy()[None]))  # (1, rows)

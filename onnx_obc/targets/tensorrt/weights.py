@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ...graph.edit import free_name, names_of
+from ...graph.edit import add_initializer, free_name, names_of
 from ...graph.fold import remove_unused
 
 
@@ -32,14 +32,12 @@ def quantize_in_graph(model: ir.Model) -> ir.Model:
             shape[axis] = -1
         name = free_name(f"{codes.name}_float", taken)
         taken.add(name)
-        tensor = ir.Tensor(array * step.reshape(shape), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        copy.graph.register_initializer(value)
+        value = add_initializer(copy.graph, name, array * step.reshape(shape))
         attributes = {"axis": axis} if step.size > 1 else {}
         quantize = ir.node("QuantizeLinear", [value, *node.inputs[1:]], attributes=attributes)
         quantize.name = free_name(f"{codes.name}_QuantizeLinear", taken)
         quantize.outputs[0].name = free_name(f"{codes.name}_again", taken)
-        quantize.outputs[0].dtype, quantize.outputs[0].shape = ir.DataType.INT8, tensor.shape
+        quantize.outputs[0].dtype, quantize.outputs[0].shape = ir.DataType.INT8, value.shape
         taken |= {quantize.name, str(quantize.outputs[0].name)}
         copy.graph.insert_before(node, quantize)
         node.replace_input_with(0, quantize.outputs[0])
