@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -36,6 +36,7 @@ from ..core.files import read_regular, write_file
 from ..core.level import FLOAT, Choice, parse_choice, parse_level
 from ..core.solution import Grid, Solution
 from ..graph.tensors import tensors
+from ..targets.names import TargetName
 
 SCHEMA = 2  # rises when what is kept is written or computed otherwise: only solutions have a version of their own
 HEADER = "onnx_obc"  # the one entry of a file's metadata: several would be written in random order
@@ -241,6 +242,7 @@ def _check(manifest: Manifest) -> None:
     texts = (manifest.version, manifest.model, manifest.samples, *manifest.ranges.values())
     _demand(all(isinstance(text, str) for text in texts) and isinstance(manifest.complete, bool))
     _demand(isinstance(manifest.recipe, dict) and isinstance(manifest.calibration, dict))
+    _demand(manifest.recipe["target"] in get_args(TargetName))
     _demand(isinstance(manifest.recipe["skip"], list) and isinstance(manifest.calibration["notes"], list))
     _demand(all(isinstance(x, str) for x in (*manifest.recipe["skip"], *manifest.calibration["notes"])))
     _demand(all(_is_name(name) for name in manifest.ranges))

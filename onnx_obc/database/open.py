@@ -26,6 +26,8 @@ from ..pipeline.recipe import Recipe
 from ..pipeline.sequential import solve_sequentially
 from ..pipeline.solve import Solutions
 from ..pipeline.verify import check_graph
+from ..targets.registry import TARGETS
+from ..targets.target import Target
 from .calibration import read_ranges, read_samples
 from .files import LayerEntry, Manifest, level_file, model_key, read_manifest, read_solution
 
@@ -52,6 +54,11 @@ class Database:
     def dense(self) -> ir.Model:
         """The model as it was given."""
         return self.folded.dense
+
+    @property
+    def target(self) -> Target:
+        """The runtime that it was built for."""
+        return TARGETS[self.manifest.recipe["target"]]
 
     @property
     def graph(self) -> ir.Model:

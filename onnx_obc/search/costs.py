@@ -12,6 +12,7 @@ from ..core.errors import RecipeError
 from ..core.level import FLOAT, Choice
 from ..graph.cost import Cost, bops, level_flops, obc_bops, weight_bytes
 from ..graph.layers import Layer
+from ..targets.target import Target
 from .latency.table import Timings
 
 
@@ -44,25 +45,29 @@ def cost_table(
     layers: Sequence[Layer],
     costs: Mapping[str, Cost],
     choices: Sequence[Sequence[Choice]],
+    target: Target,
     timings: Timings | None = None,
 ) -> Costs:
     """The costs of a kind of budget, in operations, bit operations, bytes or seconds.
 
     Only layers count, as in OBC: what else the model computes, and its embeddings and biases, are left out of both
-    sides; of latency it is `Timings.rest`. Raises RecipeError if a layer's cost is not known.
+    sides; of latency it is `Timings.rest`. Bytes count every copy of a weight that the target needs.
+    Raises RecipeError if a layer's cost is not known.
     """
     rows = []
     dense = 0.0
     for layer, options in zip(layers, choices, strict=True):
-        rows.append(np.array([_cost(kind, layer, costs[layer.name], choice, timings) for choice in options]))
-        dense += _cost(kind, layer, costs[layer.name], Choice(FLOAT), timings)
+        cost = costs[layer.name]
+        rows.append(np.array([_cost(kind, layer, cost, choice, target, timings) for choice in options]))
+        dense += _cost(kind, layer, cost, Choice(FLOAT), target, timings)
     fixed = timings.rest if kind == "latency" and timings is not None else 0.0
     return Costs(tuple(rows), dense + fixed, fixed)
 
 
-def _cost(kind: str, layer: Layer, cost: Cost, choice: Choice, timings: Timings | None) -> float:
+def _cost(kind: str, layer: Layer, cost: Cost, choice: Choice, target: Target, timings: Timings | None) -> float:
     if kind == "size":
-        return float(weight_bytes(layer, choice.level))
+        copies = len(layer.uses) if target.copied(layer, choice) else 1
+        return float(copies * weight_bytes(layer, choice.level))
     if kind == "latency":
         if timings is None:
             raise RecipeError("a budget of latency needs --timings: a JSON table of seconds for each layer and level")

@@ -264,7 +264,7 @@ def _layer_loss(database: Database, name: str, choice: Choice) -> float:
 
 def _costs(database: Database, kind: str, timings: Timings | None) -> Costs:
     choices = [database.choices[layer.name] for layer in database.layers]
-    return cost_table(kind, database.layers, database.costs, choices, timings)
+    return cost_table(kind, database.layers, database.costs, choices, database.target, timings)
 
 
 def _judge(database: Database, recipe: Recipe) -> Judge:

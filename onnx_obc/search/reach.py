@@ -9,6 +9,7 @@ from ..core.errors import RecipeError
 from ..core.level import Choice
 from ..graph.cost import Cost
 from ..graph.layers import Layer
+from ..targets.target import Target
 from .budget import Budget
 from .costs import cost_table
 from .latency.table import Timings
@@ -20,6 +21,7 @@ def check_budgets(
     costs: Mapping[str, Cost],
     choices: Sequence[Sequence[Choice]],
     levels: str,
+    target: Target,
     timings: Timings | None = None,
 ) -> None:
     """Raise RecipeError for a budget that costs alone show to be out of reach.
@@ -30,11 +32,11 @@ def check_budgets(
     for budget in budgets:
         if budget.kind == "latency":
             if timings is not None:
-                cost_table("latency", layers, costs, choices, timings)
+                cost_table("latency", layers, costs, choices, target, timings)
         elif budget.kind == "drop":
-            check_smaller(budget, cost_table("size", layers, costs, choices).least)
+            check_smaller(budget, cost_table("size", layers, costs, choices, target).least)
         else:
-            check_reach(budget, cost_table(budget.kind, layers, costs, choices).least, levels)
+            check_reach(budget, cost_table(budget.kind, layers, costs, choices, target).least, levels)
 
 
 def check_reach(budget: Budget, least: float, levels: str) -> None:

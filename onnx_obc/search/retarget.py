@@ -69,7 +69,8 @@ def retarget(
     database = database if isinstance(database, Database) else open_database(database)
     chosen = _recipe(database, recipe or {})
     choices = [database.choices[layer.name] for layer in database.layers]
-    check_budgets(budgets, database.layers, database.costs, choices, levels_of(database), options.timings)
+    levels = levels_of(database)
+    check_budgets(budgets, database.layers, database.costs, choices, levels, database.target, options.timings)
     check_trainable(chosen)
     losses = sensitivities(database, options, chosen, progress)
     if any(budget.kind == "latency" for budget in budgets):
@@ -153,7 +154,8 @@ def _check_reachable(
     choices = possible_choices(layers, [parse_choice(name) for name in named], recipe)
     if any(len(found) > 1 for found in choices.values()):  # if not, `build` says so
         costs = run_costs(graph, layers, split(samples)[0], recipe.execution())
-        check_budgets(budgets, layers, costs, list(choices.values()), in_words(named), options.timings)
+        found, target = list(choices.values()), TARGETS[recipe.target]
+        check_budgets(budgets, layers, costs, found, in_words(named), target, options.timings)
 
 
 def default_levels(budget: Budget, target: str) -> str:

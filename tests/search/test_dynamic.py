@@ -24,6 +24,7 @@ from onnx_obc.graph.layers import find_layers
 from onnx_obc.search.costs import cost_table
 from onnx_obc.search.dynamic import choose
 from onnx_obc.solver import baseline, damp
+from onnx_obc.targets.registry import TARGETS
 
 
 def real_problem(levels: str, kind: str, fraction: float) -> Problem:
@@ -31,7 +32,7 @@ def real_problem(levels: str, kind: str, fraction: float) -> Problem:
     model, _ = fold(ir.from_proto(onnx.load(MODEL)))
     layers, _ = find_layers(model)
     choices = [[c for c in read_levels(levels, True) if layer.impossible(c.level) is None] for layer in layers]
-    table = cost_table(kind, layers, layer_costs(model, layers), choices)
+    table = cost_table(kind, layers, layer_costs(model, layers), choices, TARGETS["onnxruntime"])
     losses = []
     for layer, found in zip(layers, choices, strict=True):
         weight = layer.matrix()
