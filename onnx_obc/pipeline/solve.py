@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import onnx_ir as ir
@@ -72,7 +72,7 @@ class InMemory:
     def __init__(self, choices: Mapping[str, Sequence[Choice]]) -> None:
         self._choices = choices
         self._captured: Captured | None = None
-        self.solved: dict[str, Solved] = {}
+        self._solved: dict[tuple[str, Choice], Solved] = {}
         self.ranges: dict[str, RangeObserver] = {}
 
     def recall(self, number: int, chunk: Chunk) -> bool:
@@ -96,7 +96,12 @@ class InMemory:
 
     def put(self, solved: Solved, choice: Choice) -> None:
         """See `Store`."""
-        self.solved[solved.layer.name] = solved
+        self._solved[solved.layer.name, choice] = solved
+
+    def of(self, plan: Plan) -> Solutions:
+        """The solutions of a plan's choices; its graph may be another clone of the one that was run."""
+        solved = {x.name: replace(self._solved[x.name, plan.choices[x.name]], layer=x) for x in plan.layers}
+        return Solutions(plan, solved, self.ranges)
 
 
 @one_blas_thread()  # or the last digits would depend on the cores, and BLAS would wait for onnxruntime's threads
@@ -143,6 +148,13 @@ def solve_plan(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback)
     if not plan.layers:  # only tables, which need no data
         return Solutions(plan, {}, {})
     choices = {name: (choice,) for name, choice in plan.choices.items()}
+    return solve_choices(plan, choices, samples, recipe, feedback).of(plan)
+
+
+def solve_choices(
+    plan: Plan, choices: Mapping[str, Sequence[Choice]], samples: Samples, recipe: Recipe, feedback: Feedback
+) -> InMemory:
+    """Capture what a plan asks for, and solve each of its layers at several choices."""
     method, schedule = method_and_schedule(plan.layers, choices, recipe, feedback)
     values = [activation.value for activation in plan.activations]
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
@@ -151,7 +163,7 @@ def solve_plan(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback)
     store = InMemory(choices)
     work = Work(plan.model, chunks, choices, method, schedule, plan.remarks)
     capture_and_solve(work, samples, recipe, store, feedback)
-    return Solutions(plan, store.solved, store.ranges)
+    return store
 
 
 def method_and_schedule(

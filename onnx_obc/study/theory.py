@@ -112,20 +112,21 @@ def combine(distribution: Distribution, bits: float, mask: Mask = "paper") -> Co
     Weights are pruned by magnitude; as many are kept as fit with their mask (`density`), and rounded to the `int` grid
     of 2 to 8 bits with the delta that is best for them. The grid keeps its zero: what it rounds to zero costs its bits.
     """
-    best = None
-    for each in BITS:
-        share = density(bits, mask, each)
-        if not share:
-            continue
-        lost, between = distribution.pruned(1 - share)
-        if best is not None and snr(distribution.square, lost) <= best.snr:
-            continue  # pruning alone loses as much
-        levels = codes(each, "int", distribution.signed)
-        delta = _best_delta(between, levels, distribution.square - lost, distribution.extent)
-        left = float(_cells(between, levels, np.array([delta]))[0].sum())
-        found = Combined(each, share, snr(distribution.square, lost + left))
-        best = found if best is None or found.snr > best.snr else best
-    return best
+    found = [
+        Combined(each, share, snr_of_both(distribution, each, share))
+        for each in BITS
+        if (share := density(bits, mask, each))
+    ]
+    return max(found, key=lambda both: both.snr, default=None)
+
+
+def snr_of_both(distribution: Distribution, bits: int, density: float) -> float:
+    """The SNR in dB when the share `density` of largest magnitude is kept, and rounded to the best grid for it."""
+    lost, between = distribution.pruned(1 - density)
+    levels = codes(bits, "int", distribution.signed)
+    delta = _best_delta(between, levels, distribution.square - lost, distribution.extent)
+    left = float(_cells(between, levels, np.array([delta]))[0].sum())
+    return snr(distribution.square, lost + left)
 
 
 def crossover(family: Family, bits: int) -> Crossover | None:

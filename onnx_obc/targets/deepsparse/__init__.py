@@ -20,5 +20,6 @@ TARGET = Target(
     check=rules.check,
     weight_forms={"dq": lower},
     shared_scale=True,
+    zeros="zeros are skipped, in blocks of 4 together with integers",
     latency_levels="cpu",
 )

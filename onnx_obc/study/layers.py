@@ -1,0 +1,164 @@
+"""A layer at equal size: quantized, pruned and both, as this tool solves it, with what no solution can exceed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+
+from ..core.arrays import Float32
+from ..core.level import Level, Unstructured
+from ..core.solution import Solution
+from ..solver import Damped, Method, baseline, layer_loss, output_energy, solve_levels
+from ..solver.bound.bound import lower_bound
+from .distributions import sample
+from .levels import Candidate, Size, candidates, compressed_bits, measure_prices
+from .record import BudgetRow, Verdict, Way
+from .tensors import study_tensor, thinned
+from .theory import snr
+
+ROWS, ROWS_UP_TO = 64, 1152  # rows of a layer that are solved, fewer where it has more columns: the time is their cube
+_FEWEST = 8
+_CHOOSING = 2**14  # weights by which the width of what is pruned and quantized is chosen
+
+Recall = Callable[[Level], Solution | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of a layer, with what they are solved from. weight: (groups, rows, columns) float32. channels: what
+    patterns must divide. recall: a level's solution of these rows, if it was solved before."""
+
+    weight: Float32
+    damped: Damped
+    channels: int
+    recall: Recall = lambda level: None
+
+
+def draw_rows(groups: int, rows: int, columns: int, most: int | None, generator: np.random.Generator) -> list[int]:
+    """The rows of every group that are solved, ascending; most: of all groups together, 0 for all, None for as many as
+    can be solved in a second or so."""
+    if most is None:
+        most = max(_FEWEST, min(ROWS, ROWS * ROWS_UP_TO**2 // columns**2))
+    count = min(rows, max(1, most // groups)) if most else rows
+    return sorted(int(row) for row in generator.choice(rows, count, replace=False))
+
+
+def study_weight(weight: Float32, levels: Mapping[int, Level]) -> tuple[float, tuple[BudgetRow, ...]]:
+    """The kurtosis of a weight (groups, rows, columns), and a row for each budget, without data.
+
+    levels: what this tool would make of it at each budget, in bits.
+    """
+    distribution = thinned(weight)
+    rows = study_tensor(weight, distribution, levels)
+    return distribution.kurtosis, tuple(BudgetRow(row.bits, row) for row in rows)
+
+
+def plan_layer(weight: Float32, channels: int, levels: Mapping[int, Level]) -> dict[tuple[int, Size], list[Candidate]]:
+    """The candidates of a layer at each budget and by each convention. weight: (groups, rows, columns), all of it."""
+    values = weight.reshape(-1)
+    distribution = sample(values[:: -(-values.size // _CHOOSING)])
+    prices = measure_prices(weight, levels)
+    return {
+        (bits, size): candidates(bits, size, levels[bits], channels, distribution, prices if size == "bytes" else None)
+        for bits in levels
+        for size in get_args(Size)
+    }
+
+
+def study_layer(
+    rows: Rows,
+    planned: Mapping[tuple[int, Size], Sequence[Candidate]],
+    size: Size,
+    tensors: Sequence[BudgetRow],
+    method: Method,
+) -> tuple[BudgetRow, ...]:
+    """Solve all candidates of `size`, and those that are pruned anywhere of the other conventions, and judge.
+
+    tensors: the rows of the budgets, without ways.
+    """
+    wanted = {
+        key: [x for x in found if key[1] == size or x.kind == "quantize" or _anywhere(x)]
+        for key, found in planned.items()
+    }
+    levels = dict.fromkeys(x.level for found in wanted.values() for x in found)
+    solved = {level: _figures(rows, solution) for level, solution in _solutions(rows, list(levels), method)}
+    made = []
+    for row in tensors:
+        ways = {x: [(c, _way(c, solved[c.level], x)) for c in wanted[row.bits, x]] for x in get_args(Size)}
+        pruned = {x: next((way for c, way in found if _anywhere(c)), None) for x, found in ways.items()}
+        verdicts = {x: judge([way for _, way in found]) for x, found in ways.items()}
+        made.append(replace(row, ways=tuple(way for _, way in ways[size]), pruned=pruned, verdicts=verdicts))
+    return tuple(made)
+
+
+def take_rows(solution: Solution, picked: Sequence[int]) -> Solution:
+    """A solution of these rows of every group alone; its losses are those of all rows. Of one scale for each row."""
+    chosen = list(picked)
+    codes, grid, mask = solution.codes, solution.grid, solution.mask
+    if grid is not None:
+        grid = replace(grid, scale=grid.scale[:, chosen], zero_point=grid.zero_point[:, chosen])
+    return replace(
+        solution,
+        weights=solution.weights[:, chosen],
+        codes=None if codes is None else codes[:, chosen],
+        grid=grid,
+        mask=None if mask is None else mask[:, chosen],
+    )
+
+
+def judge(ways: Sequence[Way]) -> Verdict:
+    """Which of the ways wins. Kuzmin et al. (2023) call a ranking proven if the worse method's bound, too, is worse."""
+    winner = max(ways, key=lambda way: way.snr)
+    others = [way for way in ways if way.kind != winner.kind]
+    margin = min((winner.snr - way.snr for way in others), default=math.inf)
+    bounds = [way.bound for way in others if way.kind != "both"]
+    proven = bool(bounds) and all(bound is not None and winner.snr >= bound for bound in bounds)
+    return Verdict(winner.kind, margin, proven)
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What is kept of a solution: SNRs in dB, and bits for each weight in a compressed file."""
+
+    snr: float
+    baseline: float
+    bound: float | None
+    compressed: float
+
+
+def _solutions(rows: Rows, levels: Sequence[Level], method: Method) -> Iterator[tuple[Level, Solution]]:
+    """Every level once: those that were solved before, then the others together, which share what they can."""
+    missing = []
+    for level in levels:
+        if (known := rows.recall(level)) is None:
+            missing.append(level)
+        else:
+            yield level, known
+    yield from zip(missing, solve_levels(rows.weight, rows.damped, missing, method), strict=True)
+
+
+def _figures(rows: Rows, solution: Solution) -> _Figures:
+    weight, damped, level = rows.weight, rows.damped, solution.level
+    energy = output_energy(weight, damped.hessian)
+    simple = baseline(weight, damped, level)
+    pure = level.sparsity is None or level.bits is None
+    bound = lower_bound(weight, damped, level, solution.grid) if pure else None
+    return _Figures(
+        snr(energy, layer_loss(weight, solution.weights, damped.hessian)),
+        snr(energy, simple.loss),
+        None if bound is None else snr(energy, bound),
+        compressed_bits(solution),
+    )
+
+
+def _way(candidate: Candidate, figures: _Figures, size: Size) -> Way:
+    bits = figures.compressed if size == "bytes" else candidate.bits
+    return Way(candidate.kind, str(candidate.level), bits, figures.snr, figures.baseline, figures.bound)
+
+
+def _anywhere(candidate: Candidate) -> bool:
+    return candidate.kind == "prune" and isinstance(candidate.level.sparsity, Unstructured)
