@@ -10,18 +10,20 @@ from typing import get_args
 import numpy as np
 
 from ..core.arrays import Float32
-from ..core.level import Level, Unstructured
+from ..core.level import Block, Level, Unstructured
 from ..core.solution import Solution
 from ..solver import Damped, Method, baseline, layer_loss, output_energy, solve_levels
 from ..solver.bound.bound import lower_bound
 from .distributions import sample
-from .levels import Candidate, Size, candidates, compressed_bits, measure_prices
+from .levels import Candidate, Size, candidates, compressed_bits, measure_prices, pruned
 from .record import BudgetRow, Verdict, Way
 from .tensors import study_tensor, thinned
 from .theory import snr
 
 ROWS, ROWS_UP_TO = 64, 1152  # rows of a layer that are solved, fewer where it has more columns: the time is their cube
 _FEWEST = 8
+ROUNDS = 3  # of solving, to come to equal sizes of compressed files
+_EXCESS = 0.02  # that a size may be above the budget
 _CHOOSING = 2**14  # weights by which the width of what is pruned and quantized is chosen
 
 Recall = Callable[[Level], Solution | None]
@@ -84,8 +86,13 @@ def study_layer(
         key: [x for x in found if key[1] == size or x.kind == "quantize" or _anywhere(x)]
         for key, found in planned.items()
     }
-    levels = dict.fromkeys(x.level for found in wanted.values() for x in found)
-    solved = {level: _figures(rows, solution) for level, solution in _solutions(rows, list(levels), method)}
+    solved: dict[Level, _Figures] = {}
+    for left in reversed(range(ROUNDS)):
+        levels = dict.fromkeys(x.level for found in wanted.values() for x in found)
+        missing = [level for level in levels if level not in solved]
+        solved |= {level: _figures(rows, solution) for level, solution in _solutions(rows, missing, method)}
+        if left:
+            wanted |= {key: _fitting(found, solved) for key, found in wanted.items() if key[1] == "bytes"}
     made = []
     for row in tensors:
         ways = {x: [(c, _way(c, solved[c.level], x)) for c in wanted[row.bits, x]] for x in get_args(Size)}
@@ -93,6 +100,20 @@ def study_layer(
         verdicts = {x: judge([way for _, way in found]) for x, found in ways.items()}
         made.append(replace(row, ways=tuple(way for _, way in ways[size]), pruned=pruned, verdicts=verdicts))
     return tuple(made)
+
+
+def _fitting(found: Sequence[Candidate], solved: Mapping[Level, _Figures]) -> list[Candidate]:
+    """Candidates with fewer weights kept where the solution takes more bytes, compressed, than the quantized one."""
+    (budget,) = (solved[x.level].compressed for x in found if x.kind == "quantize")
+    fitting = []
+    for x in found:
+        excess, sparsity = solved[x.level].compressed - budget, x.level.sparsity
+        if isinstance(sparsity, Unstructured | Block) and excess > _EXCESS * budget:
+            kept = 1 - sparsity.sparsity - excess / (x.level.bits or 32)  # what a weight costs, its place aside
+            fewer = pruned(1 - max(kept, 0.0), sparsity.size if isinstance(sparsity, Block) else 1)
+            x = replace(x, level=replace(x.level, sparsity=fewer))
+        fitting.append(x)
+    return fitting
 
 
 def take_rows(solution: Solution, picked: Sequence[int]) -> Solution:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -58,17 +58,28 @@ def quantized_level(bits: int, zero_points: bool) -> Level:
 
 
 def measure_prices(weight: Float32, quantized: Mapping[int, Level]) -> Prices:
-    """Compress a few rows of a layer, pruned by magnitude and rounded. weight: (groups, rows, columns) float32."""
+    """Compress a few rows of a layer, pruned by magnitude and rounded. weight: (groups, rows, columns) float32.
+
+    What is pruned lies in random places then, as the solver's masks do rather than those by magnitude, whose runs
+    compress better.
+    """
     rows = weight.reshape(1, -1, weight.shape[2])
     rows = rows[:, :: -(-rows.size // _MEASURED)]  # (1, some rows, columns)
+    random = np.random.default_rng(0)
 
-    def cost(level: Level) -> float:
-        return compressed_bits(uncompensated(rows, level, "mse"))
+    def cost(density: float, width: int | None, block: int = 1) -> float:
+        solution = uncompensated(rows, Level(pruned(1 - density, block), width), "mse")
+        stored = solution.weights if solution.codes is None else solution.codes
+        blocks = np.pad(stored.reshape(-1), (0, -stored.size % block)).reshape(-1, block)
+        parts = random.permutation(blocks)  # (blocks, block)
+        if solution.codes is None:
+            return compressed_bits(replace(solution, weights=parts))
+        return compressed_bits(replace(solution, codes=parts))
 
     return Prices(
-        {bits: cost(level) for bits, level in quantized.items()},
-        {size: [cost(Level(_pruned(1 - d, size))) for d in _DENSITIES] for size in (1, BLOCK)},
-        {width: [cost(Level(_pruned(1 - d), width)) for d in _DENSITIES] for width in WIDTHS},
+        {bits: compressed_bits(uncompensated(rows, level, "mse")) for bits, level in quantized.items()},
+        {size: [cost(d, None, size) for d in _DENSITIES] for size in (1, BLOCK)},
+        {width: [cost(d, width) for d in _DENSITIES] for width in WIDTHS},
     )
 
 
@@ -108,7 +119,7 @@ def candidates(
     for block in (1, BLOCK):
         kept = _density(budget, size, FLOAT_BITS, block, None if prices is None else prices.floats[block])
         if 0 < kept < 1 and channels % block == 0:
-            made.append(Candidate("prune", Level(_pruned(1 - kept, block)), budget))
+            made.append(Candidate("prune", Level(pruned(1 - kept, block)), budget))
     for pattern in PATTERNS:
         cost = FLOAT_BITS * pattern.n / pattern.m + _mask_bits(pattern, size)
         if prices is None and channels % pattern.m == 0 and budget * (1 - _MATCHES) <= cost <= budget:
@@ -117,7 +128,7 @@ def candidates(
     widths = [width for width, kept in kept_of.items() if 0 < kept < 1]
     if widths:
         width = max(widths, key=lambda width: snr_of_both(distribution, width, kept_of[width]))
-        level = Level(_pruned(1 - kept_of[width]), width, symmetric=width == 8 or quantized.symmetric)
+        level = Level(pruned(1 - kept_of[width]), width, symmetric=width == 8 or quantized.symmetric)
         made.append(Candidate("both", level, budget))
     return made
 
@@ -138,7 +149,7 @@ def _mask_bits(pattern: NM, size: Size) -> float:
     return {"paper": 0.0, "bitmap": 1.0, "entropy": entropy, "bytes": math.inf}[size]
 
 
-def _pruned(sparsity: float, block: int = 1) -> Sparsity:
+def pruned(sparsity: float, block: int = 1) -> Sparsity:
     """Rounded up to what four digits say, which the names of levels show."""
     digits = min(math.ceil(sparsity * 10**4) / 10**4, 1 - 10**-4)
     return Unstructured(digits) if block == 1 else Block(block, digits)

@@ -108,9 +108,12 @@ class WholeModel:
 
 @dataclass(frozen=True)
 class Study:
-    """All of it. size: the convention that verdicts go by first; compression: of `bytes`. samples: that calibrated, 0
-    if only weights were looked at. layers: in the graph's order. chunks: of all layers and budgets, of `chunk` columns at
-    most. how: what it takes to repeat it. interrupted: whether it was ended early."""
+    """All of it.
+
+    size: the convention that verdicts go by first; compression: of `bytes`. samples: that calibrated, 0 if only weights
+    were looked at. layers: in the graph's order. chunks: of all layers and budgets, of `chunk` columns at most. how:
+    what it takes to repeat it. interrupted: whether it was ended early.
+    """
 
     model: str
     bits: tuple[int, ...]
