@@ -33,9 +33,11 @@ class Samples:
     """Samples that can be read any number of times, always in the same order.
 
     count: how many. source: what they are, in a few words, for the report. synthetic: they are random numbers.
-    notes: what the user should know, e.g. that there are fewer than were asked for.
+    notes: what the user should know, e.g. that there are fewer than were asked for. notes_on_values(): what else, which
+    only reading them all tells.
     read(start, stop): the feeds that hold the samples start … stop−1, in order; a batch holds no other sample. Raises
     CalibrationError for values that cannot be used, ValueError for a range that does not fit `count` and `step`.
+    name_of(position): what the user calls the sample at this position: by its index in the data, or its file.
     step: samples come in multiples of this: start and stop must be, and count is. It is the batch where the graph
     fixes that, and otherwise 1. batch: the most samples in one feed.
 
@@ -51,6 +53,8 @@ class Samples:
     notes: tuple[str, ...] = ()
     step: int = 1
     batch: int = 1
+    name_of: Callable[[int], str] = "sample {}".format
+    notes_on_values: Callable[[], tuple[str, ...]] = tuple
 
     def feeds(self) -> Iterator[Feed]:
         """All feeds, in order."""
@@ -65,7 +69,7 @@ class Samples:
             for batch in self.read(start + first, start + last):
                 yield replace(batch, first=batch.first - start)
 
-        return replace(self, count=stop - start, read=read)
+        return replace(self, count=stop - start, read=read, name_of=lambda position: self.name_of(start + position))
 
 
 def existing(path: Path) -> Path:

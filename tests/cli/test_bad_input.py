@@ -123,7 +123,10 @@ ARRAYS: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "no samples": ({"x": x[:0]}, ["there are no samples", "at least one"]),
     "no arrays": ({}, ["has no array for the model's input 'x'"]),
     "nan": ({"x": bad}, ["sample 5", "'x' holds NaN; remove the sample"]),
-    "infinity": ({"x": np.full_like(x, np.inf)}, ["the input of layer 'product' holds NaN or infinity for sample 0"]),
+    "infinity": (
+        {"x": np.full_like(x, np.inf)},
+        ["'product' holds NaN or infinity for sample 0 of x.npz, as 'x'"],
+    ),
 }
 
 
@@ -149,7 +152,37 @@ def test_activations_that_overflow_name_the_layer_and_the_sample(
         few[10] = 3e38
         np.savez("x.npz", x=few)
         message = refuse(capsys, "--batch", batch)
-        assert "the input of layer 'product' holds NaN or infinity for sample 1:" in message  # dealt out in tens
+        said = "the input of layer 'product' holds NaN or infinity for sample 10 of x.npz: the model itself overflows"
+        assert said in message
+
+
+def test_infinity_in_the_data_names_the_sample_as_the_user_does(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shape in ((64, 4), (64, 1, 4)):  # samples, and whole feeds of one sample each
+        values = GOOD["x"].reshape(shape).copy()
+        values[40] = np.inf
+        np.savez("x.npz", x=values)
+        name = "sample 40 of x.npz" if len(shape) == 2 else "feed 40 of x.npz"
+        said = f"the input of layer 'product' holds NaN or infinity for {name}, as 'x' in the data does; check"
+        assert said in refuse(capsys)
+    Path("many").mkdir()
+    for name in "abcdefgh":
+        np.savez(f"many/{name}.npz", x=np.where(np.arange(8)[:, None] == 5, {"c": np.inf}.get(name, 1), x[:8]))
+    assert "for sample 5 of many/c.npz, as 'x'" in refuse(capsys, calib="many")
+
+
+def test_infinity_in_samples_that_are_held_out_is_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = GOOD["x"].copy()
+    values[[59, 39], 1] = np.inf  # both of the last hand
+    note = "note: input 'x' holds infinity in {} 39 of {} and 1 other sample: mend what made it, or leave that out"
+    np.savez("x.npz", x=values)
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz") == 0
+    assert note.format("sample", "x.npz") in capsys.readouterr().out
+    feeds = compress("in.onnx", [{"x": row[None]} for row in values[:40]]).report
+    assert feeds.notes[0] == "input 'x' holds infinity in feed 39 of the list: mend what made it, or leave that out"
+    masked = np.where(np.isinf(values), -values, values)
+    assert not any("infinity" in text for text in compress("in.onnx", {"x": masked}).report.notes)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"], ids=["empty", "zip", "npy"])

@@ -101,6 +101,7 @@ def deliver(
     load: Callable[[int], Feed],
     inputs: list[InputSpec],
     source: str,
+    name_of: Callable[[int], str],
     *,
     whole: bool = False,
     synthetic: bool = False,
@@ -109,7 +110,8 @@ def deliver(
     """Samples of a plan.
 
     load(position): the sample at this position of the order, every array without its batch axis (an input of rank 0 as
-    it is); if `whole`, the feed at this position. label(position): its class, if the data says it.
+    it is); if `whole`, the feed at this position. name_of(position): what the user calls it. label(position): its
+    class, if the data says it.
     Samples share a feed as long as it has room and they have the same shapes, and the same values for inputs of rank 0.
     """
     count = len(plan.order)
@@ -134,7 +136,7 @@ def deliver(
         labels = None if label is None else np.array([label(position) for position in range(first, stop)], np.int64)
         return Batch(_stack(held, inputs), first, len(held), labels)
 
-    return Samples(count, source, read, synthetic, plan.notes, plan.step, plan.batch)
+    return Samples(count, source, read, synthetic, plan.notes, plan.step, plan.batch, name_of)
 
 
 def check_range(start: int, stop: int, count: int, step: int) -> None:

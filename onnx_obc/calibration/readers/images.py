@@ -88,10 +88,13 @@ def open_images(path: Path, inputs: list[InputSpec], options: DataOptions) -> Sa
         raise CalibrationError(f"{path}: holds no image ({', '.join(SUFFIXES)}); give a folder or .zip that does")
     plan = plan_samples(len(names), f"images in {path}", inputs, options, copies=options.augment)
 
+    def name_of(position: int) -> str:
+        return f"{path}/{names[plan.order[position]]}"
+
     def load(position: int) -> Feed:
         number, copy = plan.order[position], position % options.augment
         rng = np.random.default_rng([options.seed, number, copy]) if copy else None
-        image = _decode(fetch(names[number]), f"{path}/{names[number]}", MODES[preparation.channels])
+        image = _decode(fetch(names[number]), name_of(position), MODES[preparation.channels])
         return {preparation.spec.name: preparation.array(image, rng)}
 
     folders = [PurePosixPath(name).parent.as_posix() for name in names]
@@ -100,7 +103,8 @@ def open_images(path: Path, inputs: list[InputSpec], options: DataOptions) -> Sa
     def label(position: int) -> int:
         return classes[folders[plan.order[position]]]
 
-    return deliver(plan, load, inputs, f"images of {path}", label=label if len(classes) > 1 else None)
+    named = label if len(classes) > 1 else None
+    return deliver(plan, load, inputs, f"images of {path}", name_of, label=named)
 
 
 def prepare(inputs: list[InputSpec], options: DataOptions) -> Preparation:
