@@ -172,13 +172,36 @@ def test_infinity_in_the_data_names_the_sample_as_the_user_does(
     assert "for sample 5 of many/c.npz, as 'x'" in refuse(capsys, calib="many")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [(), ("--sequential",), ("--budget", "size=0.5x")])
+def test_one_absurd_sample_and_nothing_but_zeros_are_noted(
+    options: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((8, 3, 3, 3)).astype(np.float32), "b": np.ones(8, np.float32)}
+    conv = [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv")]
+    onnx.save(build(conv, {"x": (TensorProto.FLOAT, ["N", 3, 6, 6])}, {"y": ["N", 8, 4, 4]}, weights), "in.onnx")
+    values = rng.standard_normal((40, 3, 6, 6)).astype(np.float32)
+    values[17] *= 1e30
+    np.savez("x.npz", x=values)
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", *options) == 0
+    printed = capsys.readouterr()
+    assert "Warning" not in printed.err
+    assert "e+30 in sample 17 of x.npz, and" in " ".join(printed.out.split())
+    np.savez("x.npz", x=np.zeros_like(values))
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", *options) == 0
+    assert "note: input 'x' is zero in all samples: they say nothing of it; give real data" in capsys.readouterr().out
+
+
 def test_infinity_in_samples_that_are_held_out_is_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = GOOD["x"].copy()
     values[[59, 39], 1] = np.inf  # both of the last hand
     note = "note: input 'x' holds infinity in {} 39 of {} and 1 other sample: mend what made it, or leave that out"
     np.savez("x.npz", x=values)
     assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz") == 0
-    assert note.format("sample", "x.npz") in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    overflow = "output y of the dense model is NaN or infinite for sample 39 of x.npz and 1 other sample:"
+    assert note.format("sample", "x.npz") in printed and overflow in printed
     feeds = compress("in.onnx", [{"x": row[None]} for row in values[:40]]).report
     assert feeds.notes[0] == "input 'x' holds infinity in feed 39 of the list: mend what made it, or leave that out"
     masked = np.where(np.isinf(values), -values, values)

@@ -10,6 +10,8 @@ import numpy as np
 from ...core.arrays import Feed
 from ...core.plural import counted
 
+FAR = 1000.0  # times the magnitude of the median sample: in 8 bits, all that the others hold is one step
+
 
 def magnitudes(sample: Feed) -> dict[str, float]:
     """The largest magnitude in each float input of a sample: infinite if there is +∞; without −∞, as masks have."""
@@ -21,6 +23,16 @@ def magnitude_notes(found: Sequence[Mapping[str, float]], name_of: Callable[[int
     notes = []
     for name in found[0] if found else ():
         sizes = np.array([sample[name] for sample in found])  # (samples,)
+        finite = np.where(np.isinf(sizes), 0, sizes)
+        usual = float(np.median(finite[finite > 0])) if finite.any() else 0.0
+        far = np.flatnonzero(finite > FAR * usual)
+        if not sizes.any():
+            notes.append(f"input {name!r} is zero in all samples: they say nothing of it; give real data")
+        elif far.size:
+            notes.append(
+                f"input {name!r} reaches {finite[far].max():.3g} in {_named(far.tolist(), name_of)}, and {usual:.3g} "
+                "in the median sample: ranges, Hessians and comparisons follow such values; leave out what is a mistake"
+            )
         if (infinite := np.flatnonzero(np.isinf(sizes))).size:
             where = _named(infinite.tolist(), name_of)
             notes.append(f"input {name!r} holds infinity in {where}: mend what made it, or leave that out")
