@@ -304,6 +304,20 @@ def test_missing_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "SOURCE is missing" in refused(capsys, "inspect")
 
 
+@pytest.mark.parametrize(
+    ("slip", "command"),
+    [("inspec", "inspect"), ("Inspect", "inspect"), ("compres", "compress"), ("serach", "search"), ("benhc", "bench")],
+)
+def test_misspelt_commands(slip: str, command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"error: {slip!r} is no command, and no file of that name is there; did you mean {command}?"
+    for more in ((), ("in.onnx",), ("out.onnx", "--calib", "x.npz"), ("--help",)):
+        assert refused(capsys, slip, *more) == line
+    Path("in.onnx").rename(slip)
+    assert run_cli(slip, "out.onnx", "--calib", "x.npz", "--quiet") == 0
+    for other in ("model", "data", "inspec.onnx"):
+        assert "did you mean" not in refused(capsys, other, "out.onnx", "--calib", "x.npz")
+
+
 def test_outputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("link.onnx").symlink_to("in.onnx")
     assert "it is the model itself; name another file" in refuse(capsys, output="in.onnx")
