@@ -189,10 +189,10 @@ def search_command(
 
 def _recipe(path: Path | None, skip: Sequence[str], *options: object) -> Recipe:
     """The recipe file, if any, with the options of the command line over it and --skip before its rules."""
-    from ..pipeline.recipe import Recipe, Rule, make_recipe, read_recipe
+    from ..pipeline.recipe import Recipe, SkipOption, make_recipe, read_recipe
 
     base = Recipe() if path is None else read_recipe(path)
-    rules = (*(Rule(match=pattern, skip=True) for pattern in skip), *base.layers)
+    rules = (*(SkipOption(match=pattern) for pattern in skip), *base.layers)
     return make_recipe({**dict(base), **_given(*options), "layers": rules}, source="command line")
 
 

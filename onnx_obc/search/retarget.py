@@ -34,7 +34,7 @@ from ..pipeline.correct import check_trainable
 from ..pipeline.finish import Destination, Result
 from ..pipeline.options import FinishOptions, RunOptions
 from ..pipeline.plan import possible_choices, prepare
-from ..pipeline.recipe import Recipe, make_recipe
+from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
 from ..targets.registry import TARGETS
 from .budget import Budget
 from .latency.find import find_in_time, table_of
@@ -126,7 +126,7 @@ def compress_to_budget(
     recipe = recipe or Recipe()
     levels = options.levels or default_levels(budgets[0], recipe.target)
     check_trainable(recipe)
-    over = {name: value for name, value in dict(recipe).items() if name in SEARCHED}
+    over = {name: value for name, value in dict(recipe).items() if name in (*SEARCHED, "layers")}
     samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
     folded = prepare(dense)
     _check_reachable(budgets, folded.model, samples, levels, recipe, options)
@@ -186,7 +186,7 @@ def load_task(text: str) -> Callable[..., Any]:
 def _recipe(database: Database, over: Mapping[str, Any]) -> Recipe:
     """The recipe that the database was built with, and over it what a search may choose."""
     built = dict(database.manifest.recipe)
-    rules = [{"match": pattern, "skip": True} for pattern in built.pop("skip")]
+    rules = [SkippedInBuild(match=pattern) for pattern in built.pop("skip")]
     for name, value in over.items():
         if name in built and built[name] != value:
             raise RecipeError(

@@ -250,7 +250,7 @@ OPTIONS: dict[str, str] = {
     "--sparsity 2:3": "no layer can take the sparsity (2:3: the number of columns = 4 is not a multiple of 3)",
     "--weights int9": 'Invalid value "int9" for --weights. Choose from: "float", "int8"',
     "--weights float": "no layer can be compressed (float, as the recipe says); choose another level",
-    "--skip *": "no layer can be compressed (skipped, as the recipe says)",
+    "--skip *": "no layer can be compressed (skipped, as --skip says)",
     "--target tensorrt --asymmetric": "TensorRT takes symmetric weights only",
     "--weigths int4": "Unknown option: --weigths. Did you mean --weights?",
     "--damp -1": "damp: should be greater than or equal to 0, not -1",

@@ -82,7 +82,25 @@ def test_skip_and_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run_cli(*paths, "--skip", "*down", "--embeddings", "int8") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:3] == ["table", "Gather", "int8"] for line in lines)
-    assert "left as it is: block/down: skipped, as the recipe says" in [line.strip() for line in lines]
+    assert "left as it is: block/down: skipped, as --skip says" in [line.strip() for line in lines]
+
+
+def test_a_report_says_who_skipped_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(text_like(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "x.npz", ids=np.random.default_rng(0).integers(0, 64, (40, 6)))
+    (tmp_path / "r.yaml").write_text("layers: [{match: '*down', skip: true}]")
+    data, output = ["--calib", tmp_path / "x.npz"], tmp_path / "out.onnx"
+    options: dict[str, tuple[object, ...]] = {
+        "as --skip says": ("--skip", "*down"),
+        "as the recipe says": ("--recipe", tmp_path / "r.yaml"),
+    }
+    for said, given in options.items():
+        for budget in ((), ("--budget", "size=0.5x")):
+            assert run_cli(tmp_path / "in.onnx", output, *data, *given, *budget) == 0
+            assert f"left as it is: block/down: skipped, {said}\n" in capsys.readouterr().out
+    build = ["build", tmp_path / "in.onnx", tmp_path / "db", *data, "--levels", "int8", "--skip", "*down"]
+    assert run_cli(*build) == run_cli("search", tmp_path / "db", "-o", output, "--budget", "size=0.5x") == 0
+    assert "left as it is: block/down: skipped, as the build says\n" in capsys.readouterr().out
 
 
 def test_a_skip_that_matches_nothing_is_refused_before_the_work(
