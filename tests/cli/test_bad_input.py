@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from digits import MODEL, build, listing, refused, run_cli, small
+from digits import MODEL, build, listing, refused, run_cli, small, text_like
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_obc import CalibrationError, DataOptions, ModelError, ObcError, compress
@@ -191,6 +191,32 @@ def test_one_absurd_sample_and_nothing_but_zeros_are_noted(
     np.savez("x.npz", x=np.zeros_like(values))
     assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", *options) == 0
     assert "note: input 'x' is zero in all samples: they say nothing of it; give real data" in capsys.readouterr().out
+
+
+def test_ids_that_the_model_does_not_know(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(text_like(), "in.onnx")
+    ids = np.random.default_rng(0).integers(0, 64, (40, 6))
+    ids[17, 3] = 64
+    np.savez("x.npz", ids=ids)
+    line = "error: input 'ids' holds 64, and the table that 'lookup' looks it up in has rows 0 to 63: check the data, "
+    line += "and that the tokenizer is this model's"
+    for options in ((), ("--budget", "size=0.5x")):
+        assert refuse(capsys, *options) == line
+    assert refused(capsys, "bench", "in.onnx", "in.onnx", "--calib", "x.npz", "--batch", 40) == line
+    assert run_cli("check", "in.onnx", "--target", "onnxruntime", "--calib", "x.npz", "--batch", 40) == 0
+    assert f"not run: {line.removeprefix('error: ')}" in capsys.readouterr().out
+
+
+def test_rows_of_a_table_that_the_model_computes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [
+        helper.make_node("CumSum", ["ids", "axis"], ["places"]),
+        helper.make_node("Gather", ["table", "places"], ["e"], name="places"),
+        helper.make_node("MatMul", ["e", "w"], ["y"], name="product"),
+    ]
+    weights = {"axis": np.array(1), "table": np.ones((5, 4), np.float32), "w": np.ones((4, 8), np.float32)}
+    onnx.save(build(nodes, {"ids": (TensorProto.INT64, ["N", "L"])}, {"y": ["N", "L", 8]}, weights), "in.onnx")
+    np.savez("x.npz", ids=np.ones((40, 6), np.int64))
+    assert refuse(capsys).startswith("error: 'places' looks up row 5 of a table with rows 0 to 4: the data holds ids")
 
 
 def test_infinity_in_samples_that_are_held_out_is_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
