@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from ..calibration.readers.iterables import load_function
 from ..calibration.samples import Samples, existing
 from ..calibration.split import split
 from ..core.errors import RecipeError
-from ..core.level import parse_choice
+from ..core.level import FLOAT, parse_choice
 from ..core.level_sets import read_levels
 from ..core.options import names
 from ..core.progress import Feedback, Stopwatch
 from ..database.build import build, check_recipe
 from ..database.files import read_manifest
 from ..database.open import Database, open_database
-from ..graph.layers import find_layers
+from ..graph.cost import weight_bytes
+from ..graph.layers import find_embeddings, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from ..pipeline.correct import check_trainable
@@ -41,6 +43,8 @@ from .latency.find import find_in_time, table_of
 from .latency.find import in_words as speed_in_words
 from .profile import Profile, SearchOptions, find_profile, levels_of, sensitivities
 from .reach import check_budgets, in_words
+
+NOTED = 0.1  # of the weights: embeddings of less leave the file about as small as the budget says
 
 # Fields of a recipe that a search decides: the others were decided when the database was built.
 SEARCHED = (*names(FinishOptions), *names(RunOptions))
@@ -93,8 +97,20 @@ def retarget(
             "costs": dict(profile.costs),
             "latency": None if timed is None or options.timings is None else speed_in_words(timed, options.timings),
         }
-        results.append(database.write(profile.choices, chosen, Destination(target, search), feedback, source))
+        destination = Destination(target, search, _beside_the_layers(budget, database, chosen))
+        results.append(database.write(profile.choices, chosen, destination, feedback, source))
     return results
+
+
+def _beside_the_layers(budget: Budget, database: Database, recipe: Recipe) -> tuple[str, ...]:
+    """A note for a budget of size where a good part of the model is float tables, which it does not count."""
+    tables = sum(4 * prod(table.shape) for table in find_embeddings(database.graph))
+    both = tables + sum(weight_bytes(layer, FLOAT) for layer in database.layers)
+    if budget.kind != "size" or recipe.embeddings != "float" or tables < NOTED * both:
+        return ()
+    remedy = "; --embeddings int8 makes them smaller" if database.target.embeddings else ""
+    counted = f"the budget counts the layers' weights only: {tables / 1e6:.3g} of {both / 1e6:.3g} MB are embeddings"
+    return (f"{counted}, which stay float{remedy}",)
 
 
 def _in_words(profile: Profile) -> str:
