@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from ..calibration.options import DataOptions
 from ..core.errors import RecipeError, plain
+from ..core.plural import counted
 from .options import (
     LEVELS,
     RUN,
@@ -143,7 +144,8 @@ def build_command(
         built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
-        print(plain(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already"))
+        solved = f"{counted(built.solved, 'solution')} solved, {built.reused} there already"
+        print(plain(f"{database}: {counted(layers, 'layer')}, {solved}"))
 
 
 def search_command(

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 
-def counted(count: int, thing: str) -> str:
-    """`1 sample`, `2 samples`."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
+def counted(count: int, thing: str, things: str | None = None) -> str:
+    """`1 sample`, `2 samples`. things: the plural, where it is not formed by an s."""
+    return f"{count} {thing if count == 1 else things or f'{thing}s'}"

@@ -32,9 +32,9 @@ def quality_notes(layers: Sequence[LayerReport], outputs: Sequence[OutputMatch],
     """What the user should know of how well the outputs agree. held_out: samples, 0 if none were."""
     notes = []
     if outputs and 0 < held_out < FEW:
-        count = "1 held-out sample" if held_out == 1 else f"{held_out} held-out samples"
         notes.append(
-            f"outputs were compared on {count}: their SQNR says little; calibrate on {10 * FEW} samples or more"
+            f"outputs were compared on {counted(held_out, 'held-out sample')}: their SQNR says little; "
+            f"calibrate on {10 * FEW} samples or more"
         )
     for match in outputs:
         if bad := match.not_finite:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from ..calibration.samples import Samples
 from ..core.errors import ModelError, VerificationError, one_line
 from ..core.level import NM, Block, Unstructured
+from ..core.plural import counted
 from ..core.progress import Progress
 from ..core.solution import Solution
 from ..graph.layers import Layer, Use
@@ -157,12 +158,11 @@ def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[Wr
         if fault is not None:
             broken.append(f"{weight.layer}: {fault}")
     sparse = sum(entry.solution.level.sparsity is not None for entry in solved.values())
-    exact = (
-        f"{len({weight.layer for weight in written})} layers read weights that dequantize bit for bit to the solver's"
-    )
+    read = counted(len({weight.layer for weight in written}), "layer reads", "layers read")
+    exact = f"{read} weights that dequantize bit for bit to the solver's"
     faults = {"not the solver's": different, "not what the layer reads": elsewhere}
     wrong = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
-    held = f"{sparse} sparse layers hold their pattern along the input channels"
+    held = f"{counted(sparse, 'sparse layer holds its', 'sparse layers hold their')} pattern along the input channels"
     return [
         Check("weights", not wrong, wrong or exact),
         Check("patterns", not broken, "; ".join(broken) or held),
@@ -259,7 +259,7 @@ def compare_outputs(
         progress(batch.count)
     matches = [OutputMatch(name, x.sqnr_db, x.agreement, tuple(overflown[name])) for name, x in sums.items()]
     others = ", ".join(name for name in reference.outputs if name not in sums)
-    detail = f"finite where the dense model's are, and of its shapes, on {samples.count} samples"
+    detail = f"finite where the dense model's are, and of its shapes, on {counted(samples.count, 'sample')}"
     if others:
         detail += f"; not numeric arrays, and not compared: {others}"
     return matches, total.value, Check("outputs", True, detail)

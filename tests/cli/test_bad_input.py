@@ -115,7 +115,7 @@ bad[5, 1], huge[7, 0] = np.nan, 3e38
 ARRAYS: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "name": ({"X": x}, ["has no array for the model's input 'x', only for 'X'", "rename 'X'"]),
     "one too many": ({"x": x, "label": x[:, 0]}, ["has 'label', which the model does not take; leave it out"]),
-    "rank": ({"x": x.ravel()}, ["'x' has 1 axes", "the model takes (any, 4)", "add the batch axis"]),
+    "rank": ({"x": x.ravel()}, ["'x' has 1 axis,", "the model takes (any, 4)", "add the batch axis"]),
     "size": ({"x": x[:, :3]}, ["'x' is (64, 3), but the model takes (any, 4)"]),
     "integers": ({"x": x.astype(np.uint8)}, ["'x' holds uint8 values, but the model takes float32; scale them"]),
     "complex": ({"x": x.astype(np.complex64)}, ["'x' holds complex64 values"]),

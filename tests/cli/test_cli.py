@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from digits import CALIBRATION, MODEL, listing, refused, run_cli, small, text_like, top1
+from digits import CALIBRATION, MODEL, build, listing, refused, run_cli, small, text_like, top1
+from onnx import TensorProto, helper
 
 import onnx_obc
 from onnx_obc import DataOptions, Recipe
@@ -73,6 +74,23 @@ def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run_cli(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "x.npy", "--quiet") == 0
     assert capsys.readouterr() == ("", "")
     assert (tmp_path / "out.onnx").is_file()
+
+
+def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
+    weights = {"w": np.eye(4, 8, dtype=np.float32), "b": np.ones(8, np.float32)}
+    onnx.save(build(nodes, {"x": (TensorProto.FLOAT, ["N", 4])}, {"y": ["N", 8]}, weights), model)
+    np.savez(tmp_path / "x.npz", x=np.eye(4, dtype=np.float32)[:1])
+    data = ["--calib", tmp_path / "x.npz", "--threads", 1]
+    assert run_cli(model, out, *data, "--samples", 2, "--sparsity", "0.5") == 0
+    assert run_cli("build", model, tmp_path / "db", *data, "--levels", "int8") == 0
+    assert run_cli("inspect", model) == 0
+    assert run_cli("check", out, "--target", "onnxruntime", *data) == 0
+    assert run_cli("bench", model, out, "--rounds", 1, *data) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"(?<!of )\b1 [a-z-]+s\b", printed) == []
+    assert "1 position for 4 columns" in printed and "1 layer, 1 solution solved" in printed
 
 
 def test_skip_and_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,7 +331,7 @@ def test_the_installed_program(tmp_path: Path) -> None:
     command = [program, "in.onnx", "out.onnx", "--calib", "x.npy"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "✓ weights: 1 layers" in done.stdout
+    assert "✓ weights: 1 layer reads weights" in done.stdout
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
     failed = subprocess.run([*command, "--weights", "int1"], cwd=tmp_path, capture_output=True, text=True)
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)

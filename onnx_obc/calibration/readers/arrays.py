@@ -31,6 +31,7 @@ from numpy.lib import format as npy
 
 from ...core.arrays import Array, Feed
 from ...core.errors import CalibrationError, shortened
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Samples
@@ -173,7 +174,7 @@ def _examine(file: ArrayFile, inputs: list[InputSpec]) -> tuple[bool, int]:
         if header.shape != (count,) or header.dtype.kind not in "iu":
             raise CalibrationError(
                 f"{file.name}: {LABELS!r} is {header.dtype.name}{list(header.shape)}; give the class of each of the "
-                f"{count} samples, integers of shape ({count},), or leave it out"
+                f"{counted(count, 'sample')}, integers of shape ({count},), or leave it out"
             )
     return whole, count
 

@@ -35,6 +35,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ...core.arrays import Array, Feed, Float32
 from ...core.errors import CalibrationError, one_line
 from ...core.files import read_regular
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Samples
@@ -190,8 +191,8 @@ def _scale(spec: InputSpec, channels: int, options: DataOptions) -> tuple[Float3
     for what, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise CalibrationError(
-                f"--{what} has {len(values)} values{'' if given else f' in --preprocess {name}'}, but input "
-                f"{spec.name!r} has {channels} channels; give --{what} with {channels}"
+                f"--{what} has {counted(len(values), 'value')}{'' if given else f' in --preprocess {name}'}, but input "
+                f"{spec.name!r} has {counted(channels, 'channel')}; give --{what} with {channels}"
             )
     if not all(value > 0 for value in std) or not np.isfinite((*mean, *std)).all():
         raise CalibrationError(f"--mean {_words(mean)} --std {_words(std)}: they must be finite, and std positive")

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...core.arrays import Feed
 from ...core.errors import CalibrationError, shortened
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Batch, Samples
@@ -65,7 +66,7 @@ def open_function(
                 yield Batch(feed, index, 1)
         if index + 1 < stop:
             raise CalibrationError(
-                f"{name} yielded {count} feeds at first, and now {index + 1}; "
+                f"{name} yielded {counted(count, 'feed')} at first, and now {index + 1}; "
                 "it must yield the same each time it is called"
             )
 

@@ -32,6 +32,7 @@ from tokenizers import Tokenizer
 
 from ...core.arrays import Feed
 from ...core.errors import CalibrationError
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Samples, existing
@@ -153,7 +154,8 @@ def _open_tokenizer(path: str | None, limit: int) -> tuple[Tokenizer, Padding]:
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     if limit <= special:
         raise CalibrationError(
-            f"{limit} tokens leave no room for text: the tokenizer adds {special} to every sentence; raise --max-tokens"
+            f"{counted(limit, 'token leaves', 'tokens leave')} no room for text: the tokenizer "
+            f"adds {special} to every sentence; raise --max-tokens"
         )
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit)

@@ -187,7 +187,7 @@ def test_selection_is_spread_over_classes(folder: Path) -> None:
         (
             (None, 1, 8, 8),
             DataOptions(preprocess="imagenet"),
-            "--mean has 3 values in --preprocess imagenet.* 1 channels",
+            "--mean has 3 values in --preprocess imagenet.* 1 channel;",
         ),
         ((None, 3, 8, 8), DataOptions(std=(0.0,)), "std positive"),
         ((None, 3, 8, 8), DataOptions(preprocess="unit", size=(9, 9)), "--size 9 9 differs from the 8 8"),
