@@ -14,6 +14,8 @@ from ..core.arrays import Feed
 from ..core.errors import CalibrationError
 from .options import KINDS
 
+NEAR = 0.65  # of 1, how alike two names are that one can be a slip of: x and xx, not data and calibration
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -80,6 +82,14 @@ def existing(path: Path) -> Path:
         raise CalibrationError(f"{path}: a pipe or device cannot be read again; give a file")
     if not path.parent.is_dir():
         raise CalibrationError(f"{path}: not found, nor is the folder {path.parent}; check the path")
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    hint = f"did you mean {path.parent / near[0]}?" if near else f"check the path, or give {KINDS}"
+    near = _nearest(path)
+    hint = f"did you mean {near}?" if near is not None else f"check the path, or give {KINDS}"
     raise CalibrationError(f"{path}: not found; {hint}")
+
+
+def _nearest(path: Path) -> Path | None:
+    """The file or folder beside it whose name is most like it; None if none is. Endings count only between equals."""
+    there = sorted(entry for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    likeness = {entry: difflib.SequenceMatcher(None, path.stem, entry.stem).ratio() for entry in there}
+    best = max(there, key=lambda entry: (likeness[entry], entry.suffix == path.suffix), default=None)
+    return best if best is not None and likeness[best] >= NEAR else None

@@ -242,6 +242,32 @@ def test_damaged_calibration_files(data: bytes, folder: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
+    ("missing", "there", "near"),
+    [
+        ("image.npz", ["images.npz", "x.npz"], "images.npz"),
+        ("calib.npz", ["clib.npz", "data.npz"], "clib.npz"),
+        ("data.npy", ["data.csv", "data.npz"], "data.csv"),
+        ("val", ["vals", "evaluation"], "vals"),
+        ("data.npz", ["two.npz"], None),
+        ("calib.npz", ["xcinfall.npz"], None),
+        ("test.npz", ["results.npz", "in.onnx"], None),
+        ("images", ["model.onnx"], None),
+    ],
+)
+def test_only_near_names_are_suggested(
+    missing: str, there: list[str], near: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(small(), tmp_path / "model.onnx")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in there:
+        (data / name).write_bytes(b"")
+    message = refused(capsys, tmp_path / "model.onnx", tmp_path / "out.onnx", "--calib", data / missing)
+    said = "check the path, or give an .npz file" if near is None else f"did you mean {data / near}?"
+    assert message.startswith(f"error: {data / missing}: not found; {said}")
+
+
+@pytest.mark.parametrize(
     ("calib", "message"),
     [
         ("none.npz", "none.npz: not found; "),
