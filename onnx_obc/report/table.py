@@ -110,7 +110,8 @@ def report_table(report: Report, width: int) -> RenderableType:
             where = f"{timed['runtime']}, batch {timed['batch']}; {timed['machine']}"
             lines.append(Text(f"speed-up: predicted {timed['predicted']:.2f} x, {real} ({where})"))
     for attempt in report.corrections:
-        change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on other samples"
+        where = "other samples" if report.calibration["held_out"] else "the calibration samples themselves"
+        change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on {where}"
         dropped = "" if attempt.kept else ": dropped"
         what = "solved in order" if attempt.kinds == ("sequential",) else f"corrected {' and '.join(attempt.kinds)}"
         lines.append(Text(f"{what} at {counted(attempt.sites, 'place')}, {change}{dropped}"))

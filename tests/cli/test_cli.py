@@ -93,6 +93,21 @@ def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "1 position for 4 columns" in printed and "1 layer, 1 solution solved" in printed
 
 
+def test_corrections_say_what_they_were_judged_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"])]
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32), "b": np.ones(8, np.float32)}
+    onnx.save(build(nodes, {"x": (TensorProto.FLOAT, ["N", 4])}, {"y": ["N", 8]}, weights), tmp_path / "in.onnx")
+    x = np.random.default_rng(1).standard_normal((40, 4)).astype(np.float32)
+    for count, where in ((1, "the calibration samples themselves"), (40, "other samples")):
+        np.savez(tmp_path / "x.npz", x=x[:count])
+        assert (
+            run_cli(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "x.npz", "--weights", "int3")
+            == 0
+        )
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("corrected bias"))
+        assert line.removesuffix(": dropped").endswith(f" on {where}")
+
+
 def test_skip_and_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(text_like(), tmp_path / "in.onnx")
     np.savez(tmp_path / "x.npz", ids=np.random.default_rng(0).integers(0, 64, (40, 6)))
