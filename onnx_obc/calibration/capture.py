@@ -213,7 +213,7 @@ def capture(
             if chunk.choose_damping:
                 held = held_samples(batch.first, batch.count, slots, samples.count)
             work[tap.value].append(pool.submit(_accumulate, sums[tap], spared.get(tap), tap, array, picks, held))
-        _check_finite(values, batch, owners, observers)
+        _check_finite(values, batch, samples.name_of, owners, observers)
         for parts in work.values():
             for part in parts:
                 part.result()
@@ -265,11 +265,16 @@ def _accumulate(
 
 
 def _check_finite(
-    values: Mapping[str, npt.NDArray[Any]], batch: Batch, owners: dict[Tap, str], names: Iterable[str]
+    values: Mapping[str, npt.NDArray[Any]],
+    batch: Batch,
+    name_of: Callable[[int], str],
+    owners: dict[Tap, str],
+    names: Iterable[str],
 ) -> None:
     """Raise CalibrationError if a sample holds NaN or infinity everywhere: in a layer's input, at each position.
 
-    The error names what first holds any in that sample. names: the activations that are watched besides.
+    The error names what first holds any in that sample, and the model's input if that does. name_of: see `Samples`.
+    names: the activations that are watched besides.
     """
     watched: list[tuple[str, int | None, str]]
     watched = [(tap.value, _axis(tap), f"the input of layer {layer!r}") for tap, layer in owners.items()]
@@ -282,21 +287,28 @@ def _check_finite(
         good = np.asarray(_by_sample(finite, batch).any(axis=1))  # (count,) or (1,)
         if good.all():
             continue
-        sample, where = int(np.argmin(good)), f"sample {batch.first + int(np.argmin(good))}"
+        sample = int(np.argmin(good))
+        where = name_of(batch.first + sample)
         if len(good) < batch.count:
-            where = f"samples {batch.first} to {batch.first + batch.count - 1}"
+            where = f"one of the {batch.count} samples of a feed, the first of which is {where}"
         else:
-            parts = ((_by_sample(np.isfinite(x), batch), text) for x, _, text in odd)
-            what = next(text for x, text in parts if len(x) < batch.count or not x[sample].all())
+            what = next(text for x, _, text in odd if not _finite_in(x, batch, sample))
+        given = [name for name, x in batch.feed.items() if not is_finite(x) and not _finite_in(x, batch, sample)]
+        cause = f", as {given[0]!r} in the data does" if given else ": the model itself overflows there"
         raise CalibrationError(
-            f"{what} holds NaN or infinity for {where}: the model itself overflows there; "
-            "check the preprocessing, or leave that sample out"
+            f"{what} holds NaN or infinity for {where}{cause}; check the preprocessing, or leave that sample out"
         )
 
 
 def _axis(tap: Tap) -> int:
     """The axis of a layer's input along which a position's values lie: for a convolution, those of a pixel."""
     return 1 if isinstance(tap.unfold, Window) else tap.unfold.axis
+
+
+def _finite_in(array: npt.NDArray[Any], batch: Batch, sample: int) -> bool:
+    """Whether no value of this sample of a batch is NaN or infinite; of any, where samples lie along no axis."""
+    finite = _by_sample(np.isfinite(array), batch)
+    return bool(finite[sample if len(finite) == batch.count else 0].all())
 
 
 def _by_sample(array: npt.NDArray[Any], batch: Batch) -> npt.NDArray[Any]:

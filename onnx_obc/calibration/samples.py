@@ -14,6 +14,8 @@ from ..core.arrays import Feed
 from ..core.errors import CalibrationError
 from .options import KINDS
 
+NEAR = 0.65  # of 1, how alike two names are that one can be a slip of: x and xx, not data and calibration
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -33,9 +35,11 @@ class Samples:
     """Samples that can be read any number of times, always in the same order.
 
     count: how many. source: what they are, in a few words, for the report. synthetic: they are random numbers.
-    notes: what the user should know, e.g. that there are fewer than were asked for.
+    notes: what the user should know, e.g. that there are fewer than were asked for. notes_on_values(): what else, which
+    only reading them all tells.
     read(start, stop): the feeds that hold the samples start … stop−1, in order; a batch holds no other sample. Raises
     CalibrationError for values that cannot be used, ValueError for a range that does not fit `count` and `step`.
+    name_of(position): what the user calls the sample at this position: by its index in the data, or its file.
     step: samples come in multiples of this: start and stop must be, and count is. It is the batch where the graph
     fixes that, and otherwise 1. batch: the most samples in one feed.
 
@@ -51,6 +55,8 @@ class Samples:
     notes: tuple[str, ...] = ()
     step: int = 1
     batch: int = 1
+    name_of: Callable[[int], str] = "sample {}".format
+    notes_on_values: Callable[[], tuple[str, ...]] = tuple
 
     def feeds(self) -> Iterator[Feed]:
         """All feeds, in order."""
@@ -65,7 +71,7 @@ class Samples:
             for batch in self.read(start + first, start + last):
                 yield replace(batch, first=batch.first - start)
 
-        return replace(self, count=stop - start, read=read)
+        return replace(self, count=stop - start, read=read, name_of=lambda position: self.name_of(start + position))
 
 
 def existing(path: Path) -> Path:
@@ -76,6 +82,14 @@ def existing(path: Path) -> Path:
         raise CalibrationError(f"{path}: a pipe or device cannot be read again; give a file")
     if not path.parent.is_dir():
         raise CalibrationError(f"{path}: not found, nor is the folder {path.parent}; check the path")
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    hint = f"did you mean {path.parent / near[0]}?" if near else f"check the path, or give {KINDS}"
+    near = _nearest(path)
+    hint = f"did you mean {near}?" if near is not None else f"check the path, or give {KINDS}"
     raise CalibrationError(f"{path}: not found; {hint}")
+
+
+def _nearest(path: Path) -> Path | None:
+    """The file or folder beside it whose name is most like it; None if none is. Endings count only between equals."""
+    there = sorted(entry for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    likeness = {entry: difflib.SequenceMatcher(None, path.stem, entry.stem).ratio() for entry in there}
+    best = max(there, key=lambda entry: (likeness[entry], entry.suffix == path.suffix), default=None)
+    return best if best is not None and likeness[best] >= NEAR else None

@@ -33,9 +33,9 @@ def first_samples(samples: Samples, most: int) -> Samples:
 
 
 def describe(samples: Samples, calibrating: Samples, held_out: Samples) -> tuple[dict[str, Any], list[str]]:
-    """What a report says of the data, and its notes."""
+    """What a report says of the data, and its notes. Raises CalibrationError for values that cannot be used."""
     apart = held_out is not samples
-    notes = list(samples.notes)
+    notes = [*samples.notes, *samples.notes_on_values()]
     if samples.synthetic:
         notes.append("calibrated on random numbers: the weights fit noise, not your data; do not ship this model")
     if not apart:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from ..calibration.options import DataOptions
 from ..core.errors import RecipeError, plain
+from ..core.plural import counted
 from .options import (
     LEVELS,
     RUN,
@@ -143,7 +144,8 @@ def build_command(
         built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
-        print(plain(f"{database}: {layers} layers, {built.solved} solutions solved, {built.reused} were there already"))
+        solved = f"{counted(built.solved, 'solution')} solved, {built.reused} there already"
+        print(plain(f"{database}: {counted(layers, 'layer')}, {solved}"))
 
 
 def search_command(
@@ -189,10 +191,10 @@ def search_command(
 
 def _recipe(path: Path | None, skip: Sequence[str], *options: object) -> Recipe:
     """The recipe file, if any, with the options of the command line over it and --skip before its rules."""
-    from ..pipeline.recipe import Recipe, Rule, make_recipe, read_recipe
+    from ..pipeline.recipe import Recipe, SkipOption, make_recipe, read_recipe
 
     base = Recipe() if path is None else read_recipe(path)
-    rules = (*(Rule(match=pattern, skip=True) for pattern in skip), *base.layers)
+    rules = (*(SkipOption(match=pattern) for pattern in skip), *base.layers)
     return make_recipe({**dict(base), **_given(*options), "layers": rules}, source="command line")
 
 

@@ -111,6 +111,8 @@ def bench_command(
             check_output(report, path)
     models = [read_model(path) for path in files]  # says what is wrong with one
     feed = read_feed(models[0], calib, data)
+    for path, model in zip(files[1:], models[1:], strict=True):
+        _check_inputs(path, model, files[0], feed)
     with progress_bar(quiet) as feedback:
         found = bench(files, target, feed, threads, rounds, feedback.progress)
     if report is not None:
@@ -187,6 +189,27 @@ def read_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed:
     options = {**given, "batch": batch, "samples": data.samples or batch, "allow_random": True}
     samples = open_samples(calib, specs, DataOptions(**options))
     return next(iter(samples.read(0, samples.count))).feed
+
+
+def _check_inputs(path: Path, model: ir.Model, first: Path, feed: Feed) -> None:
+    """Raise ModelError unless a model takes what was made for the first."""
+    from ..graph.model import input_specs
+
+    for spec in input_specs(model):
+        if (array := feed.get(spec.name)) is None:
+            raise ModelError(
+                f"{path} takes input {spec.name!r}, which {first} has not; name files with the same inputs"
+            )
+        fits = len(array.shape) == len(spec.shape) and all(
+            size in (None, given) for size, given in zip(spec.shape, array.shape, strict=True)
+        )
+        if array.dtype != spec.dtype or not fits:
+            wanted = f"{spec.dtype.name}[{', '.join('any' if size is None else str(size) for size in spec.shape)}]"
+            given = f"{array.dtype.name}{list(array.shape)}"
+            raise ModelError(
+                f"{path} takes {wanted} for input {spec.name!r}, but {first} was given {given}; name files with the "
+                "same inputs, or a --batch and data that fit both"
+            )
 
 
 def _any_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed | None:

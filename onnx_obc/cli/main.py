@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: one line for every error that a user can cause, and its exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command = tokens[0] if tokens and tokens[0] in USAGES else ""
+    if meant := _misspelt(tokens):
+        _say(f"error: {tokens[0]!r} is no command, and no file of that name is there; did you mean {meant}?")
+        sys.exit(2)
     everything = ALL in tokens
     app.help_formatter = Help(command, everything)
     app.help_epilogue = epilogue(command, everything)
@@ -98,6 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         written = ", ".join(interrupt.args)
         _say(f"interrupted; written: {written}" if written else "interrupted; nothing was written")
         sys.exit(130)
+
+
+def _misspelt(tokens: Sequence[str]) -> str | None:
+    """The command that the first argument is a slip of, unless it can name a model."""
+    if not tokens or not tokens[0].isalpha() or tokens[0] in COMMANDS:
+        return None
+    near = difflib.get_close_matches(tokens[0].lower(), COMMANDS, n=1, cutoff=0.7)
+    return near[0] if near and not Path(tokens[0]).exists() else None
 
 
 def _say(line: str) -> None:

@@ -148,8 +148,8 @@ def moments(values: Sequence[Array], axis: int, threads: int | None = None) -> t
     """Mean and standard deviation of every channel, (channels,) float64, over all arrays and other axes.
 
     values: at least one array, of any size along the other axes; 0 and 0 where there is nothing to see. Planes are
-    summed in the values' type, pairwise, and the rest in float64. Shared out over `threads` threads, which changes no
-    digit.
+    summed in the values' type, pairwise, and the rest in float64; all in float64 where they are too large for that.
+    Shared out over `threads` threads, which changes no digit.
     """
     channels = values[0].shape[axis]
     count, mean, square = 0, np.zeros(channels), np.zeros(channels)  # of the deviations from the mean
@@ -172,10 +172,13 @@ def _sums(value: Array, axis: int) -> tuple[int, Float64, Float64]:
     positions = len(x) * inner
     if not positions:
         return 0, np.zeros(channels), np.zeros(channels)
-    near = (x.sum(axis=2).sum(axis=0, dtype=np.float64) / positions).astype(x.dtype)  # (channels,), to rounding
-    away = x - near[:, None]  # (outer, channels, inner)
-    off = away.sum(axis=2).sum(axis=0, dtype=np.float64) / positions  # (channels,), what rounding left
-    square = np.einsum("oci,oci->oc", away, away).sum(axis=0, dtype=np.float64) - positions * off**2  # (channels,)
+    with np.errstate(over="ignore", invalid="ignore"):
+        near = (x.sum(axis=2).sum(axis=0, dtype=np.float64) / positions).astype(x.dtype)  # (channels,), to rounding
+        away = x - near[:, None]  # (outer, channels, inner)
+        off = away.sum(axis=2).sum(axis=0, dtype=np.float64) / positions  # (channels,), what rounding left
+        square = np.einsum("oci,oci->oc", away, away).sum(axis=0, dtype=np.float64) - positions * off**2  # (channels,)
+    if x.dtype != np.float64 and not np.isfinite(square).all():
+        return _sums(value.astype(np.float64), axis)
     mean = near.astype(np.float64) + off
     return positions, mean, square
 

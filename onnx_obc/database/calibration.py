@@ -38,6 +38,7 @@ def write_samples(path: Path, parts: Mapping[str, Samples], key: str) -> None:
             "synthetic": samples.synthetic,
             "notes": samples.notes,
             "batch": samples.batch,
+            "names": [samples.name_of(position) for position in range(samples.count)],
             "texts": sorted(texts),
         }
     write_arrays(path, arrays, key, info)
@@ -99,4 +100,7 @@ def _samples(name: str, arrays: Mapping[str, npt.NDArray[Any]], info: Mapping[st
         yield from (batch for batch in batches if start <= batch.first and batch.first + batch.count <= stop)
 
     step = info["counts"][0] if info["counts"] else 1
-    return Samples(first[-1], info["source"], read, info["synthetic"], tuple(info["notes"]), step, info["batch"])
+    about = (info["synthetic"], tuple(info["notes"]), step, info["batch"])
+    names = info.get("names")  # of databases that know them
+    name_of = Samples.name_of if names is None else names.__getitem__
+    return Samples(first[-1], info["source"], read, *about, name_of)

@@ -12,6 +12,7 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
+from ..core.plural import counted
 from .edit import supersede
 from .fuse import along_outputs, constant_of, flatten_biases, fuse_arithmetic, set_bias, set_initializer
 from .opset import inline_functions
@@ -122,7 +123,7 @@ def _inline(model: ir.Model) -> str | None:
         return None
     count = len(model.functions)
     inline_functions(model)
-    return f"{count} function{'s' if count > 1 else ''} inlined"
+    return f"{counted(count, 'function')} inlined"
 
 
 def _fold_constants(model: ir.Model) -> str | None:
@@ -131,7 +132,7 @@ def _fold_constants(model: ir.Model) -> str | None:
         fold_constants_ir(model, onnx_shape_inference=True, should_fold=_may_fold)
         common.RemoveUnusedNodesPass()(model)
     after = sum(1 for _ in model.graph.all_nodes())
-    return f"{before - after} nodes folded away" if after < before else None
+    return f"{counted(before - after, 'node')} folded away" if after < before else None
 
 
 def _lift_constants(model: ir.Model) -> str | None:

@@ -58,11 +58,12 @@ def compress(
         plan = make_plan(folded, recipe)
         samples = open_samples(calibration, input_specs(dense), data)
         calibrating, held_out = split(samples)
+        about, notes = describe(samples, calibrating, held_out)
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
     solutions, rival = solve_plan(plan, calibrating, recipe, feedback), None
     if recipe.sequential and plan.layers:
         rival, plan = solutions, make_plan(folded, recipe)
         solutions = solve_sequentially(plan, folded, rival.ranges, calibrating, recipe, feedback)
-    material = Material(model, folded, calibrating, held_out, *describe(samples, calibrating, held_out))
+    material = Material(model, folded, calibrating, held_out, about, notes)
     return finish(material, solutions, recipe, Destination(target), feedback, checks, rival)

@@ -36,7 +36,8 @@ class CorrectionReport:
     output of other normalisations (mean and variance), the bias of other layers (mean); or `global AdaPrune`, or
     `sequential`. sites: at how many places.
     loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out and on others that the
-    correction did not look at. kept: whether it was lower, and the correction stayed.
+    correction did not look at; on the calibration samples where none could be held out. kept: whether it was lower, and
+    the correction stayed.
     """
 
     kinds: tuple[str, ...]

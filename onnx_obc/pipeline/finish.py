@@ -40,10 +40,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a model goes, None to keep it in memory; and what the report says of how it was chosen, if a budget did."""
+    """Where a model goes, None to keep it in memory; and what the report says of how it was chosen, if a budget did.
+    notes: what the user should know of that."""
 
     path: Path | None
     search: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def finish(
@@ -88,7 +90,8 @@ def finish(
                 found = check_file(path, recipe.target, first, recipe.threads, str(output or path.name), dense)
                 verdict = replace(verdict, file_check=found)
         report = make_report(material, draft, recipe, verdict, destination.search, path, feedback.watch.seconds)
-        report = replace(report, output="" if output is None else str(output))
+        said = (*report.notes, *destination.notes)
+        report = replace(report, output="" if output is None else str(output), notes=said)
         if verdict.faults:
             raise VerificationError(f"{verdict.faults}{leave_rejected(path, output)}")
         if output is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from ..calibration.capture import LayerHessian
 from ..core.arrays import Float32, Float64, Int32
 from ..core.level import FLOAT, Choice, Level, parse_bits
+from ..core.plural import counted
 from ..core.solution import Grid, Solution
 from ..graph.cost import table_bytes, weight_bytes
 from ..graph.layers import Embedding, Layer
@@ -290,14 +291,15 @@ def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -
     if not prepared.judged and positions > 0:
         notes.append(f"no samples could be held out to choose the damping by: {prepared.damping:g}")
     if damped.dead and hessian.any():
-        notes.append(f"{damped.dead} of {layer.groups * layer.columns} inputs are always zero")
-    few = f"{positions} positions for {layer.columns} columns"
+        be = "is" if damped.dead == 1 else "are"
+        notes.append(f"{damped.dead} of {counted(layer.groups * layer.columns, 'input')} {be} always zero")
+    few = f"{counted(positions, 'position')} for {counted(layer.columns, 'column')}"
     if 0 < positions < layer.columns:
         notes.append(f"{few}: the Hessian is rank-deficient and leans on damping")
     refined = method.mask_sweeps(choice.level, layer.columns) + method.code_sweeps(choice.level) > 0
     misled = refined and trusted_method(prepared, method) != method
     if misled and positions > 0 and recipe.solver != "baseline":
-        notes.append(f"not refined: {few} are too few to trust small gains; give more samples, or --refine 8")
+        notes.append(f"not refined: {few}, too few to trust small gains; give more samples, or --refine 8")
     return notes
 
 

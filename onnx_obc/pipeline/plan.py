@@ -146,14 +146,18 @@ def _choose(
     layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None
 ) -> tuple[Choice, str | None, str | None]:
     """The choice for a layer, why it cannot be had, or None, and why it goes without its sparsity pattern, or None."""
+    rule = recipe.rule_for(layer.name)
+    skipped = f"skipped, as {rule.source} says" if rule is not None and rule.skip else None
     if profile is not None:
         choice = profile.get(layer.name)
+        if skipped is not None and choice in (None, Choice(FLOAT)):
+            return Choice(FLOAT), skipped, None
         if choice is None or choice.level == FLOAT:
             return Choice(FLOAT), "float, as the budget allows" if choice is not None else NO_LEVEL, None
         return choice, possible(layer, choice, recipe.target), None
     choice = recipe.choose(layer.name)
     if choice is None:
-        return Choice(FLOAT), "skipped, as the recipe says", None
+        return Choice(FLOAT), skipped, None
     if choice.level == FLOAT:
         return choice, "float, as the recipe says", None
     reason, unfit = possible(layer, choice, recipe.target), None
@@ -161,7 +165,7 @@ def _choose(
         plain = Choice(replace(choice.level, sparsity=None), choice.activation_bits)
         if plain.level != FLOAT and possible(layer, plain, recipe.target) is None:
             choice, reason, unfit = plain, None, reason
-    if reason is None and not recipe.has_rule_for(layer.name):  # a budget, or a user who names the layer, knows better
+    if reason is None and rule is None:  # a budget, or a user who names the layer, knows better
         reason = TARGETS[recipe.target].unprofitable(layer, choice)
     return choice, reason, unfit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.level import parse_level
+from ..core.plural import counted
 from .layer import LayerReport
 from .verify import OutputMatch
 
@@ -31,11 +32,17 @@ def quality_notes(layers: Sequence[LayerReport], outputs: Sequence[OutputMatch],
     """What the user should know of how well the outputs agree. held_out: samples, 0 if none were."""
     notes = []
     if outputs and 0 < held_out < FEW:
-        count = "1 held-out sample" if held_out == 1 else f"{held_out} held-out samples"
         notes.append(
-            f"outputs were compared on {count}: their SQNR says little; calibrate on {10 * FEW} samples or more"
+            f"outputs were compared on {counted(held_out, 'held-out sample')}: their SQNR says little; "
+            f"calibrate on {10 * FEW} samples or more"
         )
     for match in outputs:
+        if bad := match.not_finite:
+            more = f" and {counted(len(bad) - 1, 'other sample')}" if len(bad) > 1 else ""
+            notes.append(
+                f"output {match.name} of the dense model is NaN or infinite for {bad[0]}{more}: such samples do not "
+                "count in its SQNR; leave them out, or mend what overflows"
+            )
         if match.sqnr_db < POOR_DB:
             text = f"is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
             notes.append(f"output {match.name} {text}")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import yaml
@@ -43,7 +43,12 @@ class _Strict(BaseModel, frozen=True):
 
 
 class Rule(_Strict, frozen=True):
-    """Overrides for the layers of the name `match`, or that match it as a shell pattern; None: as in the recipe."""
+    """Overrides for the layers of the name `match`, or that match it as a shell pattern; None: as in the recipe.
+
+    source: who says so, in messages.
+    """
+
+    source: ClassVar[str] = "the recipe"
 
     match: str
     skip: bool = False
@@ -56,6 +61,20 @@ class Rule(_Strict, frozen=True):
     def matches(self, layer: str) -> bool:
         """Whether the rule is about the layer of this name, which may hold brackets as exporters write them."""
         return layer == self.match or fnmatchcase(layer, self.match)
+
+
+class SkipOption(Rule, frozen=True):
+    """What the option --skip says."""
+
+    source: ClassVar[str] = "--skip"
+    skip: bool = True
+
+
+class SkippedInBuild(Rule, frozen=True):
+    """What a database was built with."""
+
+    source: ClassVar[str] = "the build"
+    skip: bool = True
 
 
 class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, frozen=True):  # fields: the last first
@@ -93,7 +112,7 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
 
         None if the rule says `skip`.
         """
-        rule = next((rule for rule in self.layers if rule.matches(layer)), Rule(match="*"))
+        rule = self.rule_for(layer) or Rule(match="*")
         if rule.skip:
             return None
         bits = parse_bits(rule.weights or self.weights)
@@ -110,9 +129,9 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
         # Integer arithmetic needs integers on both sides: activations of a float layer stay float.
         return Choice(level, None if bits is None else activations)
 
-    def has_rule_for(self, layer: str) -> bool:
-        """Whether a rule of this recipe decides on the layer of this name."""
-        return any(rule.matches(layer) for rule in self.layers)
+    def rule_for(self, layer: str) -> Rule | None:
+        """The rule of this recipe that decides on the layer of this name, the first that matches; None if none does."""
+        return next((rule for rule in self.layers if rule.matches(layer)), None)
 
     def check_rules(self, layers: Sequence[str], others: Sequence[str] = ()) -> None:
         """Raise RecipeError for a rule that matches no layer; `others` are weights that stay as they are anyway.

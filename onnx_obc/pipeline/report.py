@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from ..core.machine import usable_cores
+from ..core.plural import counted
 from ..core.version import __version__
 from ..graph.layers import LeftOut
 from ..graph.save import file_bytes
@@ -87,7 +88,8 @@ def make_report(
     reports = [entry.report for entry in draft.solved.values()]
     notes += quality_notes(reports, verdict.outputs, material.calibration["held_out"])
     if (asked := recipe.threads or 0) > usable_cores():
-        notes.append(f"{asked} threads were asked for; there are {usable_cores()} cores, and as many were used")
+        there = counted(usable_cores(), "core")
+        notes.append(f"{asked} threads were asked for, but the machine has {there}: as many were used")
     if not recipe.verify:
         notes.append("the file was not verified")
     if verdict.file_check is not None:

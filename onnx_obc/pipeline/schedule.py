@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..core.level import Choice, Level
+from ..core.plural import counted
 from ..graph.cost import density
 from ..graph.layers import Layer
 from ..solver import Method
@@ -82,8 +83,7 @@ def _in_words(layers: Sequence[Layer], forecasts: Sequence[Forecast], recipe: Re
     """One line about all layers, and one for each that takes long or is not solved exactly."""
     exact = [forecast.seconds for forecast in forecasts if forecast.solver == "exact"]
     ordered = [forecast.seconds for forecast in forecasts if forecast.solver == "ordered"]
-    layers_of = "1 layer" if len(exact) == 1 else f"{len(exact)} layers"
-    parts = [f"{layers_of} exactly, about {_duration(sum(exact))}"] if exact else []
+    parts = [f"{counted(len(exact), 'layer')} exactly, about {_duration(sum(exact))}"] if exact else []
     parts += [f"{len(ordered)} by the ordered solver, about {_duration(sum(ordered))}"] if ordered else []
     lines = [f"plan: {'; '.join(parts)}; refinement not counted"]
     for layer, forecast in zip(layers, forecasts, strict=True):

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ..calibration.capture import LayerHessian, wanted_positions
 from ..calibration.held_out import held_samples, join, pieces
-from ..calibration.hessian import HessianSum
+from ..calibration.hessian import SAFE, HessianSum
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..calibration.unfold import finite_positions, pick_positions, positions_of, shape_of, unfold
@@ -171,6 +171,8 @@ def _moments(
             done += y.shape[1]
             if not good.all():
                 x, y = x[:, good], y[:, good]
+            if max(np.abs(part).max(initial=0) for part in (x, y)) > SAFE[1]:
+                x, y = x.astype(np.float64), y.astype(np.float64)
             cross += np.subtract(x, y).transpose(0, 2, 1) @ np.ascontiguousarray(y)
     n = total.positions + spared.positions
     hessian, damping = join(total, spared)

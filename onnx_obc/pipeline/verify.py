@@ -15,6 +15,7 @@ import onnx_ir as ir
 from ..calibration.samples import Samples
 from ..core.errors import ModelError, VerificationError, one_line
 from ..core.level import NM, Block, Unstructured
+from ..core.plural import counted
 from ..core.progress import Progress
 from ..core.solution import Solution
 from ..graph.layers import Layer, Use
@@ -49,11 +50,13 @@ class OutputMatch:
 
     sqnr_db: signal-to-noise ratio in decibels, 10 log₁₀(Σ y² / Σ (y − ŷ)²); infinite if equal.
     top1_agreement: the share of samples with the same largest class, where the output looks like class scores.
+    not_finite: the samples for which the dense model itself gives NaN or infinity, as the user calls them.
     """
 
     name: str
     sqnr_db: float
     top1_agreement: float | None
+    not_finite: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,12 +158,11 @@ def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[Wr
         if fault is not None:
             broken.append(f"{weight.layer}: {fault}")
     sparse = sum(entry.solution.level.sparsity is not None for entry in solved.values())
-    exact = (
-        f"{len({weight.layer for weight in written})} layers read weights that dequantize bit for bit to the solver's"
-    )
+    read = counted(len({weight.layer for weight in written}), "layer reads", "layers read")
+    exact = f"{read} weights that dequantize bit for bit to the solver's"
     faults = {"not the solver's": different, "not what the layer reads": elsewhere}
     wrong = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
-    held = f"{sparse} sparse layers hold their pattern along the input channels"
+    held = f"{counted(sparse, 'sparse layer holds its', 'sparse layers hold their')} pattern along the input channels"
     return [
         Check("weights", not wrong, wrong or exact),
         Check("patterns", not broken, "; ".join(broken) or held),
@@ -237,6 +239,7 @@ def compare_outputs(
     session = open_session(path, device=execution.device, threads=execution.threads)
     scores = class_scores(dense)
     sums: dict[str, Match] = {}
+    overflown: dict[str, list[str]] = {}
     total = OutputLoss(scores)
     for batch in samples.read(0, samples.count):
         expected = reference.run(batch.feed)
@@ -251,13 +254,27 @@ def compare_outputs(
         for name, wanted in expected.items():
             if is_numeric(wanted):
                 sums.setdefault(name, Match()).add(wanted, found[name], name in scores)
+                where = [samples.name_of(batch.first + index) for index in _not_finite(wanted, batch.count)]
+                overflown.setdefault(name, []).extend(where)
         progress(batch.count)
-    matches = [OutputMatch(name, total.sqnr_db, total.agreement) for name, total in sums.items()]
+    matches = [OutputMatch(name, x.sqnr_db, x.agreement, tuple(overflown[name])) for name, x in sums.items()]
     others = ", ".join(name for name in reference.outputs if name not in sums)
-    detail = f"finite, and of the dense model's shapes, on {samples.count} samples"
+    detail = f"finite where the dense model's are, and of its shapes, on {counted(samples.count, 'sample')}"
     if others:
         detail += f"; not numeric arrays, and not compared: {others}"
     return matches, total.value, Check("outputs", True, detail)
+
+
+def _not_finite(output: npt.NDArray[Any], count: int) -> list[int]:
+    """Which of the `count` samples of a feed an output is NaN or infinite for; the first, if they lie along no axis.
+
+    −∞ beside finite values is what masks leave.
+    """
+    if not is_float(output) or not output.size:
+        return []
+    values = output.reshape(count if output.ndim and len(output) == count else 1, -1)
+    bad = np.isnan(values).any(axis=1) | np.isposinf(values).any(axis=1) | ~np.isfinite(values).any(axis=1)
+    return [int(index) for index in np.flatnonzero(bad)]
 
 
 def _fault(name: str, wanted: Any, found: Any) -> str | None:

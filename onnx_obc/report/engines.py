@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.level import FLOAT, Choice
+from ..core.plural import counted
 from ..search.latency.table import Timings
 from ..targets.bench import Benchmark
 from ..targets.check import FileCheck
@@ -47,7 +48,8 @@ def examination_table(found: FileCheck, width: int) -> RenderableType:
         lines.append(Text(f"not run: {found.engine}", "yellow"))
     errors = sum(finding.severity == "error" for finding in found.findings)
     slow = sum(finding.severity == "slow" for finding in found.findings)
-    lines.append(Text(f"{found.file} for {found.target}: {errors} errors, {slow} findings that cost speed"))
+    costly = counted(slow, "finding that costs speed", "findings that cost speed")
+    lines.append(Text(f"{found.file} for {found.target}: {counted(errors, 'error')}, {costly}"))
     return Group(*lines)
 
 
@@ -67,9 +69,8 @@ def bench_table(found: Benchmark) -> RenderableType:
             "" if entry.top1 is None else f"{100 * entry.top1:.0f} %",
             f"{entry.bytes:,}",
         )
-    about = (
-        f"{found.runtime}, batch {found.batch}, {found.threads} threads, {found.rounds} rounds in turn; {found.machine}"
-    )
+    turns = f"{counted(found.threads, 'thread')}, {counted(found.rounds, 'round')} in turn"
+    about = f"{found.runtime}, batch {found.batch}, {turns}; {found.machine}"
     return Group(table, Text(about))
 
 
@@ -85,7 +86,7 @@ def timing_table(found: Timings, choices: Sequence[Choice]) -> RenderableType:
         total = found.rest + sum(row.get(choice, row[str(FLOAT)]) for row in found.layers.values())
         mark = " °" if choice in found.interpolated else ""
         table.add_row(f"{choice}{mark}", str(having), f"{1e3 * total:.3g}", f"{dense / total:.2f}")
-    about = f"{found.runtime}, batch {found.batch}, {found.threads} threads; {found.machine}"
+    about = f"{found.runtime}, batch {found.batch}, {counted(found.threads, 'thread')}; {found.machine}"
     lines = [Text(f"{1e3 * found.rest:.3g} ms belong to no layer"), Text(about)]
     if found.interpolated:
         lines.insert(0, Text("° interpolated between the sparsities that were timed"))

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..core.plural import counted
 from .console import PlainConsole
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ def layer_table(
         width,
     )
     reasons = Counter(reason for layer in layers for reason in impossible[layer.name])
-    lines = [Text(f"{reason}: {_layers(count)}") for reason, count in reasons.items()]
+    lines = [Text(f"{reason}: {counted(count, 'layer')}") for reason, count in reasons.items()]
     known = sum(cost.flops for cost in found if cost.flops is not None)
     parameters = sum(cost.parameters for cost in found)
-    lines.append(Text(f"{_layers(len(layers))}, {parameters:,} parameters, {known:,} FLOPs a sample"))
+    lines.append(Text(f"{counted(len(layers), 'layer')}, {parameters:,} parameters, {known:,} FLOPs a sample"))
     lines.append(Text("a weight matrix is groups × rows × columns"))
     if free:
         sizes = ", ".join(f"{name} = 1" for name in free)
@@ -109,10 +110,11 @@ def report_table(report: Report, width: int) -> RenderableType:
             where = f"{timed['runtime']}, batch {timed['batch']}; {timed['machine']}"
             lines.append(Text(f"speed-up: predicted {timed['predicted']:.2f} x, {real} ({where})"))
     for attempt in report.corrections:
-        change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on other samples"
+        where = "other samples" if report.calibration["held_out"] else "the calibration samples themselves"
+        change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on {where}"
         dropped = "" if attempt.kept else ": dropped"
         what = "solved in order" if attempt.kinds == ("sequential",) else f"corrected {' and '.join(attempt.kinds)}"
-        lines.append(Text(f"{what} at {attempt.sites} places, {change}{dropped}"))
+        lines.append(Text(f"{what} at {counted(attempt.sites, 'place')}, {change}{dropped}"))
     for output in report.outputs:
         agreement = "" if output.top1_agreement is None else f", top-1 agreement {100 * output.top1_agreement:.1f} %"
         lines.append(Text(f"output {output.name}: {output.sqnr_db:.1f} dB SQNR against the dense model{agreement}"))
@@ -167,10 +169,6 @@ def _times(loss: float, bound: float | None) -> str:
     if loss <= 0:
         return "1"
     return f"{loss / bound:.2f}" if bound else ""
-
-
-def _layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _by_note(report: Report) -> list[tuple[str, str]]:

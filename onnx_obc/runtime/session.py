@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from ..core.errors import ModelError, RecipeError, one_line
 from ..core.machine import workers
 
 Device = Literal["auto", "cpu", "cuda"]
+OUT_OF_TABLE = re.compile(
+    r"Name:'([^']*)'.*idx=(-?\d+) must be within the inclusive range \[-?\d+,(-?\d+)\]", re.DOTALL
+)
 IN_MEMORY_BYTES = 1 << 30  # larger models go to onnxruntime through a file, since a protobuf holds 2 GiB at most
 
 
@@ -44,6 +48,8 @@ class Session:
         try:
             values = self._session.run(list(self.outputs), wanted)
         except Exception as error:
+            if cause := out_of_table(error, wanted):
+                raise ModelError(cause) from error
             shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in wanted.items())
             raise ModelError(f"onnxruntime failed on the feed {shapes}: {one_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
@@ -129,6 +135,32 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in names)
     return copy
+
+
+def out_of_table(error: BaseException, feed: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """What onnxruntime says of a row that a table lacks, and which input of the feed asks for it; None for the rest."""
+    found = OUT_OF_TABLE.search(str(error))
+    if found is None:
+        return None
+    index, last = int(found[2]), int(found[3])
+    name = next((name for name, ids in feed.items() if _first_outside(ids, last) == index), None)
+    if name is not None:
+        return (
+            f"input {name!r} holds {index}, and the table that {found[1]!r} looks it up in has rows 0 to {last}: "
+            "check the data, and that the tokenizer is this model's"
+        )
+    return (
+        f"{found[1]!r} looks up row {index} of a table with rows 0 to {last}: the data holds ids that the model does "
+        "not know, or more tokens than it takes; check the tokenizer, or lower --max-tokens"
+    )
+
+
+def _first_outside(ids: npt.NDArray[Any], last: int) -> int | None:
+    """The first integer that no row of a table has, counted from either end."""
+    if not np.issubdtype(ids.dtype, np.integer):
+        return None
+    outside = ids[(ids > last) | (ids < -last - 1)]
+    return int(outside[0]) if outside.size else None
 
 
 def is_finite(array: npt.NDArray[Any]) -> bool:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,30 @@ from ..calibration.readers.iterables import load_function
 from ..calibration.samples import Samples, existing
 from ..calibration.split import split
 from ..core.errors import RecipeError
-from ..core.level import parse_choice
+from ..core.level import FLOAT, parse_choice
 from ..core.level_sets import read_levels
 from ..core.options import names
 from ..core.progress import Feedback, Stopwatch
 from ..database.build import build, check_recipe
 from ..database.files import read_manifest
 from ..database.open import Database, open_database
-from ..graph.layers import find_layers
+from ..graph.cost import weight_bytes
+from ..graph.layers import find_embeddings, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from ..pipeline.correct import check_trainable
 from ..pipeline.finish import Destination, Result
 from ..pipeline.options import FinishOptions, RunOptions
 from ..pipeline.plan import possible_choices, prepare
-from ..pipeline.recipe import Recipe, make_recipe
+from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
 from ..targets.registry import TARGETS
 from .budget import Budget
 from .latency.find import find_in_time, table_of
 from .latency.find import in_words as speed_in_words
 from .profile import Profile, SearchOptions, find_profile, levels_of, sensitivities
 from .reach import check_budgets, in_words
+
+NOTED = 0.1  # of the weights: embeddings of less leave the file about as small as the budget says
 
 # Fields of a recipe that a search decides: the others were decided when the database was built.
 SEARCHED = (*names(FinishOptions), *names(RunOptions))
@@ -93,8 +97,20 @@ def retarget(
             "costs": dict(profile.costs),
             "latency": None if timed is None or options.timings is None else speed_in_words(timed, options.timings),
         }
-        results.append(database.write(profile.choices, chosen, Destination(target, search), feedback, source))
+        destination = Destination(target, search, _beside_the_layers(budget, database, chosen))
+        results.append(database.write(profile.choices, chosen, destination, feedback, source))
     return results
+
+
+def _beside_the_layers(budget: Budget, database: Database, recipe: Recipe) -> tuple[str, ...]:
+    """A note for a budget of size where a good part of the model is float tables, which it does not count."""
+    tables = sum(4 * prod(table.shape) for table in find_embeddings(database.graph))
+    both = tables + sum(weight_bytes(layer, FLOAT) for layer in database.layers)
+    if budget.kind != "size" or recipe.embeddings != "float" or tables < NOTED * both:
+        return ()
+    remedy = "; --embeddings int8 makes them smaller" if database.target.embeddings else ""
+    counted = f"the budget counts the layers' weights only: {tables / 1e6:.3g} of {both / 1e6:.3g} MB are embeddings"
+    return (f"{counted}, which stay float{remedy}",)
 
 
 def _in_words(profile: Profile) -> str:
@@ -126,7 +142,7 @@ def compress_to_budget(
     recipe = recipe or Recipe()
     levels = options.levels or default_levels(budgets[0], recipe.target)
     check_trainable(recipe)
-    over = {name: value for name, value in dict(recipe).items() if name in SEARCHED}
+    over = {name: value for name, value in dict(recipe).items() if name in (*SEARCHED, "layers")}
     samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
     folded = prepare(dense)
     _check_reachable(budgets, folded.model, samples, levels, recipe, options)
@@ -186,7 +202,7 @@ def load_task(text: str) -> Callable[..., Any]:
 def _recipe(database: Database, over: Mapping[str, Any]) -> Recipe:
     """The recipe that the database was built with, and over it what a search may choose."""
     built = dict(database.manifest.recipe)
-    rules = [{"match": pattern, "skip": True} for pattern in built.pop("skip")]
+    rules = [SkippedInBuild(match=pattern) for pattern in built.pop("skip")]
     for name, value in over.items():
         if name in built and built[name] != value:
             raise RecipeError(

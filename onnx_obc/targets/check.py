@@ -24,9 +24,9 @@ from .registry import TARGETS
 class KernelMatch:
     """How an engine runs one product of a file.
 
-    promised: what the file's form stands for, `int8`, `int4-weights`, `float32`. kernel: the engine's operation, empty
-    where none could be found for the node; precision: the numbers it multiplies. kept: whether the promise is.
-    sparsity: of the weight in the file; skipped: of what the engine skips, None where it does not say.
+    promised: what the file's form stands for, `int8`, `int4-weights`, `float32`, `float16`. kernel: the engine's
+    operation, empty where none could be found for the node; precision: the numbers it multiplies. kept: whether the
+    promise is. sparsity: of the weight in the file; skipped: of what the engine skips, None where it does not say.
     """
 
     node: str
@@ -131,8 +131,8 @@ def executed(kernels: Sequence[Kernel], promised: Sequence[ExpectedKernel]) -> t
     for promise in promised:
         kernel = owners.get(promise.name)
         precision = "" if kernel is None else kernel.precision
-        wanted = {"int8": "int8", "weights": f"int{promise.bits}-weights", "float32": "float32"}[promise.form]
-        kept = promise.form == "float32" or (
+        wanted = {"int8": "int8", "weights": f"int{promise.bits}-weights", "float": promise.type}[promise.form]
+        kept = promise.form == "float" or (
             precision == "int8" if promise.form == "int8" else precision.startswith("int")
         )
         found.append(

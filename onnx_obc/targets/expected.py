@@ -15,7 +15,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
 THROUGH = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")  # leave every element as it is
 
-Form = Literal["int8", "weights", "float32"]
+Form = Literal["int8", "weights", "float"]
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,15 @@ class ExpectedKernel:
     """One product with a constant weight, and what its form stands for.
 
     form: `int8` where both operands are dequantized 8-bit integers, or the operator takes integers; `weights` where
-    the weight alone is an integer, of `bits` bits; `float32` for the rest. sparsity: the fraction of the weight that is
-    zero. largest: the largest magnitude in it, if it is signed; 0 otherwise.
+    the weight alone is an integer, of `bits` bits; `float` for the rest. type: of the weight's constant, such as
+    `float16`. sparsity: the fraction of the weight that is zero. largest: the largest magnitude in it, if it is signed;
+    0 otherwise.
     """
 
     node: ir.Node
     form: Form
     bits: int
+    type: str
     sparsity: float
     largest: int
 
@@ -55,11 +57,12 @@ def expected_kernels(model: ir.Model) -> list[ExpectedKernel]:
             form: Form = "int8"
         else:
             widths = [dequantized_bits(value) for value in operands]
-            form = "float32" if own is None else "int8" if widths == [8, 8] else "weights"
+            form = "float" if own is None else "int8" if widths == [8, 8] else "weights"
         array = weight.numpy()
         integers = np.issubdtype(array.dtype, np.signedinteger) and array.size
         largest = int(np.abs(array.astype(np.int32)).max()) if integers else 0
-        found.append(ExpectedKernel(node, form, own or int(weight.dtype.bitwidth), _zeros(constants[-1]), largest))
+        bits, zeros = own or int(weight.dtype.bitwidth), _zeros(constants[-1])
+        found.append(ExpectedKernel(node, form, bits, array.dtype.name, zeros, largest))
     return found
 
 

@@ -73,7 +73,9 @@ def test_fixed_batch_drops_what_does_not_fill_a_feed() -> None:
     assert any("3 of 11" in note for note in samples.notes) and any("--batch 7" in note for note in samples.notes)
     with pytest.raises(ValueError, match="steps of 4"):
         list(samples.read(0, 6))
-    with pytest.raises(CalibrationError, match=r"3 samples .* do not fill one feed: the model takes 4"):
+    with pytest.raises(
+        CalibrationError, match=r"the samples .* do not fill one feed: there are 3, and the model takes 4"
+    ):
         open_samples({"x": np.zeros((3, 2), np.float32)}, inputs, DataOptions())
 
 

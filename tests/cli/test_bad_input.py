@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from digits import MODEL, build, listing, refused, run_cli, small
+from digits import MODEL, build, listing, refused, run_cli, small, text_like
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_obc import CalibrationError, DataOptions, ModelError, ObcError, compress
@@ -115,7 +115,7 @@ bad[5, 1], huge[7, 0] = np.nan, 3e38
 ARRAYS: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "name": ({"X": x}, ["has no array for the model's input 'x', only for 'X'", "rename 'X'"]),
     "one too many": ({"x": x, "label": x[:, 0]}, ["has 'label', which the model does not take; leave it out"]),
-    "rank": ({"x": x.ravel()}, ["'x' has 1 axes", "the model takes (any, 4)", "add the batch axis"]),
+    "rank": ({"x": x.ravel()}, ["'x' has 1 axis,", "the model takes (any, 4)", "add the batch axis"]),
     "size": ({"x": x[:, :3]}, ["'x' is (64, 3), but the model takes (any, 4)"]),
     "integers": ({"x": x.astype(np.uint8)}, ["'x' holds uint8 values, but the model takes float32; scale them"]),
     "complex": ({"x": x.astype(np.complex64)}, ["'x' holds complex64 values"]),
@@ -123,7 +123,10 @@ ARRAYS: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "no samples": ({"x": x[:0]}, ["there are no samples", "at least one"]),
     "no arrays": ({}, ["has no array for the model's input 'x'"]),
     "nan": ({"x": bad}, ["sample 5", "'x' holds NaN; remove the sample"]),
-    "infinity": ({"x": np.full_like(x, np.inf)}, ["the input of layer 'product' holds NaN or infinity for sample 0"]),
+    "infinity": (
+        {"x": np.full_like(x, np.inf)},
+        ["'product' holds NaN or infinity for sample 0 of x.npz, as 'x'"],
+    ),
 }
 
 
@@ -149,7 +152,86 @@ def test_activations_that_overflow_name_the_layer_and_the_sample(
         few[10] = 3e38
         np.savez("x.npz", x=few)
         message = refuse(capsys, "--batch", batch)
-        assert "the input of layer 'product' holds NaN or infinity for sample 1:" in message  # dealt out in tens
+        said = "the input of layer 'product' holds NaN or infinity for sample 10 of x.npz: the model itself overflows"
+        assert said in message
+
+
+def test_infinity_in_the_data_names_the_sample_as_the_user_does(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shape in ((64, 4), (64, 1, 4)):  # samples, and whole feeds of one sample each
+        values = GOOD["x"].reshape(shape).copy()
+        values[40] = np.inf
+        np.savez("x.npz", x=values)
+        name = "sample 40 of x.npz" if len(shape) == 2 else "feed 40 of x.npz"
+        said = f"the input of layer 'product' holds NaN or infinity for {name}, as 'x' in the data does; check"
+        assert said in refuse(capsys)
+    Path("many").mkdir()
+    for name in "abcdefgh":
+        np.savez(f"many/{name}.npz", x=np.where(np.arange(8)[:, None] == 5, {"c": np.inf}.get(name, 1), x[:8]))
+    assert "for sample 5 of many/c.npz, as 'x'" in refuse(capsys, calib="many")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [(), ("--sequential",), ("--budget", "size=0.5x")])
+def test_one_absurd_sample_and_nothing_but_zeros_are_noted(
+    options: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((8, 3, 3, 3)).astype(np.float32), "b": np.ones(8, np.float32)}
+    conv = [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv")]
+    onnx.save(build(conv, {"x": (TensorProto.FLOAT, ["N", 3, 6, 6])}, {"y": ["N", 8, 4, 4]}, weights), "in.onnx")
+    values = rng.standard_normal((40, 3, 6, 6)).astype(np.float32)
+    values[17] *= 1e30
+    np.savez("x.npz", x=values)
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", *options) == 0
+    printed = capsys.readouterr()
+    assert "Warning" not in printed.err
+    assert "e+30 in sample 17 of x.npz, and" in " ".join(printed.out.split())
+    np.savez("x.npz", x=np.zeros_like(values))
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", *options) == 0
+    assert "note: input 'x' is zero in all samples: they say nothing of it; give real data" in capsys.readouterr().out
+
+
+def test_ids_that_the_model_does_not_know(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(text_like(), "in.onnx")
+    ids = np.random.default_rng(0).integers(0, 64, (40, 6))
+    ids[17, 3] = 64
+    np.savez("x.npz", ids=ids)
+    line = "error: input 'ids' holds 64, and the table that 'lookup' looks it up in has rows 0 to 63: check the data, "
+    line += "and that the tokenizer is this model's"
+    for options in ((), ("--budget", "size=0.5x")):
+        assert refuse(capsys, *options) == line
+    assert refused(capsys, "bench", "in.onnx", "in.onnx", "--calib", "x.npz", "--batch", 40) == line
+    assert run_cli("check", "in.onnx", "--target", "onnxruntime", "--calib", "x.npz", "--batch", 40) == 0
+    assert f"not run: {line.removeprefix('error: ')}" in capsys.readouterr().out
+
+
+def test_rows_of_a_table_that_the_model_computes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [
+        helper.make_node("CumSum", ["ids", "axis"], ["places"]),
+        helper.make_node("Gather", ["table", "places"], ["e"], name="places"),
+        helper.make_node("MatMul", ["e", "w"], ["y"], name="product"),
+    ]
+    weights = {"axis": np.array(1), "table": np.ones((5, 4), np.float32), "w": np.ones((4, 8), np.float32)}
+    onnx.save(build(nodes, {"ids": (TensorProto.INT64, ["N", "L"])}, {"y": ["N", "L", 8]}, weights), "in.onnx")
+    np.savez("x.npz", ids=np.ones((40, 6), np.int64))
+    assert refuse(capsys).startswith("error: 'places' looks up row 5 of a table with rows 0 to 4: the data holds ids")
+
+
+def test_infinity_in_samples_that_are_held_out_is_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = GOOD["x"].copy()
+    values[[59, 39], 1] = np.inf  # both of the last hand
+    note = "note: input 'x' holds infinity in {} 39 of {} and 1 other sample: mend what made it, or leave that out"
+    np.savez("x.npz", x=values)
+    assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz") == 0
+    printed = capsys.readouterr().out
+    overflow = "output y of the dense model is NaN or infinite for sample 39 of x.npz and 1 other sample:"
+    assert note.format("sample", "x.npz") in printed and overflow in printed
+    feeds = compress("in.onnx", [{"x": row[None]} for row in values[:40]]).report
+    assert feeds.notes[0] == "input 'x' holds infinity in feed 39 of the list: mend what made it, or leave that out"
+    masked = np.where(np.isinf(values), -values, values)
+    assert not any("infinity" in text for text in compress("in.onnx", {"x": masked}).report.notes)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"], ids=["empty", "zip", "npy"])
@@ -157,6 +239,32 @@ def test_damaged_calibration_files(data: bytes, folder: Path, capsys: pytest.Cap
     for name in ("x.npz", "x.npy"):
         Path(name).write_bytes(data)
         assert "cannot be read" in refuse(capsys, calib=name)
+
+
+@pytest.mark.parametrize(
+    ("missing", "there", "near"),
+    [
+        ("image.npz", ["images.npz", "x.npz"], "images.npz"),
+        ("calib.npz", ["clib.npz", "data.npz"], "clib.npz"),
+        ("data.npy", ["data.csv", "data.npz"], "data.csv"),
+        ("val", ["vals", "evaluation"], "vals"),
+        ("data.npz", ["two.npz"], None),
+        ("calib.npz", ["xcinfall.npz"], None),
+        ("test.npz", ["results.npz", "in.onnx"], None),
+        ("images", ["model.onnx"], None),
+    ],
+)
+def test_only_near_names_are_suggested(
+    missing: str, there: list[str], near: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(small(), tmp_path / "model.onnx")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in there:
+        (data / name).write_bytes(b"")
+    message = refused(capsys, tmp_path / "model.onnx", tmp_path / "out.onnx", "--calib", data / missing)
+    said = "check the path, or give an .npz file" if near is None else f"did you mean {data / near}?"
+    assert message.startswith(f"error: {data / missing}: not found; {said}")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +302,7 @@ OPTIONS: dict[str, str] = {
     "--sparsity 2:3": "no layer can take the sparsity (2:3: the number of columns = 4 is not a multiple of 3)",
     "--weights int9": 'Invalid value "int9" for --weights. Choose from: "float", "int8"',
     "--weights float": "no layer can be compressed (float, as the recipe says); choose another level",
-    "--skip *": "no layer can be compressed (skipped, as the recipe says)",
+    "--skip *": "no layer can be compressed (skipped, as --skip says)",
     "--target tensorrt --asymmetric": "TensorRT takes symmetric weights only",
     "--weigths int4": "Unknown option: --weigths. Did you mean --weights?",
     "--damp -1": "damp: should be greater than or equal to 0, not -1",
@@ -246,6 +354,20 @@ def test_missing_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "--calib is missing: name the calibration data, an .npz file" in refused(capsys, "in.onnx", "out.onnx")
     assert "OUTPUT is missing; usage: onnx-obc SOURCE OUTPUT --calib DATA" in refused(capsys, "in.onnx")
     assert "SOURCE is missing" in refused(capsys, "inspect")
+
+
+@pytest.mark.parametrize(
+    ("slip", "command"),
+    [("inspec", "inspect"), ("Inspect", "inspect"), ("compres", "compress"), ("serach", "search"), ("benhc", "bench")],
+)
+def test_misspelt_commands(slip: str, command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"error: {slip!r} is no command, and no file of that name is there; did you mean {command}?"
+    for more in ((), ("in.onnx",), ("out.onnx", "--calib", "x.npz"), ("--help",)):
+        assert refused(capsys, slip, *more) == line
+    Path("in.onnx").rename(slip)
+    assert run_cli(slip, "out.onnx", "--calib", "x.npz", "--quiet") == 0
+    for other in ("model", "data", "inspec.onnx"):
+        assert "did you mean" not in refused(capsys, other, "out.onnx", "--calib", "x.npz")
 
 
 def test_outputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

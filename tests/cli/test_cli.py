@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from digits import CALIBRATION, MODEL, listing, refused, run_cli, small, text_like, top1
+from digits import CALIBRATION, MODEL, build, listing, refused, run_cli, small, text_like, top1
+from onnx import TensorProto, helper
 
 import onnx_obc
 from onnx_obc import DataOptions, Recipe
@@ -75,6 +76,38 @@ def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "out.onnx").is_file()
 
 
+def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
+    weights = {"w": np.eye(4, 8, dtype=np.float32), "b": np.ones(8, np.float32)}
+    onnx.save(build(nodes, {"x": (TensorProto.FLOAT, ["N", 4])}, {"y": ["N", 8]}, weights), model)
+    np.savez(tmp_path / "x.npz", x=np.eye(4, dtype=np.float32)[:1])
+    data = ["--calib", tmp_path / "x.npz", "--threads", 1]
+    assert run_cli(model, out, *data, "--samples", 2, "--sparsity", "0.5") == 0
+    assert run_cli("build", model, tmp_path / "db", *data, "--levels", "int8") == 0
+    assert run_cli("inspect", model) == 0
+    assert run_cli("check", out, "--target", "onnxruntime", *data) == 0
+    assert run_cli("bench", model, out, "--rounds", 1, *data) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"(?<!of )\b1 [a-z-]+s\b", printed) == []
+    assert "1 position for 4 columns" in printed and "1 layer, 1 solution solved" in printed
+
+
+def test_corrections_say_what_they_were_judged_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"])]
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32), "b": np.ones(8, np.float32)}
+    onnx.save(build(nodes, {"x": (TensorProto.FLOAT, ["N", 4])}, {"y": ["N", 8]}, weights), tmp_path / "in.onnx")
+    x = np.random.default_rng(1).standard_normal((40, 4)).astype(np.float32)
+    for count, where in ((1, "the calibration samples themselves"), (40, "other samples")):
+        np.savez(tmp_path / "x.npz", x=x[:count])
+        assert (
+            run_cli(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "x.npz", "--weights", "int3")
+            == 0
+        )
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("corrected bias"))
+        assert line.removesuffix(": dropped").endswith(f" on {where}")
+
+
 def test_skip_and_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(text_like(), tmp_path / "in.onnx")
     np.savez(tmp_path / "x.npz", ids=np.random.default_rng(0).integers(0, 64, (40, 6)))
@@ -82,7 +115,25 @@ def test_skip_and_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run_cli(*paths, "--skip", "*down", "--embeddings", "int8") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:3] == ["table", "Gather", "int8"] for line in lines)
-    assert "left as it is: block/down: skipped, as the recipe says" in [line.strip() for line in lines]
+    assert "left as it is: block/down: skipped, as --skip says" in [line.strip() for line in lines]
+
+
+def test_a_report_says_who_skipped_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(text_like(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "x.npz", ids=np.random.default_rng(0).integers(0, 64, (40, 6)))
+    (tmp_path / "r.yaml").write_text("layers: [{match: '*down', skip: true}]")
+    data, output = ["--calib", tmp_path / "x.npz"], tmp_path / "out.onnx"
+    options: dict[str, tuple[object, ...]] = {
+        "as --skip says": ("--skip", "*down"),
+        "as the recipe says": ("--recipe", tmp_path / "r.yaml"),
+    }
+    for said, given in options.items():
+        for budget in ((), ("--budget", "size=0.5x")):
+            assert run_cli(tmp_path / "in.onnx", output, *data, *given, *budget) == 0
+            assert f"left as it is: block/down: skipped, {said}\n" in capsys.readouterr().out
+    build = ["build", tmp_path / "in.onnx", tmp_path / "db", *data, "--levels", "int8", "--skip", "*down"]
+    assert run_cli(*build) == run_cli("search", tmp_path / "db", "-o", output, "--budget", "size=0.5x") == 0
+    assert "left as it is: block/down: skipped, as the build says\n" in capsys.readouterr().out
 
 
 def test_a_skip_that_matches_nothing_is_refused_before_the_work(
@@ -295,7 +346,7 @@ def test_the_installed_program(tmp_path: Path) -> None:
     command = [program, "in.onnx", "out.onnx", "--calib", "x.npy"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "✓ weights: 1 layers" in done.stdout
+    assert "✓ weights: 1 layer reads weights" in done.stdout
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
     failed = subprocess.run([*command, "--weights", "int1"], cwd=tmp_path, capture_output=True, text=True)
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)

@@ -15,6 +15,7 @@ from digits import listing, refused, run_cli, small
 import onnx_obc.core.files as files
 from onnx_obc import OutputError, build
 from onnx_obc.core.machine import usable_cores
+from onnx_obc.core.plural import counted
 from onnx_obc.graph.save import check_output
 
 DATA = {"x": np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)}
@@ -149,7 +150,8 @@ def test_escape_codes_in_names_do_not_reach_the_terminal(folder: Path, capsys: p
 def test_threads_beyond_the_cores(folder: Path) -> None:
     Path("r.yaml").write_text("threads: 1024\n")
     assert run_cli("in.onnx", "out.onnx", "--calib", "x.npz", "--recipe", "r.yaml", "--report", "r.json") == 0
-    note = f"1024 threads were asked for; there are {usable_cores()} cores, and as many were used"
+    there = counted(usable_cores(), "core")
+    note = f"1024 threads were asked for, but the machine has {there}: as many were used"
     assert note in json.loads(Path("r.json").read_text())["notes"]
 
 

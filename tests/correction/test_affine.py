@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,19 @@ def test_moments(channels: int, counts: list[int], offset: float, axis: int) -> 
     whole = np.concatenate(parts, axis=2).reshape(channels, -1).astype(np.float64)
     np.testing.assert_allclose(mean, whole.mean(axis=1), rtol=1e-6, atol=1e-6)  # planes are summed in float32
     np.testing.assert_allclose(spread, whole.std(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e18, 1e30, 1e38])
+def test_moments_of_values_whose_squares_float32_cannot_hold(size: float) -> None:
+    part = (random(4, 50) * size / 8).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean, spread = moments([part, np.ones((4, 50), np.float32)], 0)
+        *_, found = affine([part], [part * np.float32(1.5)], site("batchnorm", 50))
+    whole = np.concatenate([part, np.ones_like(part)], axis=1).astype(np.float64)
+    np.testing.assert_allclose(mean, whole.mean(axis=1), rtol=1e-6, atol=1e-6 * size)
+    np.testing.assert_allclose(spread, whole.std(axis=1), rtol=1e-6)
+    assert found.spread_off == pytest.approx(0.5, rel=1e-4)
 
 
 def site(kind: Kind, channels: int, shifted: bool = True) -> Site:

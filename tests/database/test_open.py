@@ -44,6 +44,12 @@ def test_stitching_reads_stored_solutions_and_leaves_the_folded_graph_alone(data
     assert [n.op_type for n in database.graph.graph] == [n.op_type for n in before.graph]
 
 
+def test_samples_keep_their_names(database: Database) -> None:
+    given = np.stack([batch.feed["x"] for batch in database.samples["held_out"].read(0, 8)])  # one feed of eight
+    names = [database.samples["held_out"].name_of(position) for position in range(8)]
+    assert [f"sample {np.flatnonzero((row == X).all(axis=1))[0]} of the dict of arrays" for row in given[0]] == names
+
+
 def test_writing_a_profile_makes_a_checked_file(database: Database, tmp_path: Path) -> None:
     (name,) = database.choices
     feedback = Feedback()

@@ -40,6 +40,15 @@ def test_the_layers_that_lose_most_are_named_where_outputs_are_worse_than_usual(
     assert "b (3.0e-02), c (2.0e-03), d (5.0e-04);" in note and "a (" not in note
 
 
+def test_samples_for_which_the_dense_model_overflows_are_named(layers: list[LayerReport]) -> None:
+    for names, said in (
+        (("sample 3",), "sample 3:"),
+        (("sample 3", "sample 9", "a.png"), "sample 3 and 2 other sampl"),
+    ):
+        (note,) = quality_notes(layers, [OutputMatch("y", 99.0, None, names)], 100)
+        assert f"output y of the dense model is NaN or infinite for {said}" in note
+
+
 def test_the_coarsest_level_counts_and_pruned_models_have_none(layers: list[LayerReport]) -> None:
     assert usual_db(layers) == (USUAL_DB[False][8], "int8")
     mixed = [*layers, replace(layers[0], level="int3-asym")]

@@ -428,4 +428,18 @@ def test_infinity_that_the_dense_model_has_too(tmp_path: Path) -> None:
     samples = Samples(1, "", lambda a, b: iter([Batch({"x": x}, 0, 1)]))
     (match,), _, check = compare_outputs(model, path, samples, Execution("cpu", 1))
     assert check.passed
-    assert match.sqnr_db == inf
+    assert match.sqnr_db == inf and match.not_finite == ("sample 0",)
+
+
+@pytest.mark.parametrize(("bad", "noted"), [(np.inf, True), (np.nan, True), (-np.inf, False)])
+def test_samples_without_finite_outputs_are_told_from_masks(bad: float, noted: bool, tmp_path: Path) -> None:
+    nodes = [node("Identity", ["x"], ["y"])]
+    model, path = two_models(nodes, nodes, tmp_path)
+    x = random(6, 4)
+    x[4, 1] = bad
+    samples = Samples(6, "", lambda a, b: (Batch({"x": x[i : i + 3]}, i, 3) for i in range(a, b, 3)))
+    (match,), _, _ = compare_outputs(model, path, samples, Execution("cpu", 1))
+    assert match.not_finite == (("sample 4",) if noted else ())
+    x[4] = bad
+    (match,), _, _ = compare_outputs(model, path, samples, Execution("cpu", 1))
+    assert match.not_finite == ("sample 4",)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from digits import small
+from digits import small, text_like
 
 from onnx_obc import (
     CalibrationError,
@@ -18,6 +19,7 @@ from onnx_obc import (
     parse_budget,
     retarget,
 )
+from onnx_obc.search.budget import Budget
 from onnx_obc.search.retarget import default_levels, load_task, output_names
 
 X = np.random.default_rng(1).standard_normal((80, 4)).astype(np.float32)
@@ -61,6 +63,20 @@ def test_build_and_search_in_one_keep_the_database_where_it_is_wanted(tmp_path: 
     (result,) = compress_to_budget(small(), {"x": X}, [parse_budget("size=0.4x")], outputs, Recipe(), options)
     assert (tmp_path / "db" / "manifest.json").is_file() and outputs[0].is_file()
     assert result.report.search is not None and result.report.search["costs"]["size"] <= 0.4
+
+
+def test_a_budget_of_size_says_that_it_counts_no_embeddings() -> None:
+    ids = {"ids": np.random.default_rng(0).integers(0, 64, (40, 6))}
+    size, bops = parse_budget("size=0.5x"), parse_budget("bops=2x")
+
+    def notes(budget: Budget, **recipe: Any) -> list[str]:
+        (result,) = compress_to_budget(text_like(), ids, [budget], [None], Recipe(**recipe))
+        return [note for note in result.report.notes if "embeddings" in note]
+
+    said = "the budget counts the layers' weights only: 0.00819 of 0.0153 MB are embeddings, which stay float"
+    assert notes(size) == [f"{said}; --embeddings int8 makes them smaller"]
+    assert notes(size, target="tensorrt") == [said]  # which cannot look up integers
+    assert notes(size, embeddings="int8") == notes(bops) == []
 
 
 def test_a_task_is_a_function_of_a_file(tmp_path: Path) -> None:

@@ -60,6 +60,14 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in refused(capsys, "bench", MODEL, tmp_path / "none.onnx")
     other = tmp_path / "other.onnx"
     onnx.save(small(), other)
-    assert "Required inputs" in refused(capsys, "bench", MODEL, other)
+    name = np.load(CALIBRATION).files[0]
+    line = f"error: {other} takes input 'x', which {MODEL} has not; name files with the same inputs"
+    assert refused(capsys, "bench", MODEL, other) == line
+    assert f"takes input {name!r}, which {other} has not" in refused(capsys, "bench", other, MODEL)
+    onnx.save(small(columns=3), tmp_path / "narrow.onnx")
+    line = (
+        f"error: {tmp_path / 'narrow.onnx'} takes float32[any, 3] for input 'x', but {other} was given float32[1, 4]; "
+    )
+    assert refused(capsys, "bench", other, tmp_path / "narrow.onnx").startswith(line)
     with pytest.raises(EngineError):
         bench((MODEL, tmp_path / "none.onnx"), "onnxruntime", FEED)

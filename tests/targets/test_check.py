@@ -126,7 +126,17 @@ def test_a_weight_that_is_moved_after_it_was_dequantized(tmp_path: Path) -> None
 def test_what_promises_nothing_is_fine() -> None:
     model = ir.from_proto(small())
     (promise,) = expected_kernels(model)
-    assert promise.form == "float32" and not TARGETS["onnxruntime"].check(model)
+    assert promise.form == "float" and promise.type == "float32" and not TARGETS["onnxruntime"].check(model)
+
+
+def test_weights_of_half_precision_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    proto = build([product], {"x": ("n", 4)}, {"y": ("n", 3)}, {"w": random(4, 3).astype(np.float16)})
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.save(proto, tmp_path / "half.onnx")
+    assert run_cli("check", tmp_path / "half.onnx", "--target", "onnxruntime") == 0
+    assert "1 × float16 in the file: onnxruntime runs MatMul in float32" in capsys.readouterr().out
 
 
 def test_odd_but_legal(tmp_path: Path) -> None:

@@ -31,10 +31,12 @@ from numpy.lib import format as npy
 
 from ...core.arrays import Array, Feed
 from ...core.errors import CalibrationError, shortened
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Samples
 from .feeds import as_arrays, check_dtype, check_names, check_shape, convert, deliver, plan_samples
+from .magnitudes import magnitude_notes, magnitudes
 
 SUFFIXES = (".npz", ".npy")
 LABELS = "labels"  # an array of this name says the class of every sample, for a task loss
@@ -97,11 +99,17 @@ def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], opti
     plan = plan_samples(ends[-1], f"{_kind(whole)} in {source}", inputs, options, whole=whole)
     opened = lru_cache(maxsize=1)(lambda index: files[index].load())
 
-    def load(position: int) -> Feed:
+    def place(position: int) -> tuple[int, int]:
         index = plan.order[position]
         number = bisect_right(ends, index)
-        row = index - (ends[number - 1] if number else 0)
-        where = f"{'feed' if whole else 'sample'} {row} of {files[number].name}"
+        return number, index - (ends[number - 1] if number else 0)
+
+    def name_of(position: int) -> str:
+        number, row = place(position)
+        return f"{'feed' if whole else 'sample'} {row} of {files[number].name}"
+
+    def load(position: int) -> Feed:
+        number, row = place(position)
         feed = {}
         for spec in inputs:
             array = opened(number)(spec.name)
@@ -109,17 +117,20 @@ def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], opti
                 part = array[row : row + 1] if None in spec.shape else array  # see `_examine`
             else:
                 part = array[row] if spec.shape or whole else array
-            feed[spec.name] = convert(np.asarray(part), spec, where)
+            feed[spec.name] = convert(np.asarray(part), spec, name_of(position))
         return feed
 
     def label(position: int) -> int:
-        index = plan.order[position]
-        number = bisect_right(ends, index)
-        return int(opened(number)(LABELS)[index - (ends[number - 1] if number else 0)])
+        number, row = place(position)
+        return int(opened(number)(LABELS)[row])
+
+    def notes_on_values() -> tuple[str, ...]:
+        return magnitude_notes([magnitudes(load(position)) for position in range(len(plan.order))], name_of)
 
     labelled = not whole and all(_has_labels(file, inputs) for file in files)
     kind = f"{_kind(whole)} of {source}"
-    return deliver(plan, load, inputs, kind, whole=whole, label=label if labelled else None)
+    samples = deliver(plan, load, inputs, kind, name_of, whole=whole, label=label if labelled else None)
+    return replace(samples, notes_on_values=notes_on_values)
 
 
 def _has_labels(file: ArrayFile, inputs: list[InputSpec]) -> bool:
@@ -163,7 +174,7 @@ def _examine(file: ArrayFile, inputs: list[InputSpec]) -> tuple[bool, int]:
         if header.shape != (count,) or header.dtype.kind not in "iu":
             raise CalibrationError(
                 f"{file.name}: {LABELS!r} is {header.dtype.name}{list(header.shape)}; give the class of each of the "
-                f"{count} samples, integers of shape ({count},), or leave it out"
+                f"{counted(count, 'sample')}, integers of shape ({count},), or leave it out"
             )
     return whole, count
 

@@ -12,6 +12,7 @@ import psutil
 
 from ...core.arrays import Array, Feed
 from ...core.errors import CalibrationError, shortened
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Batch, Samples
@@ -58,13 +59,13 @@ def plan_samples(
     kept = total // step * step
     if kept == 0:
         raise CalibrationError(
-            f"{total} {what} do not fill one feed: the model takes {step} samples at once; "
+            f"the {what} do not fill one feed: there are {total}, and the model takes {step} at once; "
             f"give at least {step}, or make the model's batch dimension free"
         )
     if kept < total:
-        notes += (f"{total - kept} of {total} {what} are left out: the model takes {step} samples at once",)
+        notes += (f"{total - kept} of {total} {what} left out: the model takes {step} samples at once",)
     if fixed is not None and options.batch not in (None, fixed):
-        notes += (f"--batch {options.batch} has no effect: the model takes {step} samples at once",)
+        notes += (f"--batch {options.batch} has no effect: the model takes {counted(step, 'sample')} at once",)
     order = spread(available, -(-kept // copies))
     return Plan(
         order=tuple(index for index in order for _ in range(copies))[:kept],
@@ -78,8 +79,9 @@ def too_few(available: int, what: str, options: DataOptions) -> tuple[str, ...]:
     """The note for fewer samples than were asked for, if so."""
     if options.samples is None or available >= options.samples:
         return ()
+    be = "was" if available == 1 else "were"
     return (
-        f"{available} of {options.samples} samples asked for were found ({what}): the Hessian of a layer with more "
+        f"{available} of {options.samples} samples asked for {be} found ({what}): the Hessian of a layer with more "
         "columns than positions is rank-deficient and leans on the damping; more data makes it reliable",
     )
 
@@ -101,6 +103,7 @@ def deliver(
     load: Callable[[int], Feed],
     inputs: list[InputSpec],
     source: str,
+    name_of: Callable[[int], str],
     *,
     whole: bool = False,
     synthetic: bool = False,
@@ -109,7 +112,8 @@ def deliver(
     """Samples of a plan.
 
     load(position): the sample at this position of the order, every array without its batch axis (an input of rank 0 as
-    it is); if `whole`, the feed at this position. label(position): its class, if the data says it.
+    it is); if `whole`, the feed at this position. name_of(position): what the user calls it. label(position): its
+    class, if the data says it.
     Samples share a feed as long as it has room and they have the same shapes, and the same values for inputs of rank 0.
     """
     count = len(plan.order)
@@ -134,7 +138,7 @@ def deliver(
         labels = None if label is None else np.array([label(position) for position in range(first, stop)], np.int64)
         return Batch(_stack(held, inputs), first, len(held), labels)
 
-    return Samples(count, source, read, synthetic, plan.notes, plan.step, plan.batch)
+    return Samples(count, source, read, synthetic, plan.notes, plan.step, plan.batch, name_of)
 
 
 def check_range(start: int, stop: int, count: int, step: int) -> None:
@@ -216,7 +220,8 @@ def check_shape(
     if len(shape) != len(expected):
         hint = f"add the batch axis in front, {spec.name}[None]" if len(shape) + 1 == len(expected) else "reshape it"
         raise CalibrationError(
-            f"{where}: {spec.name!r} has {len(shape)} axes, {shape}, but the model takes {_text(expected)}; {hint}"
+            f"{where}: {spec.name!r} has {counted(len(shape), 'axis', 'axes')}, {shape}, but the model takes "
+            f"{_text(expected)}; {hint}"
         )
     for size, wanted in zip(shape, expected, strict=True):
         if wanted is not None and size != wanted:

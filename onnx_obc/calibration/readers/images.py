@@ -35,6 +35,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ...core.arrays import Array, Feed, Float32
 from ...core.errors import CalibrationError, one_line
 from ...core.files import read_regular
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Samples
@@ -88,10 +89,13 @@ def open_images(path: Path, inputs: list[InputSpec], options: DataOptions) -> Sa
         raise CalibrationError(f"{path}: holds no image ({', '.join(SUFFIXES)}); give a folder or .zip that does")
     plan = plan_samples(len(names), f"images in {path}", inputs, options, copies=options.augment)
 
+    def name_of(position: int) -> str:
+        return f"{path}/{names[plan.order[position]]}"
+
     def load(position: int) -> Feed:
         number, copy = plan.order[position], position % options.augment
         rng = np.random.default_rng([options.seed, number, copy]) if copy else None
-        image = _decode(fetch(names[number]), f"{path}/{names[number]}", MODES[preparation.channels])
+        image = _decode(fetch(names[number]), name_of(position), MODES[preparation.channels])
         return {preparation.spec.name: preparation.array(image, rng)}
 
     folders = [PurePosixPath(name).parent.as_posix() for name in names]
@@ -100,7 +104,8 @@ def open_images(path: Path, inputs: list[InputSpec], options: DataOptions) -> Sa
     def label(position: int) -> int:
         return classes[folders[plan.order[position]]]
 
-    return deliver(plan, load, inputs, f"images of {path}", label=label if len(classes) > 1 else None)
+    named = label if len(classes) > 1 else None
+    return deliver(plan, load, inputs, f"images of {path}", name_of, label=named)
 
 
 def prepare(inputs: list[InputSpec], options: DataOptions) -> Preparation:
@@ -186,8 +191,8 @@ def _scale(spec: InputSpec, channels: int, options: DataOptions) -> tuple[Float3
     for what, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise CalibrationError(
-                f"--{what} has {len(values)} values{'' if given else f' in --preprocess {name}'}, but input "
-                f"{spec.name!r} has {channels} channels; give --{what} with {channels}"
+                f"--{what} has {counted(len(values), 'value')}{'' if given else f' in --preprocess {name}'}, but input "
+                f"{spec.name!r} has {counted(channels, 'channel')}; give --{what} with {channels}"
             )
     if not all(value > 0 for value in std) or not np.isfinite((*mean, *std)).all():
         raise CalibrationError(f"--mean {_words(mean)} --std {_words(std)}: they must be finite, and std positive")

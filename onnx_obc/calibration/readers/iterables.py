@@ -10,29 +10,34 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ...core.arrays import Feed
 from ...core.errors import CalibrationError, shortened
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Batch, Samples
 from .feeds import SAMPLES, check_feed, check_range, deliver, plan_samples, too_few
+from .magnitudes import magnitude_notes, magnitudes
 
 
 def open_list(data: Sequence[object], inputs: list[InputSpec], options: DataOptions) -> Samples:
     """Samples of a list of feeds. Raises CalibrationError."""
     plan = plan_samples(len(data), "feeds in the list", inputs, options, whole=True)
 
-    def load(position: int) -> Feed:
-        index = plan.order[position]
-        return check_feed(data[index], inputs, f"feed {index} of the list")
+    def name_of(position: int) -> str:
+        return f"feed {plan.order[position]} of the list"
 
-    for position in range(len(plan.order)):
-        load(position)
-    return deliver(plan, load, inputs, "feeds from Python", whole=True)
+    def load(position: int) -> Feed:
+        return check_feed(data[plan.order[position]], inputs, name_of(position))
+
+    sizes = [magnitudes(load(position)) for position in range(len(plan.order))]
+    plan = replace(plan, notes=plan.notes + magnitude_notes(sizes, name_of))
+    return deliver(plan, load, inputs, "feeds from Python", name_of, whole=True)
 
 
 def open_function(
@@ -41,11 +46,15 @@ def open_function(
     """Samples of a function that yields feeds. Raises CalibrationError, also for what the function raises."""
     name = source or f"{getattr(function, '__name__', 'the function')}()"
 
+    def name_of(position: int) -> str:
+        return f"feed {position} of {name}"
+
     def feeds(stop: int) -> Iterator[Feed]:
         for index, feed in enumerate(islice(_call(function, name), stop)):
-            yield check_feed(feed, inputs, f"feed {index} of {name}")
+            yield check_feed(feed, inputs, name_of(index))
 
-    count = sum(1 for _ in feeds(options.samples or SAMPLES))
+    sizes = [magnitudes(feed) for feed in feeds(options.samples or SAMPLES)]
+    count = len(sizes)
     if count == 0:
         raise CalibrationError(f"{name} yields no feed: calibration needs at least one")
 
@@ -57,11 +66,12 @@ def open_function(
                 yield Batch(feed, index, 1)
         if index + 1 < stop:
             raise CalibrationError(
-                f"{name} yielded {count} feeds at first, and now {index + 1}; "
+                f"{name} yielded {counted(count, 'feed')} at first, and now {index + 1}; "
                 "it must yield the same each time it is called"
             )
 
-    return Samples(count, f"feeds of {name}", read, notes=too_few(count, f"feeds of {name}", options))
+    notes = too_few(count, f"feeds of {name}", options) + magnitude_notes(sizes, name_of)
+    return Samples(count, f"feeds of {name}", read, notes=notes, name_of=name_of)
 
 
 def load_function(path: Path, name: str) -> Callable[[], Any]:

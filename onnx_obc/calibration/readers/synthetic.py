@@ -43,7 +43,7 @@ def open_random(inputs: list[InputSpec], options: DataOptions) -> Samples:
             feed[spec.name] = _values(spec, shapes[spec.name], np.random.default_rng([options.seed, sample, number]))
         return feed
 
-    return deliver(plan, load, inputs, "random numbers", synthetic=True)
+    return deliver(plan, load, inputs, "random numbers", "random sample {}".format, synthetic=True)
 
 
 def _shape(spec: InputSpec, options: DataOptions) -> tuple[int, ...]:

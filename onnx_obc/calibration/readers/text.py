@@ -32,6 +32,7 @@ from tokenizers import Tokenizer
 
 from ...core.arrays import Feed
 from ...core.errors import CalibrationError
+from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Samples, existing
@@ -68,7 +69,11 @@ def open_text(path: Path, inputs: list[InputSpec], options: DataOptions) -> Samp
             raise CalibrationError(
                 f"{path}: {sentences[index][:40]!r} gives no token; remove it, or mend the tokenizer"
             )
-    tokens = _sorted_by_length([(encoding.ids, encoding.type_ids) for encoding in encoded])
+    order = _by_length([len(encoding.ids) for encoding in encoded])
+    tokens: list[Tokens] = [(encoded[place].ids, encoded[place].type_ids) for place in order]
+
+    def name_of(position: int) -> str:
+        return f"{sentences[plan.order[order[position]]][:40]!r} of {path}"
 
     def load(position: int) -> Feed:
         first = position // plan.step * plan.step
@@ -77,7 +82,7 @@ def open_text(path: Path, inputs: list[InputSpec], options: DataOptions) -> Samp
         return {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs}
 
     plan = replace(plan, notes=plan.notes + notes)
-    return deliver(plan, load, inputs, f"sentences of {path}")
+    return deliver(plan, load, inputs, f"sentences of {path}", name_of)
 
 
 def _values(tokens: Tokens, length: int, padding: Padding) -> tuple[np.ndarray[Any, Any], ...]:
@@ -91,14 +96,15 @@ def _values(tokens: Tokens, length: int, padding: Padding) -> tuple[np.ndarray[A
     return input_ids, mask, types, positions
 
 
-def _sorted_by_length(tokens: list[Tokens]) -> list[Tokens]:
-    last = len(tokens) - min(len(tokens) // HANDS, LAST)
+def _by_length(lengths: list[int]) -> list[int]:
+    """The places of sentences of these lengths, the longest first in each window."""
+    last = len(lengths) - min(len(lengths) // HANDS, LAST)
     starts = [*range(0, last, WINDOW), last]
-    ends = [*starts[1:], len(tokens)]
+    ends = [*starts[1:], len(lengths)]
     return [
-        each
+        place
         for start, end in zip(starts, ends, strict=True)
-        for each in sorted(tokens[start:end], key=lambda pair: -len(pair[0]))
+        for place in sorted(range(start, end), key=lambda place: -lengths[place])
     ]
 
 
@@ -148,7 +154,8 @@ def _open_tokenizer(path: str | None, limit: int) -> tuple[Tokenizer, Padding]:
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     if limit <= special:
         raise CalibrationError(
-            f"{limit} tokens leave no room for text: the tokenizer adds {special} to every sentence; raise --max-tokens"
+            f"{counted(limit, 'token leaves', 'tokens leave')} no room for text: the tokenizer "
+            f"adds {special} to every sentence; raise --max-tokens"
         )
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from ...core.arrays import Feed
 from ...core.errors import EngineError, one_line
 from ...core.machine import workers
+from ...runtime.session import out_of_table
 from ..attribution import covered
 from ..engine import Kernel
 
@@ -191,7 +192,7 @@ def _run(session: Any, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
     except KeyboardInterrupt:
         raise
     except Exception as error:
-        raise EngineError(f"onnxruntime failed: {one_line(error)}") from error
+        raise EngineError(out_of_table(error, wanted) or f"onnxruntime failed: {one_line(error)}") from error
 
 
 def _onnxruntime() -> Any:

@@ -74,7 +74,7 @@ def check(model: ir.Model) -> list[Finding]:
         if promise.form == "weights" and node.op_type in ("Conv", "ConvTranspose"):
             message = f"OpenVINO computes {node.op_type} in float where the weight alone is an integer"
             found.append(Finding("slow", "weights-only", promise.name, message, "quantize its input too for speed"))
-        elif promise.form != "float32" and node.op_type in ("MatMul", "Gemm") and dequantizer(node.inputs[1]) is None:
+        elif promise.form != "float" and node.op_type in ("MatMul", "Gemm") and dequantizer(node.inputs[1]) is None:
             message = "its left operand is the integer one, for which OpenVINO has no kernel"
             found.append(Finding("slow", "left-operand", promise.name, message, "store it in float"))
         elif promise.form == "int8" and node.op_type == "ConvTranspose":

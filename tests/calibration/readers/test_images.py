@@ -58,6 +58,8 @@ def test_presets(folder: Path, preprocess: str, mean: float, std: float) -> None
 def test_raw_and_mean_and_std(folder: Path) -> None:
     raw = read_all(open_samples(folder, NCHW, DataOptions(preprocess="raw")))
     np.testing.assert_array_equal(raw, PIXELS[ORDER].transpose(0, 3, 1, 2))
+    named = open_samples(folder, NCHW, DataOptions(preprocess="raw")).part(2, 20).name_of
+    assert named(0) == f"{folder}/class0/01.png" and named(17) == f"{folder}/class1/19.png"
     own = read_all(open_samples(folder, NCHW, DataOptions(mean=(0.1, 0.2, 0.3), std=(0.5,))))
     np.testing.assert_allclose(own, ((PIXELS[ORDER] / 255 - (0.1, 0.2, 0.3)) / 0.5).transpose(0, 3, 1, 2), atol=1e-6)
     mixed = read_all(open_samples(folder, NCHW, DataOptions(preprocess="tf", mean=(0.0,))))
@@ -185,7 +187,7 @@ def test_selection_is_spread_over_classes(folder: Path) -> None:
         (
             (None, 1, 8, 8),
             DataOptions(preprocess="imagenet"),
-            "--mean has 3 values in --preprocess imagenet.* 1 channels",
+            "--mean has 3 values in --preprocess imagenet.* 1 channel;",
         ),
         ((None, 3, 8, 8), DataOptions(std=(0.0,)), "std positive"),
         ((None, 3, 8, 8), DataOptions(preprocess="unit", size=(9, 9)), "--size 9 9 differs from the 8 8"),

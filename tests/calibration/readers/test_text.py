@@ -66,6 +66,9 @@ def test_last_tenth_is_sorted_by_itself(tmp_path: Path, tokenizer: str) -> None:
     assert tokens[:90] == sorted(tokens[:90], reverse=True) and tokens[90:] == sorted(tokens[90:], reverse=True)
     assert tokens[90] > tokens[89]
     assert sorted(tokens) == sorted(length + 2 for length in lengths)
+    first = [batch.feed["input_ids"][row, 1] for batch in samples.read(0, 100) for row in range(batch.count)]
+    for position, word in enumerate(first):  # each under the name of its own sentence
+        assert samples.name_of(position).startswith(f"'w{word - 4}") and samples.name_of(position).endswith("a.txt")
 
 
 def test_fixed_length_is_padded_and_cut(tmp_path: Path, tokenizer: str) -> None:
