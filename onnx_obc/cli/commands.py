@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -28,12 +28,13 @@ from .options import (
     RunOptions,
     SearchingOptions,
     UniformOptions,
+    chosen_recipe,
+    given,
 )
 from .results import check_not_read, check_report, told_what_was_written
 
 if TYPE_CHECKING:
     from ..pipeline.finish import Result
-    from ..pipeline.recipe import Recipe
     from ..search.budget import Budget
     from ..search.profile import SearchOptions
 
@@ -84,7 +85,7 @@ def compress_command(
     from ..search.retarget import compress_to_budget, output_names
     from .terminal import progress_bar
 
-    chosen = _recipe(recipe, skip, uniform, method, finishing, run)
+    chosen = chosen_recipe(recipe, skip, uniform, method, finishing, run)
     budgets = [parse_budget(text) for text in budget]
     outputs = output_names(output, budgets)
     _check_together(bool(budgets), {"--levels": levels, "--database": database}, uniform, searching)
@@ -94,7 +95,7 @@ def compress_command(
     check_not_read(results, {**read, "--timings": searching.timings})
     with told_what_was_written(results, database):
         with progress_bar(quiet) as feedback:
-            found = DataOptions(**{**_given(data), "seed": chosen.seed})
+            found = DataOptions(**{**given(data), "seed": chosen.seed})
             if budgets:
                 options = replace(_search_options(searching), levels=levels, database=database)
                 made = compress_to_budget(
@@ -138,9 +139,9 @@ def build_command(
     from ..database.build import build
     from .terminal import progress_bar
 
-    chosen = _recipe(None, skip, method, run)
+    chosen = chosen_recipe(None, skip, method, run)
     with told_what_was_written((), database), progress_bar(quiet) as feedback:
-        found = DataOptions(**{**_given(data), "seed": chosen.seed})
+        found = DataOptions(**{**given(data), "seed": chosen.seed})
         built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
@@ -179,7 +180,7 @@ def search_command(
 
     budgets = [parse_budget(text) for text in budget]
     outputs = output_names(output, budgets)
-    over = _given(finishing, run)
+    over = given(finishing, run)
     check_report(report, outputs, None)
     results = [path for path in (*outputs, report) if path is not None]
     check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
@@ -187,20 +188,6 @@ def search_command(
         with progress_bar(quiet) as feedback:
             made = retarget(database, budgets, outputs, _search_options(searching), over, feedback=feedback)
         _show_results(made, budgets, output, report, quiet)
-
-
-def _recipe(path: Path | None, skip: Sequence[str], *options: object) -> Recipe:
-    """The recipe file, if any, with the options of the command line over it and --skip before its rules."""
-    from ..pipeline.recipe import Recipe, SkipOption, make_recipe, read_recipe
-
-    base = Recipe() if path is None else read_recipe(path)
-    rules = (*(SkipOption(match=pattern) for pattern in skip), *base.layers)
-    return make_recipe({**dict(base), **_given(*options), "layers": rules}, source="command line")
-
-
-def _given(*options: object) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for group in options for name, value in vars(group).items() if value is not None}
 
 
 def _search_options(options: SearchingOptions) -> SearchOptions:
@@ -229,8 +216,8 @@ def _check_together(
         default = vars(SearchingOptions())
         name = next(name for name, value in vars(searching).items() if value != default[name])
         raise RecipeError(f"--{name.replace('_', '-')} needs a --budget, such as bops=12x")
-    if budget and (given := _given(uniform)):
-        name = next(iter(given)).replace("_", "-")
+    if budget and (fixed := given(uniform)):
+        name = next(iter(fixed)).replace("_", "-")
         raise RecipeError(
             f"--{name} fixes a level, but with a budget the search chooses; leave it out, or use --levels"
         )

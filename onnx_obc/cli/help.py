@@ -17,6 +17,7 @@ USAGES = {
     "build": "onnx-obc build SOURCE DATABASE --calib DATA --levels LEVELS [OPTIONS]",
     "search": "onnx-obc search DATABASE --budget BUDGET -o OUTPUT [OPTIONS]",
     "inspect": "onnx-obc inspect SOURCE",
+    "study": "onnx-obc study SOURCE [--calib DATA] [OPTIONS]",
     "check": "onnx-obc check SOURCE --target RUNTIME",
     "bench": "onnx-obc bench FILE FILE … --target RUNTIME [OPTIONS]",
     "time": "onnx-obc time SOURCE -o OUTPUT --target RUNTIME [OPTIONS]",
@@ -36,6 +37,7 @@ EVERYDAY = {
     *("--skip", "--recipe", "--budget", "--levels", "--output", "--report", "--quiet"),
 }
 ENGINES = {"--batch", "--threads", "--rounds"}
+STUDY = {"--bits", "--size", "--prove", "--distributions", "--html"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Help:
 
     def shown(self, entry: HelpEntry) -> bool:
         """Whether an option is to be shown."""
-        wanted = EVERYDAY | (ENGINES if self.command in ("check", "bench", "time") else set())
+        more = {**dict.fromkeys(("check", "bench", "time"), ENGINES), "study": STUDY}
+        wanted = EVERYDAY | more.get(self.command, set())
         return self.everything or bool(wanted.intersection(entry.all_options)) or entry.positional_label is not None
 
 

@@ -17,6 +17,7 @@ from .commands import build_command, compress_command, search_command
 from .engines import bench_command, check_command, time_command
 from .help import ALL, HELP, USAGES, Help, epilogue
 from .options import Flag
+from .study import study_command
 
 
 def inspect_command(source: Path, /) -> None:
@@ -67,6 +68,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "build": build_command,
     "search": search_command,
     "inspect": inspect_command,
+    "study": study_command,
     "check": check_command,
     "bench": bench_command,
     "time": time_command,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
@@ -15,10 +15,14 @@ from ..core.options import Doc
 from ..pipeline import options as recipe
 from ..targets.names import TargetName
 
+if TYPE_CHECKING:
+    from ..pipeline.recipe import Recipe
+
 LEVELS = Group("What the layers become", sort_key=1)
 DATA = Group("Calibration data", sort_key=2)
 METHOD = Group("How it is done", sort_key=4)
 SEARCH = Group("How a budget chooses", sort_key=3)
+STUDY = Group("What is studied", sort_key=1)
 RUN = Group("Run", sort_key=5)
 
 Flag = Parameter(negative="")
@@ -71,15 +75,16 @@ if TYPE_CHECKING:
     FinishOptions: TypeAlias = recipe.FinishOptions
     MethodOptions: TypeAlias = recipe.MethodOptions
     RunOptions: TypeAlias = recipe.RunOptions
+    StudyDataOptions: TypeAlias = data.DataOptions
     UniformOptions: TypeAlias = recipe.UniformOptions
 else:
     UniformOptions = _options(recipe.UniformOptions, LEVELS, {})
     MethodOptions = _options(recipe.MethodOptions, METHOD, {"target": LEVELS})
     FinishOptions = _options(recipe.FinishOptions, METHOD, {"weight_form": LEVELS, "embeddings": LEVELS, "verify": RUN})
     RunOptions = _options(recipe.RunOptions, RUN, {})
-    CalibrationOptions = _options(
-        data.DataOptions, DATA, {}, mean=Several, std=Several, allow_random=Flag, seed=Parameter(parse=False)
-    )
+    _read = {"mean": Several, "std": Several, "allow_random": Flag, "seed": Parameter(parse=False)}
+    CalibrationOptions = _options(data.DataOptions, DATA, {}, **_read)
+    StudyDataOptions = _options(data.DataOptions, DATA, {}, **_read, size=Parameter(name="--image-size"))
 
 
 @Parameter(name="*", group=SEARCH)
@@ -99,3 +104,17 @@ class SearchingOptions:
     """Samples in a run that --budget latency is about. [default: 1]"""
     other_machine: Annotated[bool, Flag] = False
     """Let --timings of another machine pass: the speed-up is then predicted, not measured."""
+
+
+def chosen_recipe(path: Path | None, skip: Sequence[str], *options: object) -> Recipe:
+    """The recipe file, if any, with the options of the command line over it and --skip before its rules."""
+    from ..pipeline.recipe import Recipe, SkipOption, make_recipe, read_recipe
+
+    base = Recipe() if path is None else read_recipe(path)
+    rules = (*(SkipOption(match=pattern) for pattern in skip), *base.layers)
+    return make_recipe({**dict(base), **given(*options), "layers": rules}, source="command line")
+
+
+def given(*options: object) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for group in options for name, value in vars(group).items() if value is not None}

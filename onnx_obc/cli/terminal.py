@@ -23,6 +23,10 @@ STAGES = {
     "time": "timing levels",
     "latency": "profiles timed",
     "bench": "rounds",
+    "weights": "looking at weights",
+    "study": "studying layers",
+    "prove": "proving on chunks",
+    "compare": "comparing models",
 }
 
 
