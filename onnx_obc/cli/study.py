@@ -86,7 +86,8 @@ def study_command(
         return
     if source is None:
         raise RecipeError("name a model, or ask for --distributions, the theory that needs none")
-    from ..report.study_page import write_study_json, write_study_page
+    from ..report.study_json import write_study_json
+    from ..report.study_page import write_study_page
     from ..study.study import StudyOptions, study
 
     page = html or Path(f"{source.stem}-study.html")
@@ -112,9 +113,9 @@ def study_command(
 
 def _show_theory(html: Path | None, source: Path | None, calib: str | None, quiet: bool) -> None:
     """The page and the table of the theory alone."""
-    from ..report.study_page import write_theory_page
     from ..report.study_table import theory_table
     from ..report.table import show
+    from ..report.theory_page import write_theory_page
 
     if source is not None or calib is not None:
         raise RecipeError("--distributions is about no model: leave the model and --calib out, or leave it out")

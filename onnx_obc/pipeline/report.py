@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from ..core.machine import usable_cores
+from ..core.plain_values import plain_values
 from ..core.plural import counted
 from ..core.version import __version__
 from ..graph.layers import LeftOut
@@ -69,8 +69,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; infinite numbers become null."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return {**plain, "totals": _plain(self.totals)}
+        plain: dict[str, Any] = plain_values(self)
+        return {**plain, "totals": plain_values(self.totals)}
 
 
 def make_report(
@@ -144,16 +144,6 @@ def _findings(found: FileCheck) -> list[str]:
 def _about(names: Sequence[str], text: str) -> str:
     where = f"{len(names)} layers" if len(names) > 1 else names[0]
     return f"{where}: {text}" if where else text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, (str, int, bool)) or value is None else value.item()
 
 
 def _model_bytes(model: object) -> int | None:

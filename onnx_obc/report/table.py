@@ -50,7 +50,7 @@ def layer_table(
     found = [costs[layer.name] for layer in layers]
     free = dict.fromkeys(name for cost in found for name in cost.free)
     flops = ["?" if x.flops is None else f"{x.flops:,}" + ("*" if x.free else "") for x in found]
-    table = _table(
+    table = fitted_table(
         [layer.name for layer in layers],
         [
             Column("op", [layer.op for layer in layers], rank=5, left=True),
@@ -78,7 +78,7 @@ def report_table(report: Report, width: int) -> RenderableType:
     layers, tables = report.layers, report.embeddings
     blank = [""] * len(tables)
     entries: list[LayerReport | EmbeddingReport] = [*layers, *tables]
-    table = _table(
+    table = fitted_table(
         [x.name + (" ¹" if x.notes else "") for x in layers] + [x.name for x in tables],
         [
             Column("op", [x.op for x in layers] + ["Gather"] * len(tables), rank=5, left=True),
@@ -142,8 +142,11 @@ def show(render: Callable[[int], RenderableType]) -> None:
     console.print(render(console.width))
 
 
-def _table(names: Sequence[str], columns: Sequence[Column], width: int) -> Table:
-    """A table of layers. Columns are left out until the names have room; then long names go over several lines."""
+def fitted_table(names: Sequence[str], columns: Sequence[Column], width: int, title: str = "layer") -> Table:
+    """A table of layers, or of what else the title says.
+
+    Columns are left out until the names have room; then long names go over several lines.
+    """
     shown = list(columns)
     room = min(NAME_WIDTH, max(map(len, names), default=0))
     for column in sorted(columns, key=lambda column: -column.rank):
@@ -151,7 +154,7 @@ def _table(names: Sequence[str], columns: Sequence[Column], width: int) -> Table
             break
         shown.remove(column)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("layer", overflow="fold")
+    table.add_column(title, overflow="fold")
     for column in shown:
         table.add_column(column.title, justify="left" if column.left else "right", no_wrap=True)
     for row in zip(names, *(column.cells for column in shown), strict=True):

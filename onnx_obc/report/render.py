@@ -1,0 +1,44 @@
+"""Pages from templates: one file each, which loads nothing, and runs no script but its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..core.errors import plain
+from ..core.files import write_file
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_page(template: str, values: Mapping[str, object], path: Path) -> None:
+    """Write a page under a temporary name, then rename it. Raises OutputError.
+
+    Whatever names and messages hold is text: it is escaped, and control characters are left out of it.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
+    page = environment.get_template(template).render(style=style, script=script, **hashes, **values)
+    write_file(path, page.encode())
+
+
+def _finalize(value: object) -> object:
+    """What stands where a value is put: markup as it is, text made plain."""
+    return value if hasattr(value, "__html__") else plain(str(value))
+
+
+def _hash(text: str) -> str:
+    """The hash by which a page's policy allows one style or script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
