@@ -65,7 +65,7 @@ def imagenet_images(
         names = {int(Path(name).name[:4]): name for name in archive.namelist() if name.endswith(".jpg")}
         for start in range(0, len(indices), batch):
             pixels = [_pixels(archive, names[i])[16:240, 16:240] for i in indices[start : start + batch]]
-            yield _nchw(pixels, (0.5,) * 3, (0.5,) * 3)
+            yield _nchw(np.stack(pixels), (0.5,) * 3, (0.5,) * 3)
 
 
 def cifar_top1(
@@ -77,15 +77,22 @@ def cifar_top1(
 ) -> Score:
     """Top-1 accuracy on every image of the archive (`class/NNNN.jpg`, classes in alphabetical order)."""
     session = _session(model, threads)
+    pixels, labels = cifar_images(images_zip)
+    predicted = [
+        _run(session, _nchw(pixels[start : start + batch], CIFAR_MEAN, CIFAR_STD)).argmax(1)  # (batch,)
+        for start in range(0, len(pixels), batch)
+    ]
+    return _top1(np.concatenate(predicted), labels, reference)
+
+
+def cifar_images(images_zip: Path | str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Every image of the archive as (n, 32, 32, 3) uint8, class by class, and the labels (n,) int64."""
     with zipfile.ZipFile(images_zip) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
-        classes = [Path(name).parent.name for name in names]
-        order = {name: label for label, name in enumerate(sorted(set(classes)))}
-        predicted = []
-        for start in range(0, len(names), batch):
-            pixels = [_pixels(archive, name) for name in names[start : start + batch]]
-            predicted.append(_run(session, _nchw(pixels, CIFAR_MEAN, CIFAR_STD)).argmax(1))  # (batch,)
-    return _top1(np.concatenate(predicted), np.array([order[name] for name in classes]), reference)
+        pixels = np.stack([_pixels(archive, name) for name in names])
+    classes = [Path(name).parent.name for name in names]
+    order = {name: label for label, name in enumerate(sorted(set(classes)))}
+    return pixels, np.array([order[name] for name in classes])
 
 
 def sts_spearman(
@@ -145,10 +152,8 @@ def _pixels(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
 
 
-def _nchw(
-    pixels: list[npt.NDArray[np.uint8]], mean: tuple[float, ...], std: tuple[float, ...]
-) -> npt.NDArray[np.float32]:
-    unit = np.stack(pixels).astype(np.float32) / 255  # (n, h, w, 3)
+def _nchw(pixels: npt.NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    unit = pixels.astype(np.float32) / 255  # (n, h, w, 3)
     scaled = (unit - np.array(mean, np.float32)) / np.array(std, np.float32)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))  # (n, 3, h, w)
 
