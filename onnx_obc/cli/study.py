@@ -63,7 +63,7 @@ def study_command(
     chunk
         Columns of a chunk. [default: 36]
     rows
-        Rows of a layer that are solved, 0 for all. [default: 64; fewer of layers with more than 1152 columns]
+        Rows of a layer that are solved, 0 for all. [default: 48; fewer of layers with more than 1152 columns]
     recipe
         Write a recipe that gives each layer its verdict to this file, and compare whole models.
     database

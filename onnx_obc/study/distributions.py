@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -112,6 +113,7 @@ FAMILIES: dict[Family, tuple[Callable[[float], Distribution], float, float]] = {
 }
 
 
+@lru_cache(16)  # its root is looked for at every budget
 def of_kurtosis(kurtosis: float, family: Family = "truncated-t") -> Distribution:
     """The member of a family that has a kurtosis (to 1e13): the uniform distribution up to its 1.8, and for nan."""
     make, *ends = FAMILIES[family]

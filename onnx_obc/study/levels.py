@@ -25,7 +25,8 @@ COMPRESSION = "deflate"  # what zip, gzip, wheels and app packages use
 WIDTHS = (2, 3, 4, 5, 6, 8)  # of values that are pruned as well: what runtimes store, and two between
 PATTERNS = (NM(2, 4), NM(4, 8), NM(1, 4), NM(2, 8), NM(1, 8))
 BLOCK = 4
-_DENSITIES = (0.004, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.5, 0.75, 1.0)
+_DENSITIES = (0.004, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.5, 0.75, 1.0)  # of floats
+_FEWER = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)  # of integers
 _MEASURED = 2**13  # weights that the cost of densities is measured on
 _MATCHES = 0.05  # how far below the budget a pattern of fixed size may stay
 
@@ -43,8 +44,8 @@ class Candidate:
 class Prices:
     """Bits for each weight of a layer in a compressed file.
 
-    quantized: by the bits of a budget. At `_DENSITIES`: floats, pruned float32 weights by the size of their blocks;
-    integers, pruned ones by their width.
+    quantized: by the bits of a budget. floats: of pruned float32 weights, by the size of their blocks, at `_DENSITIES`.
+    integers: of pruned ones, by their width, at `_FEWER` densities.
     """
 
     quantized: Mapping[int, float]
@@ -79,7 +80,7 @@ def measure_prices(weight: Float32, quantized: Mapping[int, Level]) -> Prices:
     return Prices(
         {bits: compressed_bits(uncompensated(rows, level, "mse")) for bits, level in quantized.items()},
         {size: [cost(d, None, size) for d in _DENSITIES] for size in (1, BLOCK)},
-        {width: [cost(d, width) for d in _DENSITIES] for width in WIDTHS},
+        {width: [cost(d, width) for d in _FEWER] for width in WIDTHS},
     )
 
 
@@ -135,10 +136,10 @@ def candidates(
 
 def _density(budget: float, size: Size, value_bits: float, block: int, prices: Sequence[float] | None) -> float:
     """The largest density within the budget, 0 where it pays for no weight. Of `bytes` between measured ones."""
-    if size == "bytes":
-        assert prices is not None
-        rising = np.maximum.accumulate(prices)
-        return float(np.interp(budget, rising, _DENSITIES, left=0.0))
+    if prices is not None:
+        densities = _DENSITIES if len(prices) == len(_DENSITIES) else _FEWER
+        return float(np.interp(budget, np.maximum.accumulate(prices), densities, left=0.0))
+    assert size != "bytes"
     kept = density(block * budget, size, block * value_bits)  # one mask entry for each block
     return 0.0 if kept is None else kept
 

@@ -46,7 +46,7 @@ class StudyOptions:
     """What is studied.
 
     bits: budgets, for each weight. size: the convention of equal size that counts first. prove: seconds for proofs on
-    chunks of `chunk` columns; 0 for none. rows: how many rows of a layer are solved; 0 for all, None for 64, and fewer
+    chunks of `chunk` columns; 0 for none. rows: how many rows of a layer are solved; 0 for all, None for 48, and fewer
     of layers of more than 1152 columns. recipe: where to write a recipe with the verdicts; the three models are then
     compared. database: solutions that are there already.
     """
