@@ -135,7 +135,7 @@ def magnitude_solved(database: Database, found: tuple[Profile, dict[str, np.ndar
 def blank(name: str) -> LayerReport:
     """A report without figures: a baseline's layers are not looked at one by one."""
     numbers = dict.fromkeys(LayerReport.__dataclass_fields__, 0)
-    return LayerReport(**{**numbers, "name": name, "notes": ()})  # type: ignore[arg-type]
+    return LayerReport(**{**numbers, "name": name, "level": "float", "notes": ()})  # type: ignore[arg-type]
 
 
 def costs_of(database: Database, profile: Profile) -> dict[str, float]:

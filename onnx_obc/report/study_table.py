@@ -102,7 +102,7 @@ def _layer_table(study: Study, budgets: Sequence[int], width: int) -> Renderable
             break
     known = words.knows_outputs(study)
     letters = "; Q: quantize, P: prune" + (", B: both" if known else "") if short else ""
-    ranked = ", ✓ where that is proven" if known else ""
+    ranked = ", ✓ where no solution of the other kind, quantized or pruned, could match it" if known else ""
     legend = f"what loses least, by how many dB against the best of another kind{ranked}{letters}"
     return Group(fitted_table(names, [*first, *verdicts], width), Text(legend))
 

@@ -27,6 +27,7 @@ PATTERNS = (NM(2, 4), NM(4, 8), NM(1, 4), NM(2, 8), NM(1, 8))
 BLOCK = 4
 _DENSITIES = (0.004, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.5, 0.75, 1.0)  # of floats
 _FEWER = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)  # of integers
+_DENSE = 0.95  # with more weights kept it is quantization alone
 _MEASURED = 2**13  # weights that the cost of densities is measured on
 _MATCHES = 0.05  # how far below the budget a pattern of fixed size may stay
 
@@ -126,7 +127,7 @@ def candidates(
         if prices is None and channels % pattern.m == 0 and budget * (1 - _MATCHES) <= cost <= budget:
             made.append(Candidate("prune", Level(pattern), cost))
     kept_of = {w: _density(budget, size, w, 1, None if prices is None else prices.integers[w]) for w in WIDTHS}
-    widths = [width for width, kept in kept_of.items() if 0 < kept < 1]
+    widths = [width for width, kept in kept_of.items() if 0 < kept < _DENSE]
     if widths:
         width = max(widths, key=lambda width: snr_of_both(distribution, width, kept_of[width]))
         level = Level(pruned(1 - kept_of[width]), width, symmetric=width == 8 or quantized.symmetric)

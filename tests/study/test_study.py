@@ -1,0 +1,161 @@
+"""A study from a model and data to its record, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from digits import CALIBRATION, MODEL
+from onnx import helper
+from small_graphs import build, random
+
+from onnx_obc import Recipe, compress
+from onnx_obc import build as build_database
+from onnx_obc.core.errors import CalibrationError, DatabaseError, ModelError, RecipeError
+from onnx_obc.core.progress import Feedback
+from onnx_obc.pipeline.recipe import read_recipe
+from onnx_obc.study.study import StudyOptions, study
+from onnx_obc.study.whole import PRUNED, QUANTIZED, VERDICTS
+
+
+def model(weight: np.ndarray | None = None) -> onnx.ModelProto:
+    """Two products: the first a matrix of 12 × 16, or what is given."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["y"], name="second"),
+    ]
+    first = random(12, 16) if weight is None else weight
+    weights = {"a": first, "b": random(16, 5, seed=1)}
+    return build(nodes, {"x": ("n", 12)}, {"y": ("n", 5)}, weights)
+
+
+def samples(count: int = 200) -> dict[str, np.ndarray]:
+    return {"x": random(count, 12, seed=2)}
+
+
+def test_a_whole_study(tmp_path: Path) -> None:
+    stages = set()
+    feedback = Feedback(lambda stage, done, total: stages.add(stage))
+    options = StudyOptions(bits=(3, 4), prove=1e6, recipe=tmp_path / "r.yaml", chunk=10)
+    found = study(model(), samples(), options, feedback=feedback)
+    assert [row.name for row in found.layers] == ["first", "second"] and not found.interrupted
+    for layer in found.layers:
+        assert layer.reason is None and layer.studied == layer.rows and layer.positions > 0
+        assert [row.bits for row in layer.budgets] == [3, 4]
+        assert all(math.isfinite(way.snr) for row in layer.budgets for way in row.ways)
+    assert {row.layer for row in found.chunks} == {"first", "second"}
+    assert all(row.columns[1] <= 10 for row in found.chunks)
+    assert len(found.counted(4, "bytes")) == 2
+    assert {"weights", "study", "prove", "compare"} <= stages
+    assert [(x.bits, x.name) for x in found.whole] == [
+        (bits, name) for bits in (3, 4) for name in (QUANTIZED, PRUNED, VERDICTS)
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r-3bit.yaml", "r-4bit.yaml"]
+
+
+def test_the_recipe_gives_the_layers_their_verdicts(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    found = study(model(), samples(), StudyOptions(bits=(4,), size="paper", recipe=file))
+    text = file.read_text()
+    assert text.startswith("# ") and "in onnxruntime zeros make nothing faster" in text
+    plain = yaml.safe_load(text)
+    best = {layer.name: max(layer.budgets[0].ways, key=lambda way: way.snr).level for layer in found.layers}
+    assert [rule["match"] for rule in plain["layers"]] == list(best)
+    made = compress(model(), samples(), read_recipe(file).model_copy(update={"correct": False}))
+    assert {layer.name: layer.level for layer in made.report.layers} == best
+    (whole,) = (x for x in found.whole if x.name == VERDICTS)
+    assert made.report.output_loss == pytest.approx(whole.loss, rel=1e-3) and whole.recipe == str(file)
+
+
+def test_weights_alone() -> None:
+    found = study(model(), None, StudyOptions(bits=(4,)))
+    assert found.samples == 0 and not found.chunks
+    for layer in found.layers:
+        (row,) = layer.budgets
+        assert not row.ways and not row.verdicts and row.tensor.quantized > 10 and layer.kurtosis is not None
+
+
+def test_the_same_study_says_the_same() -> None:
+    first, second = (study(model(), samples(), StudyOptions(bits=(3,), rows=8)) for _ in range(2))
+    assert first == second and first.layers[0].studied == 8
+    other = study(model(), samples(), StudyOptions(bits=(3,), rows=8), Recipe(seed=1))
+    assert first.layers != other.layers
+
+
+def test_rows_without_an_answer_say_why() -> None:
+    flat = study(model(np.ones((12, 16), np.float32)), samples(), StudyOptions(bits=(4,), prove=1e6))
+    assert "all of its weights are equal" in str(flat.layers[0].reason) and not flat.layers[0].budgets
+    assert flat.layers[1].reason is None and {row.layer for row in flat.chunks} == {"second"}
+    broken = random(12, 16)
+    broken[3, 3] = np.nan
+    assert "NaN" in str(study(model(broken), None, StudyOptions(bits=(4,))).layers[0].reason)
+    dead = study(model(-np.abs(random(12, 16))), {"x": np.abs(random(50, 12))}, StudyOptions(bits=(4,)))
+    assert "never reaches it" in str(dead.layers[1].reason)  # behind a Relu of what is never positive
+
+
+def test_too_few_positions_are_said() -> None:
+    found = study(model(), samples(8), StudyOptions(bits=(4,)))
+    assert any("null space" in note for note in found.layers[0].notes)
+    single = study(model(), samples(1), StudyOptions(bits=(4,)))
+    assert single.layers[0].budgets[0].ways
+
+
+def test_a_budget_that_no_density_meets() -> None:
+    found = study(model(), samples(), StudyOptions(bits=(2,), size="bitmap"))
+    assert all(row.tensor.pruned["bitmap"] is not None for layer in found.layers for row in layer.budgets)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    def refused(options: StudyOptions, calibration: object = None) -> str:
+        with pytest.raises(RecipeError) as error:
+            study(model(), calibration, options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "2 to 8 bits" in refused(StudyOptions(bits=(1,))) and "2 to 8 bits" in refused(StudyOptions(bits=()))
+    assert "--chunk 1" in refused(StudyOptions(chunk=1)) and "--chunk 65" in refused(StudyOptions(chunk=65))
+    assert "not negative" in refused(StudyOptions(rows=-1), samples())
+    assert "needs --calib" in refused(StudyOptions(prove=5.0))
+    assert "needs --calib" in refused(StudyOptions(recipe=tmp_path / "r.yaml"))
+    relu = build([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, 4)}, {"y": (1, 4)}, {})
+    with pytest.raises(ModelError, match="no layer with a constant weight"):
+        study(relu)
+    with pytest.raises(CalibrationError):
+        study(model(), {"x": random(20, 11)})
+
+
+def test_solutions_come_from_a_database(tmp_path: Path) -> None:
+    build_database(model(), samples(), "int4,int8", tmp_path / "db", Recipe(refine="none"))
+    options = StudyOptions(bits=(4,), rows=6)
+    plain = study(model(), samples(), options)
+    stored = study(model(), samples(), StudyOptions(bits=(4,), rows=6, database=tmp_path / "db"))
+    for a, b in zip(plain.layers, stored.layers, strict=True):
+        assert a.studied == b.studied
+    other = model(random(12, 16, seed=9))
+    with pytest.raises(DatabaseError, match="another model"):
+        study(other, samples(), StudyOptions(database=tmp_path / "db"))
+
+
+def test_an_interrupt_leaves_what_was_finished() -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "study":
+            raise KeyboardInterrupt
+
+    found = study(model(), samples(), StudyOptions(bits=(4,), prove=1e6), feedback=Feedback(interrupt))
+    assert found.interrupted and any("interrupted" in note for note in found.notes)
+    assert found.layers[0].budgets[0].ways and not found.layers[1].budgets[0].ways and not found.chunks
+
+
+@pytest.mark.slow
+def test_the_demo_model(tmp_path: Path) -> None:
+    found = study(MODEL, CALIBRATION, StudyOptions(bits=(4,), prove=20.0, size="paper"))
+    assert len(found.layers) == 20 and all(layer.reason is None for layer in found.layers)
+    proven = [row.proven for row in found.chunks]
+    assert len(proven) > 50 and proven.count("quantize") > 0.8 * len(proven)
+    quantized = [v for v in found.counted(4, "bitmap") if v.winner == "quantize"]
+    assert len(quantized) >= 15
