@@ -10,7 +10,7 @@ from problems import layer
 from onnx_obc.core.level import NM, Block, Level, Unstructured
 from onnx_obc.solver import damp, solve
 from onnx_obc.solver.linalg.inverse import invert
-from onnx_obc.study.exact import branch
+from onnx_obc.study.exact import perspective
 from onnx_obc.study.exact import problem as problems
 from onnx_obc.study.exact.masks import solve_mask
 from onnx_obc.study.exact.problem import Limit
@@ -93,15 +93,41 @@ def test_it_looks_at_the_clock_between_slices_and_goes_on(sparsity, monkeypatch)
     assert not found.proven and found.nodes == 15 and 0 < found.bound < whole.loss <= found.loss
 
 
+def at_the_root(weight, hessian, pruned, steps, splitting=None):
+    """The bound before the loss of a solution is put to it."""
+    inverse, states = invert(hessian), np.zeros(len(weight), np.int8)
+    begin = (weight if splitting is None else splitting).copy()
+    share = perspective.share_of(hessian, inverse)
+    known = (inverse, weight, begin, states, np.array([pruned]), share, 1, np.inf, steps)
+    return 0.5 * perspective.least_added(*known)[0]
+
+
 def test_what_a_node_adds_at_least():
     """Against the optimum, before the loss of a solution is put to it; of a single column it is the optimum."""
     for seed in range(200):
         weight, hessian, pruned, best = unstructured(seed)
-        n = len(weight)
-        own, left, free = np.arange(n)[:, None], np.array([pruned]), np.ones(n, bool)
-        found = 0.5 * branch._least_added(invert(hessian), weight, own, free, left)
-        assert found <= best or close(found, best, weight, hessian), seed
-        assert pruned != 1 or close(found, best, weight, hessian)
+        for steps in (0, 1, 50):
+            found = at_the_root(weight, hessian, pruned, steps)
+            assert found <= best or close(found, best, weight, hessian), seed
+            assert pruned != 1 or close(found, best, weight, hessian)
+
+
+def test_holds_for_any_expansion_point():
+    """The proof needs nothing of v, so a bad splitting can only loosen the bound."""
+    random = np.random.default_rng(0)
+    for seed in range(200):
+        weight, hessian, pruned, best = unstructured(seed)
+        for size in (1e-3, 0.1, 1.0, 100.0):
+            anywhere = size * np.abs(weight).max() * random.standard_normal(len(weight))
+            found = at_the_root(weight, hessian, pruned, 1, anywhere)
+            assert found <= best or close(found, best, weight, hessian), seed
+
+
+def test_the_relaxation_is_a_good_part_of_the_optimum():
+    weight, hessian, _, _ = real()
+    for pruned in (9, 18, 27):
+        best = solve_mask(weight, hessian, Unstructured(pruned / 36)).loss
+        assert at_the_root(weight, hessian, pruned, 200) > 0.5 * best > 0.5 * at_the_root(weight, hessian, pruned, 0)
 
 
 def test_it_can_be_interrupted(monkeypatch):

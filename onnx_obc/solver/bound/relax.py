@@ -66,13 +66,13 @@ def _shrink(target: Float32, d: Float32, sparsity: Sparsity) -> Float32:
     keep.
     """
     q = np.sqrt(units(d * target * target, sparsity))  # (sets, units)
-    _fill(q, q.shape[1] - pruned_units(sparsity, q.shape[1]))
+    fill(q, q.shape[1] - pruned_units(sparsity, q.shape[1]))
     z = _spread(q, sparsity, target.shape)  # (groups, rows, columns)
     return np.asarray(z / (1 + z) * target, np.float32)
 
 
 @compiled
-def _fill(q: Float32, keep: int) -> None:
+def fill(q: Float32 | Float64, keep: int) -> None:
     """Replace q by z, set by set; θ by bisection. q: (sets, units), not negative."""
     for one in q:
         low = 1 / max(np.float64(one.max()), 1e-60)
@@ -92,7 +92,7 @@ def _fill(q: Float32, keep: int) -> None:
 
 
 @compiled
-def _filled(one: Float32, theta: float) -> float:
+def _filled(one: Float32 | Float64, theta: float) -> float:
     """Σz of a set."""
     total = 0.0
     for q in one:

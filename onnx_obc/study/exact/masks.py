@@ -50,7 +50,7 @@ def solve_mask(
             raise ValueError("start: a mask of another pattern")
         candidates.append(given[:, 0])
     best = min(candidates, key=lambda each: removal(inverse, w, pattern.columns(each)))
-    found, open_loss, nodes = branch_and_bound(pattern, inverse, w, best, limit)
+    found, open_loss, nodes = branch_and_bound(pattern, h, inverse, w, best, limit)
     best = min((best, found), key=lambda each: removal(inverse, w, pattern.columns(each)))
     mask = ~pattern.columns(best)
     x = _refit(weight, hessian, mask)

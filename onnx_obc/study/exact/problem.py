@@ -14,9 +14,7 @@ from ...core.arrays import Float64
 
 Codes: TypeAlias = npt.NDArray[np.integer]
 
-_SLICE = (
-    2**14
-)  # nodes, at most some hundredths of a second: between them a search looks at the clock and can be interrupted
+_SLICE = 2**14  # nodes, some hundredths of a second: after them a search looks at the clock and can be interrupted
 
 
 @dataclass(frozen=True)

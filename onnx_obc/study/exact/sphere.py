@@ -69,9 +69,8 @@ class Tree:
         with np.errstate(divide="ignore", invalid="ignore"):
             lean = np.where(columns[2] == 0, 0, columns[2] / (2 * share))  # infinite where the share is zero
         spread = np.ascontiguousarray(np.linalg.inv(factor).T)
-        return cls(
-            order, factor, spread, columns, np.stack([share, lean]), lattice.distance(middle) + float(least.sum())
-        )
+        root = lattice.distance(middle) + float(least.sum())
+        return cls(order, factor, spread, columns, np.stack([share, lean]), root)
 
     def start(self, lattice: Lattice) -> Float64:
         """Whole numbers (n,) to begin with: the better of rounding a and of rounding x̂ column by column, descended."""

@@ -225,7 +225,7 @@ def test_shares_keep_as_many_as_asked():
     q = np.random.default_rng(0).random((50, 8), np.float32)
     q[0, 3:] = 0
     z = q.copy()
-    relax._fill(z, 5)
+    relax.fill(z, 5)
     assert ((z >= 0) & (z <= 1)).all()
     np.testing.assert_allclose(z[1:].sum(axis=1), 5, rtol=2e-3)
     assert z[0].tolist() == [1] * 3 + [0] * 5
