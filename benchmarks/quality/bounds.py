@@ -4,7 +4,8 @@
     python -m benchmarks.quality.bounds --quick   # every fourth layer
 
 Every layer of ResNet-20 is solved at every level. A row of the table is a level: the geometric mean over the layers of
-the achieved loss divided by the lower bound, the least and the largest, and what the bound takes.
+the achieved loss divided by the lower bound, the least and the largest, and what the bound takes. A second table is of
+chunks of layers of three models, whose optimum is found: see optimum.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from benchmarks.common.subjects import Subject, find_subjects, open_data
 from benchmarks.common.tables import machine, markdown
+from benchmarks.quality import optimum
 from onnx_obc.calibration.capture import Chunk, capture
 from onnx_obc.core.level import parse_level
 from onnx_obc.graph.model import read_model
@@ -35,6 +37,7 @@ HEADER = (
     "level", "layers", "loss / bound", "least", "largest", "refined", "separable", "bound s / solve s",
 )  # fmt: skip
 SAMPLES = 1024
+MODELS = ("ResNet-20", "EfficientNet-Lite0", "MiniLM")
 GREEDY, REFINED = Method(threads=1), Method(threads=1, refine="auto")
 
 
@@ -118,7 +121,7 @@ def table(rows: Sequence[Measured]) -> str:
     return markdown(HEADER, cells)
 
 
-def page(rows: Sequence[Measured]) -> str:
+def page(rows: Sequence[Measured], gaps: Sequence[optimum.Gap]) -> str:
     return f"""# Lower bounds
 
 `python -m benchmarks.quality.bounds`, on {machine()}: ResNet-20, Hessians of {SAMPLES:,} training images, 1 % damping.
@@ -130,6 +133,16 @@ the refined solution's grids. *Separable*: the bound without its convex relaxati
 *Bound s / solve s*: total time of the bounds over that of the greedy, one thread each.
 
 {table(rows)}
+
+## The optimum of chunks
+
+{optimum.DRAWN} chunks of {optimum.COLUMNS} columns of one row from every layer that has so many, with the layer's damped
+Hessian, each solved as a layer of its own; exact search (`onnx_obc/study/exact`) for at most {optimum.SECONDS:g} s. Losses over
+that of the best codes on the same grid, or of the best mask: of the *baseline* (rounding, magnitude), the *greedy*, and
+*refined*, geometric means, and the *largest* of the refined. Where the optimum is proven for all three, and in how many
+each search took no longer than half a second.
+
+{optimum.table(gaps)}
 """
 
 
@@ -140,11 +153,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="every fourth layer")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        for subject in find_subjects(options.models, options.shared, Path(scratch), ("ResNet-20",)):
-            rows = run(subject, 4 if options.quick else 1)
-            print(table(rows))
-            if not options.quick:
-                (RESULTS / "bounds.md").write_text(page(rows))
+        subjects = find_subjects(options.models, options.shared, Path(scratch), MODELS[:1] if options.quick else MODELS)
+        rows = run(subjects[0], 4 if options.quick else 1)
+        print(table(rows))
+        gaps = [gap for subject in subjects for gap in optimum.measure(subject, SAMPLES)]
+        print(optimum.table(gaps))
+        if not options.quick:
+            (RESULTS / "bounds.md").write_text(page(rows, gaps))
 
 
 if __name__ == "__main__":
