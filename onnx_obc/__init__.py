@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .search.budget import Budget, parse_budget
     from .search.profile import SearchOptions
     from .search.retarget import compress_to_budget, retarget
+    from .study.record import Study
+    from .study.study import StudyOptions, study_model
 else:
     # Where each name is: loaded when it is asked for (PEP 562), so that the command line answers at once.
     _HOMES = {
@@ -45,6 +47,8 @@ else:
         "search.budget": ("Budget", "parse_budget"),
         "search.profile": ("SearchOptions",),
         "search.retarget": ("compress_to_budget", "retarget"),
+        "study.record": ("Study",),
+        "study.study": ("StudyOptions", "study_model"),
     }
 
     def __getattr__(name):
@@ -77,6 +81,8 @@ __all__ = [
     "Rule",
     "Samples",
     "SearchOptions",
+    "Study",
+    "StudyOptions",
     "VerificationError",
     "__version__",
     "build",
@@ -85,4 +91,5 @@ __all__ = [
     "open_database",
     "parse_budget",
     "retarget",
+    "study_model",
 ]

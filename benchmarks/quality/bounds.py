@@ -136,11 +136,11 @@ the refined solution's grids. *Separable*: the bound without its convex relaxati
 
 ## The optimum of chunks
 
-{optimum.DRAWN} chunks of {optimum.COLUMNS} columns of one row from every layer that has so many, with the layer's damped
-Hessian, each solved as a layer of its own; exact search (`onnx_obc/study/exact`) for at most {optimum.SECONDS:g} s. Losses over
-that of the best codes on the same grid, or of the best mask: of the *baseline* (rounding, magnitude), the *greedy*, and
-*refined*, geometric means, and the *largest* of the refined. Where the optimum is proven for all three, and in how many
-each search took no longer than half a second.
+From every layer that has so many, {optimum.DRAWN} chunks of {optimum.COLUMNS} columns of a row, with the layer's damped
+Hessian, each solved as a layer of its own; exact search (`onnx_obc/study/exact`) for at most {optimum.SECONDS:g} s.
+Losses over that of the best codes on the same grid, or of the best mask: of the *baseline* (rounding, magnitude), the
+*greedy*, and *refined*, geometric means, and the *largest* of the refined. Where the optimum is proven for all three,
+and in how many each search took no longer than half a second.
 
 {optimum.table(gaps)}
 """

@@ -23,7 +23,7 @@ from benchmarks.common.tables import machine, markdown
 from onnx_obc.report.study_page import write_study_page
 from onnx_obc.study.levels import Size
 from onnx_obc.study.record import Study
-from onnx_obc.study.study import StudyOptions, study
+from onnx_obc.study.study import StudyOptions, study_model
 
 PAGES = Path(__file__).parents[2] / "docs" / "study"
 KINDS = ("quantize", "prune", "both")
@@ -33,7 +33,7 @@ def run(subject: Subject, rows: Rows, options: argparse.Namespace) -> None:
     """Study one model, unless it was."""
     if (subject.name,) in rows:
         return
-    found = study(subject.path, subject.calibration, StudyOptions(prove=options.prove), data=subject.options)
+    found = study_model(subject.path, subject.calibration, StudyOptions(prove=options.prove), data=subject.options)
     PAGES.mkdir(exist_ok=True)
     write_study_page(found, PAGES / f"{subject.name.lower()}.html")
     rows.add({"model": subject.name, "prove": options.prove, "layers": len(found.layers), "budgets": summary(found)})
@@ -88,10 +88,10 @@ def page(rows: Sequence[Row]) -> str:
 
 `python -m benchmarks.study.pages`, on {machine()}. The pages: docs/study.
 
-Layers to quantize / prune / do both at equal size, as solved by this tool, of at most 48 rows each; in brackets how many
-are proven: no solution of the other kind could match it, by the lower bound of the whole layer. *paper*: 16 bits for each
-kept weight, the mask free; *bitmap*: a bit for each weight; *entropy*: its entropy; *bytes*: of the file after deflate.
-Both at once was tried by *bytes* alone.
+Layers to quantize / prune / do both at equal size, as solved by this tool, of at most 48 rows each; in brackets how
+many are proven: no solution of the other kind could match it, by the lower bound of the whole layer. *paper*: 16 bits
+for each kept weight, the mask free; *bitmap*: a bit for each weight; *entropy*: its entropy; *bytes*: of the file after
+deflate. Both at once was tried by *bytes* alone.
 
 {markdown(("model", "bits", *get_args(Size)), verdicts, left=1)}
 

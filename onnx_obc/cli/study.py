@@ -88,7 +88,7 @@ def study_command(
         raise RecipeError("name a model, or ask for --distributions, the theory that needs none")
     from ..report.study_json import write_study_json
     from ..report.study_page import write_study_page
-    from ..study.study import StudyOptions, study
+    from ..study.study import StudyOptions, study_model
 
     page = html or Path(f"{source.stem}-study.html")
     figures = report or Path(f"{source.stem}-study.json")
@@ -101,7 +101,7 @@ def study_command(
     with told_what_was_written(results):
         with progress_bar(quiet) as feedback:
             found = DataOptions(**{**given(data), "seed": chosen.seed})
-            result = study(source, calib, options, chosen, data=found, feedback=feedback)
+            result = study_model(source, calib, options, chosen, data=found, feedback=feedback)
         write_study_json(result, figures)
         write_study_page(result, page)
         if not quiet:

@@ -87,7 +87,7 @@ class _Calibrated:
     feedback: Feedback
 
 
-def study(
+def study_model(
     model: str | Path | bytes | onnx.ModelProto | ir.Model,
     calibration: object | None = None,
     options: StudyOptions = StudyOptions(),

@@ -18,7 +18,7 @@ from onnx_obc import build as build_database
 from onnx_obc.core.errors import CalibrationError, DatabaseError, ModelError, RecipeError
 from onnx_obc.core.progress import Feedback
 from onnx_obc.pipeline.recipe import read_recipe
-from onnx_obc.study.study import StudyOptions, study
+from onnx_obc.study.study import StudyOptions, study_model
 from onnx_obc.study.whole import PRUNED, QUANTIZED, VERDICTS
 
 
@@ -42,7 +42,7 @@ def test_a_whole_study(tmp_path: Path) -> None:
     stages = set()
     feedback = Feedback(lambda stage, done, total: stages.add(stage))
     options = StudyOptions(bits=(3, 4), prove=1e6, recipe=tmp_path / "r.yaml", chunk=10)
-    found = study(model(), samples(), options, feedback=feedback)
+    found = study_model(model(), samples(), options, feedback=feedback)
     assert [row.name for row in found.layers] == ["first", "second"] and not found.interrupted
     for layer in found.layers:
         assert layer.reason is None and layer.studied == layer.rows and layer.positions > 0
@@ -60,7 +60,7 @@ def test_a_whole_study(tmp_path: Path) -> None:
 
 def test_the_recipe_gives_the_layers_their_verdicts(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
-    found = study(model(), samples(), StudyOptions(bits=(4,), size="paper", recipe=file))
+    found = study_model(model(), samples(), StudyOptions(bits=(4,), size="paper", recipe=file))
     text = file.read_text()
     assert text.startswith("# ") and "in onnxruntime zeros make nothing faster" in text
     plain = yaml.safe_load(text)
@@ -73,7 +73,7 @@ def test_the_recipe_gives_the_layers_their_verdicts(tmp_path: Path) -> None:
 
 
 def test_weights_alone() -> None:
-    found = study(model(), None, StudyOptions(bits=(4,)))
+    found = study_model(model(), None, StudyOptions(bits=(4,)))
     assert found.samples == 0 and not found.chunks
     for layer in found.layers:
         (row,) = layer.budgets
@@ -81,39 +81,39 @@ def test_weights_alone() -> None:
 
 
 def test_the_same_study_says_the_same() -> None:
-    first, second = (study(model(), samples(), StudyOptions(bits=(3,), rows=8)) for _ in range(2))
+    first, second = (study_model(model(), samples(), StudyOptions(bits=(3,), rows=8)) for _ in range(2))
     assert first == second and first.layers[0].studied == 8
-    other = study(model(), samples(), StudyOptions(bits=(3,), rows=8), Recipe(seed=1))
+    other = study_model(model(), samples(), StudyOptions(bits=(3,), rows=8), Recipe(seed=1))
     assert first.layers != other.layers
 
 
 def test_rows_without_an_answer_say_why() -> None:
-    flat = study(model(np.ones((12, 16), np.float32)), samples(), StudyOptions(bits=(4,), prove=1e6))
+    flat = study_model(model(np.ones((12, 16), np.float32)), samples(), StudyOptions(bits=(4,), prove=1e6))
     assert "all of its weights are equal" in str(flat.layers[0].reason) and not flat.layers[0].budgets
     assert flat.layers[1].reason is None and {row.layer for row in flat.chunks} == {"second"}
     broken = random(12, 16)
     broken[3, 3] = np.nan
-    assert "NaN" in str(study(model(broken), None, StudyOptions(bits=(4,))).layers[0].reason)
-    dead = study(model(-np.abs(random(12, 16))), {"x": np.abs(random(50, 12))}, StudyOptions(bits=(4,)))
+    assert "NaN" in str(study_model(model(broken), None, StudyOptions(bits=(4,))).layers[0].reason)
+    dead = study_model(model(-np.abs(random(12, 16))), {"x": np.abs(random(50, 12))}, StudyOptions(bits=(4,)))
     assert "never reaches it" in str(dead.layers[1].reason)  # behind a Relu of what is never positive
 
 
 def test_too_few_positions_are_said() -> None:
-    found = study(model(), samples(8), StudyOptions(bits=(4,)))
+    found = study_model(model(), samples(8), StudyOptions(bits=(4,)))
     assert any("null space" in note for note in found.layers[0].notes)
-    single = study(model(), samples(1), StudyOptions(bits=(4,)))
+    single = study_model(model(), samples(1), StudyOptions(bits=(4,)))
     assert single.layers[0].budgets[0].ways
 
 
 def test_a_budget_that_no_density_meets() -> None:
-    found = study(model(), samples(), StudyOptions(bits=(2,), size="bitmap"))
+    found = study_model(model(), samples(), StudyOptions(bits=(2,), size="bitmap"))
     assert all(row.tensor.pruned["bitmap"] is not None for layer in found.layers for row in layer.budgets)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
     def refused(options: StudyOptions, calibration: object = None) -> str:
         with pytest.raises(RecipeError) as error:
-            study(model(), calibration, options)
+            study_model(model(), calibration, options)
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -124,21 +124,21 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "needs --calib" in refused(StudyOptions(recipe=tmp_path / "r.yaml"))
     relu = build([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, 4)}, {"y": (1, 4)}, {})
     with pytest.raises(ModelError, match="no layer with a constant weight"):
-        study(relu)
+        study_model(relu)
     with pytest.raises(CalibrationError):
-        study(model(), {"x": random(20, 11)})
+        study_model(model(), {"x": random(20, 11)})
 
 
 def test_solutions_come_from_a_database(tmp_path: Path) -> None:
     build_database(model(), samples(), "int4,int8", tmp_path / "db", Recipe(refine="none"))
     options = StudyOptions(bits=(4,), rows=6)
-    plain = study(model(), samples(), options)
-    stored = study(model(), samples(), StudyOptions(bits=(4,), rows=6, database=tmp_path / "db"))
+    plain = study_model(model(), samples(), options)
+    stored = study_model(model(), samples(), StudyOptions(bits=(4,), rows=6, database=tmp_path / "db"))
     for a, b in zip(plain.layers, stored.layers, strict=True):
         assert a.studied == b.studied
     other = model(random(12, 16, seed=9))
     with pytest.raises(DatabaseError, match="another model"):
-        study(other, samples(), StudyOptions(database=tmp_path / "db"))
+        study_model(other, samples(), StudyOptions(database=tmp_path / "db"))
 
 
 def test_an_interrupt_leaves_what_was_finished() -> None:
@@ -146,14 +146,14 @@ def test_an_interrupt_leaves_what_was_finished() -> None:
         if stage == "study":
             raise KeyboardInterrupt
 
-    found = study(model(), samples(), StudyOptions(bits=(4,), prove=1e6), feedback=Feedback(interrupt))
+    found = study_model(model(), samples(), StudyOptions(bits=(4,), prove=1e6), feedback=Feedback(interrupt))
     assert found.interrupted and any("interrupted" in note for note in found.notes)
     assert found.layers[0].budgets[0].ways and not found.layers[1].budgets[0].ways and not found.chunks
 
 
 @pytest.mark.slow
 def test_the_demo_model(tmp_path: Path) -> None:
-    found = study(MODEL, CALIBRATION, StudyOptions(bits=(4,), prove=20.0, size="paper"))
+    found = study_model(MODEL, CALIBRATION, StudyOptions(bits=(4,), prove=20.0, size="paper"))
     assert len(found.layers) == 20 and all(layer.reason is None for layer in found.layers)
     proven = [row.proven for row in found.chunks]
     assert len(proven) > 50 and proven.count("quantize") > 0.8 * len(proven)
