@@ -107,14 +107,17 @@ def study_layer(
 
 
 def _fitting(found: Sequence[Candidate], solved: Mapping[Level, _Figures]) -> list[Candidate]:
-    """Candidates with fewer weights kept where the solution takes more bytes, compressed, than the quantized one."""
+    """Candidates with fewer weights kept where the solution takes more bytes, compressed, than the quantized one; those
+    that would have none left are gone."""
     (budget,) = (solved[x.level].compressed for x in found if x.kind == "quantize")
     fitting = []
     for x in found:
         excess, sparsity = solved[x.level].compressed - budget, x.level.sparsity
         if isinstance(sparsity, Unstructured | Block) and excess > _EXCESS * budget:
             kept = 1 - sparsity.sparsity - excess / (x.level.bits or 32)  # what a weight costs, its place aside
-            fewer = pruned(1 - max(kept, 0.0), sparsity.size if isinstance(sparsity, Block) else 1)
+            if kept <= 0:
+                continue
+            fewer = pruned(1 - kept, sparsity.size if isinstance(sparsity, Block) else 1)
             x = replace(x, level=replace(x.level, sparsity=fewer))
         fitting.append(x)
     return fitting
