@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +36,7 @@ def run(subject: Subject, rows: Rows, options: argparse.Namespace) -> None:
         return
     found = study_model(subject.path, subject.calibration, StudyOptions(prove=options.prove), data=subject.options)
     PAGES.mkdir(exist_ok=True)
+    found = replace(found, model=subject.path.name)  # wherever it lies here
     write_study_page(found, PAGES / f"{subject.name.lower()}.html")
     rows.add({"model": subject.name, "prove": options.prove, "layers": len(found.layers), "budgets": summary(found)})
     print(f"{subject.name}: {len(found.layers)} layers, {len(found.chunks)} chunks", flush=True)
