@@ -27,7 +27,7 @@ from onnx_obc.study.exact.integers import solve_integers
 from onnx_obc.study.exact.masks import solve_mask
 from onnx_obc.study.exact.problem import Limit, Proof, Rounding
 
-LEVELS = ("int8", "int4-asym", "int3-asym", "int2-asym", "sparse-0.50", "sparse-0.75", "2:4", "4:8", "block4-0.50")
+LEVELS = ("int8", "int4-asym", "int3-asym", "int2-asym", "sparse-0.50", "sparse-0.75", "2:4", "block4-0.50")
 DRAWN, COLUMNS, SECONDS = 6, 36, 2.0
 HEADER = ("model", "level", "chunks", "optimum proven", "in 0.5 s", "baseline", "greedy", "refined", "largest")
 
@@ -81,7 +81,7 @@ def gap(model: str, weight: np.ndarray, damped: Damped, text: str) -> Gap:
         proofs.append(optimum(weight, damped, level, solution))
         took.append(time.monotonic() - began)
     ratios = [
-        layer_loss(weight, solution.weights, damped.hessian) / proof.loss
+        layer_loss(weight, solution.weights, damped.hessian) / max(proof.loss, 1e-300)
         for solution, proof in zip(solutions, proofs, strict=True)
     ]
     return Gap(model, text, *ratios, all(proof.proven for proof in proofs), max(took))
@@ -114,7 +114,7 @@ def table(rows: Sequence[Gap]) -> str:
                 f"{100 * len(known) / len(part):.1f} %",
                 f"{100 * quick / len(part):.1f} %",
                 *(mean([getattr(row, name) for row in known]) for name in ("baseline", "greedy", "refined")),
-                f"{max(row.refined for row in known):.2f}",
+                f"{max((row.refined for row in known), default=np.nan):.2f}",
             )
         )
     return markdown(HEADER, cells, left=2)
@@ -122,4 +122,4 @@ def table(rows: Sequence[Gap]) -> str:
 
 def mean(values: Sequence[float]) -> str:
     """The geometric mean."""
-    return f"{np.exp(np.log(values).mean()):.3f}"
+    return f"{np.exp(np.log(values).mean()):.3f}" if values else ""

@@ -63,9 +63,10 @@ def study_command(
     chunk
         Columns of a chunk. [default: 36]
     rows
-        Rows of a layer that are solved, 0 for all. [default: 48; fewer of layers with more than 1152 columns]
+        Rows of a layer that are solved, 0 for all. [default: 64; fewer of layers with more than 1152 columns]
     recipe
-        Write a recipe that gives each layer its verdict to this file, and compare whole models.
+        Write a recipe that gives each layer its best way to this file (with several budgets: NAME-4bit.yaml), and
+        compare whole models.
     database
         Take solutions from this folder, which onnx-obc build made.
     distributions
@@ -82,21 +83,25 @@ def study_command(
     from .terminal import progress_bar
 
     if distributions:
-        _show_theory(html, source, calib, quiet)
+        _show_theory(html, report, source, calib, quiet)
         return
     if source is None:
         raise RecipeError("name a model, or ask for --distributions, the theory that needs none")
     from ..report.study_json import write_study_json
     from ..report.study_page import write_study_page
     from ..study.study import StudyOptions, study_model
+    from ..study.whole import recipe_paths
 
     page = html or Path(f"{source.stem}-study.html")
     figures = report or Path(f"{source.stem}-study.json")
-    results = [path for path in (page, figures, recipe) if path is not None]
-    for path in results:
+    budgets = _budgets(bits)
+    results = [page, figures, *recipe_paths(recipe, budgets).values()]
+    for number, path in enumerate(results):
         check_report(path, [], source)
+        if path.resolve() in [other.resolve() for other in results[:number]]:
+            raise RecipeError(f"{path} is named twice; give every result a file of its own")
     check_not_read(results, {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib or ""), "--tokenizer": data.tokenizer})
-    options = StudyOptions(_budgets(bits), size, prove, chunk, rows, recipe, database)
+    options = StudyOptions(budgets, size, prove, chunk, rows, recipe, database)
     chosen = chosen_recipe(None, (), method, run)
     with told_what_was_written(results):
         with progress_bar(quiet) as feedback:
@@ -106,31 +111,37 @@ def study_command(
         write_study_page(result, page)
         if not quiet:
             show(lambda width: study_table(result, width))
-            print(plain(f"written: {', '.join(map(str, results))}"))
+            print(plain(f"written: {', '.join(str(path) for path in results if path.exists())}"))
         if result.interrupted:
             raise KeyboardInterrupt
 
 
-def _show_theory(html: Path | None, source: Path | None, calib: str | None, quiet: bool) -> None:
-    """The page and the table of the theory alone."""
+def _show_theory(html: Path | None, report: Path | None, source: Path | None, calib: str | None, quiet: bool) -> None:
+    """The page, the figures and the table of the theory alone."""
+    from ..report.study_json import write_study_json
     from ..report.study_table import theory_table
     from ..report.table import show
     from ..report.theory_page import write_theory_page
+    from ..study.paper import theory
 
     if source is not None or calib is not None:
         raise RecipeError("--distributions is about no model: leave the model and --calib out, or leave it out")
-    page = html or Path("distributions.html")
-    check_report(page, [], None)
-    with told_what_was_written([page]):
+    page, figures = html or Path("distributions.html"), report or Path("distributions.json")
+    if page.resolve() == figures.resolve():
+        raise RecipeError(f"{page} is named twice; give every result a file of its own")
+    for path in (page, figures):
+        check_report(path, [], None)
+    with told_what_was_written([page, figures]):
         write_theory_page(page)
+        write_study_json(theory(), figures)
         if not quiet:
             show(theory_table)
-            print(plain(f"written: {page}"))
+            print(plain(f"written: {page}, {figures}"))
 
 
 def _budgets(text: str) -> tuple[int, ...]:
     """Bits separated by commas, each once, ascending."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdecimal() for part in parts):
         raise RecipeError(f"--bits {text!r}: write numbers of 2 to 8, such as 2,3,4,8")
     return tuple(sorted({int(part) for part in parts}))

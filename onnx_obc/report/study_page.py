@@ -28,11 +28,11 @@ _FIRST = 24  # layers whose figures are shown at once
 
 def write_study_page(study: Study, path: Path) -> None:
     """Write one HTML file, whole or not at all. Raises OutputError."""
-    by = words.judged_by(study)
+    by, outputs = words.judged_by(study), words.knows_outputs(study)
     budgets = sorted(study.bits)
 
     def verdict_at(layer: LayerRow, bits: int) -> Verdict | None:
-        return next((words.verdict_of(row, by) for row in layer.budgets if row.bits == bits), None)
+        return next((words.verdict_of(row, by, outputs) for row in layer.budgets if row.bits == bits), None)
 
     def words_of(layer: LayerRow) -> str:
         """What the filter of verdicts finds a layer by."""

@@ -91,27 +91,31 @@ def _layer_table(study: Study, budgets: Sequence[int], width: int) -> Renderable
         Column("weight matrix", [f"{x.groups} × {x.rows} × {x.columns}" for x in study.layers], rank=19),
         Column("kurtosis", [_short(layer.kurtosis) for layer in study.layers], rank=18),
     ]
-    by = words.judged_by(study)
+    by, known = words.judged_by(study), words.knows_outputs(study)
     room = min(_ROOM, max(map(len, names), default=0))
     for short in (False, True):
         verdicts = [
-            Column(f"{bits} bits", [_verdict(layer, bits, by, short) for layer in study.layers], left=True)
+            Column(f"{bits} bits", [_verdict(layer, bits, by, short, known) for layer in study.layers], left=True)
             for bits in budgets
         ]
         if room + sum(column.width for column in verdicts) <= width:
             break
-    known = words.knows_outputs(study)
     letters = "; Q: quantize, P: prune" + (", B: both" if known else "") if short else ""
-    ranked = ", ✓ where no solution of the other kind, quantized or pruned, could match it" if known else ""
+    ranked = (
+        "; ✓: no solution of the other kind, quantized or pruned, could match it, (✓): on the rows that were solved"
+        if known
+        else ""
+    )
     legend = f"what loses least, by how many dB against the best of another kind{ranked}{letters}"
     return Group(fitted_table(names, [*first, *verdicts], width), Text(legend))
 
 
-def _verdict(layer: LayerRow, bits: int, size: Size, short: bool) -> str:
-    found = next((words.verdict_of(row, size) for row in layer.budgets if row.bits == bits), None)
+def _verdict(layer: LayerRow, bits: int, size: Size, short: bool, outputs: bool) -> str:
+    found = next((words.verdict_of(row, size, outputs) for row in layer.budgets if row.bits == bits), None)
     if found is None:
         return "–"
-    return f"{_kind(found, short)} {words.db(found.margin)}{' ✓' if found.proven else ''}"
+    sure = " ✓" if found.proven else " (✓)" if found.on_rows else ""
+    return f"{_kind(found, short)} {words.db(found.margin)}{sure}"
 
 
 def _kind(found: Verdict, short: bool) -> str:
@@ -130,9 +134,12 @@ def _conventions(study: Study, budgets: Sequence[int]) -> RenderableType:
         cells = []
         for bits in budgets:
             found = words.counts(study, bits, size)
-            cells.append("–" if found is None else " / ".join(str(found.won.get(kind, 0)) for kind in kinds))
+            won = [str(found.won.get(k, 0)) if k != "both" or size == by else "–" for k in kinds] if found else ["–"]
+            cells.append(" / ".join(won))
         table.add_row(f"{size}{' *' if size == by else ''}", *cells)
-    lines = [Text(f"layers to {' / '.join(kinds)}; * the convention of the sentences above")]
+    lines = [
+        Text(f"layers to {' / '.join(kinds)}; * the convention above, in which blocks, patterns and both were tried")
+    ]
     lines += [Text(f"{size}: {words.meaning(study, size)}", "dim") for size in words.SIZES]
     return Group(table, *lines)
 
@@ -144,7 +151,8 @@ def _whole(study: Study) -> RenderableType:
     table.add_column("recipe", overflow="fold")
     for one in study.whole:
         loss = f"{one.loss:.3g}" if math.isfinite(one.loss) else "–"
-        table.add_row(str(one.bits), Text(one.name), f"{one.size:.2f}", loss, Text(one.recipe or ""))
+        name = one.name + (f", {words.layers(one.floats)} in float" if one.floats else "")
+        table.add_row(str(one.bits), Text(name), f"{one.size:.2f}", loss, Text(one.recipe or ""))
     return table
 
 

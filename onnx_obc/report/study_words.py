@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from ..study.levels import Kind, Size
@@ -16,18 +16,20 @@ DO: dict[Kind, str] = {"quantize": "quantize", "both": "prune and quantize", "pr
 SIZES: dict[Size, tuple[str, str]] = {
     "paper": ("paper", "16d = b: what is kept stays FP16, and the mask is free, as Kuzmin et al. (2023) count"),
     "bitmap": ("bitmap", "16d + 1 = b: the mask costs one bit for each weight"),
-    "entropy": ("entropy", "16d + H(d) = b: the mask costs its entropy, the least that any coding can reach"),
-    "bytes": ("bytes", "what the written file costs after {compression}, scales and zero points included"),
+    "entropy": ("entropy", "16d + H(d) = b: the mask costs its entropy, as a random one does at best"),
+    "bytes": ("bytes", "what the written file costs after {compression}: pruned values in float32, scales included"),
 }
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The verdicts of a budget: how many layers, and by winner how many and how many of those proven."""
+    """The verdicts of a budget: how many layers, and by winner how many and how many of those proven, and how many
+    proven of the rows alone that were solved."""
 
     layers: int
     won: Mapping[Kind, int]
     proven: Mapping[Kind, int]
+    on_rows: Mapping[Kind, int] = field(default_factory=dict)
 
 
 def knows_outputs(study: Study) -> bool:
@@ -35,9 +37,9 @@ def knows_outputs(study: Study) -> bool:
     return any(row.verdicts for layer in study.layers for row in layer.budgets)
 
 
-def verdict_of(row: BudgetRow, size: Size) -> Verdict | None:
-    """The verdict by a convention: of the layer's outputs, or of its weight alone where nothing was solved."""
-    if row.verdicts:
+def verdict_of(row: BudgetRow, size: Size, outputs: bool) -> Verdict | None:
+    """The verdict by a convention: of the layer's outputs, or, if those of no layer are known, of its weight alone."""
+    if outputs:
         return row.verdicts.get(size)
     if size not in get_args(Mask):
         return None
@@ -51,12 +53,12 @@ def verdict_of(row: BudgetRow, size: Size) -> Verdict | None:
 def counts(study: Study, bits: int, size: Size) -> Counts | None:
     """The verdicts of a budget by a convention, with data of the layers that were solved; None if there are none."""
     rows = [row for layer in study.layers for row in layer.budgets if row.bits == bits]
-    if knows_outputs(study):
-        rows = [row for row in rows if row.verdicts]
-    verdicts = [verdict for row in rows if (verdict := verdict_of(row, size)) is not None]
+    outputs = knows_outputs(study)
+    verdicts = [verdict for row in rows if (verdict := verdict_of(row, size, outputs)) is not None]
     won = Counter(verdict.winner for verdict in verdicts)
     proven = Counter(verdict.winner for verdict in verdicts if verdict.proven)
-    return Counts(len(verdicts), won, proven) if verdicts else None
+    on_rows = Counter(verdict.winner for verdict in verdicts if verdict.on_rows and not verdict.proven)
+    return Counts(len(verdicts), won, proven, on_rows) if verdicts else None
 
 
 def judged_by(study: Study) -> Size:
@@ -77,8 +79,11 @@ def headline(study: Study, bits: int) -> str:
     for kind in sorted(DO, key=lambda kind: -found.won.get(kind, 0)):
         if number := found.won.get(kind, 0):
             of = "" if parts else f" of {layers(found.layers)}"
-            proven = found.proven.get(kind, 0)
-            parts.append(f"{DO[kind]} {number}{of}" + (f", {proven} proven" if proven else ""))
+            proven, on_rows = found.proven.get(kind, 0), found.on_rows.get(kind, 0)
+            sure = f", {proven} proven" if proven else ""
+            parts.append(
+                f"{DO[kind]} {number}{of}{sure}" + (f", {on_rows} proven of the rows solved" if on_rows else "")
+            )
     return f"{start}: {'; '.join(parts)}."
 
 
@@ -119,21 +124,21 @@ def caveats(study: Study) -> list[str]:
         return [alone, "By magnitude and by rounding to the nearest, nothing is proven.", means]
     said = [
         "A layer's SNR is not the accuracy of the model: errors of layers add up, cancel, or change no answer.",
-        "Bounds hold for the grids used, not for every scale there could be, and for the damped Hessian solved for.",
+        "Bounds hold for so many zeros, in these patterns, on these grids, and for the damped Hessian solved for.",
         means,
     ]
     if study.chunks:
         said.append(
-            "A chunk is solved as a layer of its own, with a target of its own: it stands for its layer, and proves "
-            "nothing of it."
+            "A chunk has a target of its own, the grid of its row, and its density rounded up: it shows what is true "
+            "of small problems like it, and proves nothing of its layer."
         )
     done = [(layer, layer.groups * layer.rows) for layer in study.layers if layer.studied]
     partly = [(layer, rows) for layer, rows in done if layer.studied < rows]
     if partly:
         solved, rows = sum(layer.studied for layer, _ in done), sum(rows for _, rows in done)
         said.append(
-            f"{solved:,} of {rows:,} rows were solved; in {layers(len(partly))} a part of them, drawn at random, which "
-            "stands for the rest."
+            f"{solved:,} of {rows:,} rows were solved; in {layers(len(partly))} a part of them, drawn at random: there "
+            "proofs are about these rows alone (--rows 0 solves all)."
         )
     return said
 

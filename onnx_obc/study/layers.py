@@ -17,13 +17,14 @@ from ..solver.bound.bound import lower_bound
 from .distributions import sample
 from .levels import Candidate, Size, candidates, compressed_bits, measure_prices, pruned
 from .record import BudgetRow, Verdict, Way
-from .tensors import study_tensor, thinned
+from .tensors import study_tensor, thinned, thinned_values
 from .theory import snr
 
-ROWS, ROWS_UP_TO = 48, 1152  # rows of a layer that are solved, fewer where it has more columns: the time is their cube
+ROWS, ROWS_UP_TO = 64, 1152  # rows of a layer that are solved, fewer where it has more columns: the time is their cube
 _FEWEST = 8
-ROUNDS = 2  # of solving, to come to equal sizes of compressed files
-_EXCESS = 0.02  # that a size may be above the budget
+ROUNDS = 4  # of solving, to come to equal sizes of compressed files
+_ABOVE, _BELOW = 0.02, 0.04  # how far from the budget a size may stay
+_NOTHING = 1e-12  # of the energy: a loss below it is rounding
 _CHOOSING = 2**14  # weights by which the width of what is pruned and quantized is chosen
 
 Recall = Callable[[Level], Solution | None]
@@ -32,11 +33,13 @@ Recall = Callable[[Level], Solution | None]
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of a layer, with what they are solved from. weight: (groups, rows, columns) float32. channels: what
-    patterns must divide. recall: a level's solution of these rows, if it was solved before."""
+    patterns must divide. whole: whether they are all rows of the layer. recall: a level's solution of these rows, if it
+    was solved before."""
 
     weight: Float32
     damped: Damped
     channels: int
+    whole: bool = True
     recall: Recall = lambda level: None
 
 
@@ -62,7 +65,7 @@ def study_weight(weight: Float32, levels: Mapping[int, Level]) -> tuple[float, t
 def plan_layer(weight: Float32, channels: int, levels: Mapping[int, Level]) -> dict[tuple[int, Size], list[Candidate]]:
     """The candidates of a layer at each budget and by each convention. weight: (groups, rows, columns), all of it."""
     values = weight.reshape(-1)
-    distribution = sample(values[:: -(-values.size // _CHOOSING)])
+    distribution = sample(thinned_values(values, _CHOOSING))
     prices = measure_prices(weight, levels)
     return {
         (bits, size): candidates(bits, size, levels[bits], channels, distribution, prices if size == "bytes" else None)
@@ -94,29 +97,28 @@ def study_layer(
         asked = {x.level for key, found in wanted.items() if key[1] == size for x in found}
         for chosen, how in ((True, method), (False, replace(method, refine="none"))):
             those = [level for level in missing if (level in asked) == chosen]
-            solved |= {level: _figures(rows, solution) for level, solution in _solutions(rows, those, how)}
+            solved |= {level: _figures(rows, solution, method) for level, solution in _solutions(rows, those, how)}
         if left:
             wanted |= {key: _fitting(found, solved) for key, found in wanted.items() if key[1] == "bytes"}
     made = []
     for row in tensors:
         ways = {x: [(c, _way(c, solved[c.level], x)) for c in wanted[row.bits, x]] for x in get_args(Size)}
         pruned = {x: next((way for c, way in found if _anywhere(c)), None) for x, found in ways.items()}
-        verdicts = {x: judge([way for _, way in found]) for x, found in ways.items()}
+        verdicts = {x: judge([way for _, way in found], rows.whole) for x, found in ways.items()}
         made.append(replace(row, ways=tuple(way for _, way in ways[size]), pruned=pruned, verdicts=verdicts))
     return tuple(made)
 
 
 def _fitting(found: Sequence[Candidate], solved: Mapping[Level, _Figures]) -> list[Candidate]:
-    """Candidates with fewer weights kept where the solution takes more bytes, compressed, than the quantized one; those
-    that would have none left are gone."""
+    """Candidates with as many weights kept as come to the compressed bytes of the quantized layer, by a Newton step."""
     (budget,) = (solved[x.level].compressed for x in found if x.kind == "quantize")
     fitting = []
     for x in found:
         excess, sparsity = solved[x.level].compressed - budget, x.level.sparsity
-        if isinstance(sparsity, Unstructured | Block) and excess > _EXCESS * budget:
-            kept = 1 - sparsity.sparsity - excess / (x.level.bits or 32)  # what a weight costs, its place aside
-            if kept <= 0:
-                continue
+        if isinstance(sparsity, Unstructured | Block) and not -_BELOW * budget <= excess <= _ABOVE * budget:
+            kept = 1 - sparsity.sparsity
+            price = (x.level.bits or 32) + max(math.log2((1 - kept) / kept), 0.0)  # of one weight more, with its place
+            kept = min(max(kept - excess / price, kept / 3), 1 - (1 - kept) / 3)
             fewer = pruned(1 - kept, sparsity.size if isinstance(sparsity, Block) else 1)
             x = replace(x, level=replace(x.level, sparsity=fewer))
         fitting.append(x)
@@ -138,14 +140,17 @@ def take_rows(solution: Solution, picked: Sequence[int]) -> Solution:
     )
 
 
-def judge(ways: Sequence[Way]) -> Verdict:
-    """Which of the ways wins. Kuzmin et al. (2023) call a ranking proven if the worse method's bound, too, is worse."""
+def judge(ways: Sequence[Way], whole: bool) -> Verdict:
+    """Which of the ways wins. Kuzmin et al. (2023) call a ranking proven if the worse method's bound, too, is worse.
+
+    whole: whether all rows of the layer were solved; a mask that is shared out over others may do better.
+    """
     winner = max(ways, key=lambda way: way.snr)
     others = [way for way in ways if way.kind != winner.kind]
-    margin = min((winner.snr - way.snr for way in others), default=math.inf)
+    margin = min((winner.snr - way.snr if way.snr < winner.snr else 0.0 for way in others), default=math.inf)
     bounds = [way.bound for way in others if way.kind != "both"]
-    proven = bool(bounds) and all(bound is not None and winner.snr >= bound for bound in bounds)
-    return Verdict(winner.kind, margin, proven)
+    on_rows = bool(bounds) and all(bound is not None and winner.snr > bound for bound in bounds)
+    return Verdict(winner.kind, margin, on_rows and whole, on_rows)
 
 
 @dataclass(frozen=True)
@@ -169,18 +174,23 @@ def _solutions(rows: Rows, levels: Sequence[Level], method: Method) -> Iterator[
     yield from zip(missing, solve_levels(rows.weight, rows.damped, missing, method), strict=True)
 
 
-def _figures(rows: Rows, solution: Solution) -> _Figures:
+def _figures(rows: Rows, solution: Solution, method: Method) -> _Figures:
     weight, damped, level = rows.weight, rows.damped, solution.level
     energy = output_energy(weight, damped.hessian)
-    simple = baseline(weight, damped, level)
+    simple = baseline(weight, damped, level, grid=method.grid, shared_scale=method.shared_scale)
     pure = level.sparsity is None or level.bits is None
     bound = lower_bound(weight, damped, level, solution.grid) if pure else None
     return _Figures(
-        snr(energy, layer_loss(weight, solution.weights, damped.hessian)),
-        snr(energy, simple.loss),
-        None if bound is None else snr(energy, bound),
+        snr_above_rounding(energy, layer_loss(weight, solution.weights, damped.hessian)),
+        snr_above_rounding(energy, simple.loss),
+        None if bound is None else snr_above_rounding(energy, bound),
         compressed_bits(solution),
     )
+
+
+def snr_above_rounding(energy: float, loss: float) -> float:
+    """The SNR in dB, infinite where the loss is rounding."""
+    return snr(energy, loss if loss > _NOTHING * energy else 0.0)
 
 
 def _way(candidate: Candidate, figures: _Figures, size: Size) -> Way:

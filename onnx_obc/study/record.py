@@ -27,11 +27,15 @@ class Way:
 @dataclass(frozen=True)
 class Verdict:
     """winner: what loses least as solved. margin: to the best of another kind, in dB; infinite if there is none.
-    proven: no solution of the pure kinds that it beats can reach it, at their levels and on their grids."""
+
+    proven: no solution of the pure kinds that it beats can reach it, with so many zeros, in these patterns and on these
+    grids. on_rows: the same, of the rows that were solved alone.
+    """
 
     winner: Kind
     margin: float
     proven: bool
+    on_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ class ChunkRow:
     @property
     def proven(self) -> Kind | None:
         """The kind whose solution no solution of the other can match; None if neither's is proven."""
-        if self.best["quantize"] >= self.bound["prune"]:
+        if self.best["quantize"] > self.bound["prune"]:
             return "quantize"
-        return "prune" if self.best["prune"] >= self.bound["quantize"] else None
+        return "prune" if self.best["prune"] > self.bound["quantize"] else None
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,17 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class WholeModel:
-    """All layers quantized, all pruned, or each as its verdict says, at a budget of `bits` for each weight. size: what
-    it costs, in bits for each weight. loss: of the outputs on held-out samples. recipe: the file it was written to."""
+    """All layers quantized, all pruned, or each in its best way, at a budget of `bits` for each weight.
+
+    size: what it costs, in bits for each weight of all layers; floats: of these that stay float. loss: of the outputs
+    on held-out samples. recipe: the file it was written to.
+    """
 
     bits: int
     name: str
     size: float
     loss: float
+    floats: int = 0
     recipe: str | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ from ..calibration.data import open_samples
 from ..calibration.options import DataOptions
 from ..calibration.samples import Samples
 from ..calibration.split import describe, split
-from ..core.errors import DatabaseError, ModelError, RecipeError
-from ..core.level import Choice, Level
+from ..core.errors import DatabaseError, ModelError, ObcError, RecipeError
+from ..core.level import NM, Choice, Level
+from ..core.options import names
 from ..core.progress import Feedback
 from ..core.solution import Solution
 from ..core.version import __version__
@@ -26,6 +28,7 @@ from ..database.open import Database, open_database
 from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs, read_model
 from ..pipeline.layer import Prepared, method_of, prepare_layer, trusted_method
+from ..pipeline.options import MethodOptions
 from ..pipeline.plan import Folded, prepare
 from ..pipeline.recipe import Recipe
 from ..solver import Method
@@ -36,7 +39,7 @@ from .layers import Recall, Rows, draw_rows, plan_layer, study_layer, study_weig
 from .levels import COMPRESSION, Size, quantized_level
 from .record import ChunkRow, LayerRow, Study, WholeModel
 from .theory import BITS
-from .whole import compare_models
+from .whole import compare_models, recipe_paths
 
 WIDE = 6144  # columns beyond which a row takes the exact solver minutes
 
@@ -46,7 +49,7 @@ class StudyOptions:
     """What is studied.
 
     bits: budgets, for each weight. size: the convention of equal size that counts first. prove: seconds for proofs on
-    chunks of `chunk` columns; 0 for none. rows: how many rows of a layer are solved; 0 for all, None for 48, and fewer
+    chunks of `chunk` columns; 0 for none. rows: how many rows of a layer are solved; 0 for all, None for 64, and fewer
     of layers of more than 1152 columns. recipe: where to write a recipe with the verdicts; the three models are then
     compared. database: solutions that are there already.
     """
@@ -65,8 +68,8 @@ class StudyOptions:
             raise RecipeError(f"--bits: budgets are {BITS[0]} to {BITS[-1]} bits for each weight; write e.g. 2,3,4,8")
         if not 2 <= self.chunk <= 64:
             raise RecipeError(f"--chunk {self.chunk}: exact optima are found for 2 to 64 columns; write e.g. 36")
-        if self.prove < 0 or (self.rows is not None and self.rows < 0):
-            raise RecipeError("--prove and --rows are not negative; write e.g. --prove 120")
+        if not 0 <= self.prove < math.inf or (self.rows is not None and self.rows < 0):
+            raise RecipeError("--prove and --rows are numbers not below 0; write e.g. --prove 120")
         for name, given in (("--prove", self.prove), ("--recipe", self.recipe), ("--database", self.database)):
             if given and not calibrated:
                 raise RecipeError(f"{name} is about layer outputs: it needs --calib, data like what the model will see")
@@ -104,6 +107,8 @@ def study_model(
     """
     recipe, feedback = recipe or Recipe(), feedback or Feedback()
     options.check(calibration is not None)
+    if recipe.solver == "baseline":
+        raise RecipeError("--solver baseline: a study solves layers, and shows the baseline beside; leave it out")
     folded = prepare(read_model(model))
     layers, left_out = find_layers(folded.model)
     if not layers:
@@ -119,27 +124,18 @@ def study_model(
             notes.append("where exact search runs out of time, bounds are its own: pip install 'onnx-obc[study]'")
         database = _database(options, folded)
         how = _Calibrated(folded, options, recipe, method_of(recipe), levels, *split(samples), database, feedback)
-    rows = {}
-    for layer in layers:
-        rows[layer.name] = _weight_row(layer, levels)
-        feedback.progress("weights", 1, len(layers))
+    rows = {layer.name: LayerRow(layer.name, layer.op, layer.groups, layer.rows, layer.columns) for layer in layers}
     chunks: list[ChunkRow] = []
     whole: list[WholeModel] = []
     interrupted = False
-    if how is not None:
-        try:
-            problems: list[Problem] = []
-            with one_blas_thread():
-                for row, drawn in _study_layers([x for x in layers if rows[x.name].reason is None], rows, how):
-                    rows[row.name] = row
-                    problems += drawn
-            for proved in prove(problems, options.prove, how.method, feedback.progress):
-                chunks.append(proved)
-            for compared in _whole(tuple(rows.values()), how):
-                whole.append(compared)
-        except KeyboardInterrupt:
-            interrupted = True
-            notes.append("interrupted: what stands here was finished before")
+    try:
+        for layer in layers:
+            rows[layer.name] = _weight_row(layer, rows[layer.name], levels)
+            feedback.progress("weights", 1, len(layers))
+        if how is not None:
+            _calibrated(layers, rows, chunks, whole, notes, how)
+    except KeyboardInterrupt:
+        interrupted = True
     return Study(
         model=str(model) if isinstance(model, str | Path) else "",
         bits=options.bits,
@@ -151,15 +147,50 @@ def study_model(
         chunks=tuple(chunks),
         whole=tuple(whole),
         notes=tuple(notes),
-        how={"version": __version__, "seed": recipe.seed, "target": recipe.target, "prove": options.prove},
+        how=_how(options, recipe, None if how is None else how.calibrating),
         interrupted=interrupted,
     )
 
 
-def _weight_row(layer: Layer, levels: Mapping[int, Level]) -> LayerRow:
+def _calibrated(
+    layers: Sequence[Layer],
+    rows: dict[str, LayerRow],
+    chunks: list[ChunkRow],
+    whole: list[WholeModel],
+    notes: list[str],
+    how: _Calibrated,
+) -> None:
+    """Add what data says to the rows, and chunks and whole models, each as soon as it is there."""
+    problems: list[Problem] = []
+    with one_blas_thread():
+        for row, drawn in _study_layers([x for x in layers if rows[x.name].reason is None], rows, how):
+            rows[row.name] = row
+            problems += drawn
+    for proved in prove(problems, how.options.prove, how.method, how.feedback.progress):
+        chunks.append(proved)
+    recipes = recipe_paths(how.options.recipe, how.options.bits)
+    about = f"From a study (equal size: {how.options.size}; onnx-obc {__version__})"
+    data = how.calibrating, how.held_out
+    try:
+        for compared in compare_models(how.folded, list(rows.values()), recipes, data, how.recipe, about, how.feedback):
+            whole.append(compared)
+    except ObcError as error:  # what was found so far stands
+        notes.append(f"whole models were not compared: {error}")
+
+
+def _how(options: StudyOptions, recipe: Recipe, samples: Samples | None) -> dict[str, object]:
+    """What it takes to repeat a study: versions, data, and the options that are not at their defaults."""
+    given = {name: getattr(recipe, name) for name in names(MethodOptions)}
+    changed = {name: value for name, value in given.items() if value != getattr(Recipe(), name)}
+    data = {} if samples is None else {"calibration": samples.source}
+    rows = {} if options.rows is None else {"rows": options.rows}
+    always = {"version": __version__, "seed": recipe.seed, "target": recipe.target, "prove": options.prove}
+    return {**always, **data, **rows, **changed}
+
+
+def _weight_row(layer: Layer, row: LayerRow, levels: Mapping[int, Level]) -> LayerRow:
     """A layer's weight alone, or why there is nothing to say of it."""
     weight = layer.matrix()  # (groups, rows, columns)
-    row = LayerRow(layer.name, layer.op, layer.groups, layer.rows, layer.columns)
     if not np.isfinite(weight).all():
         return replace(row, reason="its weights hold NaN or infinity")
     if weight.min() == weight.max():
@@ -202,11 +233,13 @@ def _layer_row(layer: Layer, row: LayerRow, prepared: Prepared, how: _Calibrated
     if layer.columns > WIDE:
         method = replace(method, solver="ordered")
     planned = plan_layer(prepared.weight, layer.channels, how.levels)
-    part = Rows(prepared.weight[:, picked], prepared.damped, layer.channels, _recall(layer, picked, how.database))
+    recall = _recall(layer, picked, how.database)
+    whole = len(picked) == layer.rows
+    part = Rows(prepared.weight[:, picked], prepared.damped, layer.channels, whole, recall)
     budgets = study_layer(part, planned, how.options.size, row.budgets, method)
     row = replace(row, studied=layer.groups * len(picked), budgets=budgets, notes=tuple(_notes(layer, prepared, how)))
     options = how.options
-    drawn = draw_problems(layer, prepared, planned, options.size, options.chunk, generator) if options.prove else []
+    drawn = draw_problems(layer, prepared, budgets, options.size, options.chunk, generator) if options.prove else []
     return row, drawn
 
 
@@ -229,7 +262,8 @@ def _recall(layer: Layer, picked: Sequence[int], database: Database | None) -> R
     known = {} if database is None else database.entries[layer.name].solutions
 
     def recall(level: Level) -> Solution | None:
-        if database is None or str(level) not in known:
+        settled = level.sparsity is None or isinstance(level.sparsity, NM)  # row by row, whatever the other rows
+        if database is None or str(level) not in known or not (settled or len(picked) == layer.rows):
             return None
         return take_rows(database.solved(layer, Choice(level)).solution, picked)
 
@@ -243,16 +277,3 @@ def _database(options: StudyOptions, folded: Folded) -> Database | None:
     if database.manifest.model != model_key(folded.dense):
         raise DatabaseError(f"{options.database} is a database of another model; name its own, or leave it out")
     return database
-
-
-def _whole(layers: tuple[LayerRow, ...], how: _Calibrated) -> Iterator[WholeModel]:
-    """For each budget the three models, if a recipe is asked for."""
-    path, budgets = how.options.recipe, how.options.bits
-    for bits in budgets if path is not None else ():
-        assert path is not None
-        output = path if len(budgets) == 1 else path.with_name(f"{path.stem}-{bits}bit{path.suffix}")
-        about = (
-            f"Each layer as a study at {bits} bits a weight says (size: {how.options.size}; onnx-obc {__version__})."
-        )
-        data = how.calibrating, how.held_out
-        yield from compare_models(how.folded, layers, bits, data, how.recipe, (output, about), how.feedback)

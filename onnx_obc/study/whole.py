@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from ..calibration.samples import Samples
+from ..core.errors import plain
 from ..core.files import write_file
 from ..core.level import Choice, parse_level
+from ..core.options import names
 from ..core.progress import Feedback
-from ..graph.layers import find_layers
+from ..graph.layers import Layer, find_layers
+from ..pipeline.options import MethodOptions
 from ..pipeline.plan import Folded, make_plan, possible
 from ..pipeline.recipe import Recipe
 from ..pipeline.solve import solve_choices
@@ -20,106 +23,102 @@ from ..runtime.judge import Judge
 from ..targets.registry import TARGETS
 from .record import BudgetRow, LayerRow, Way, WholeModel
 
-VERDICTS, QUANTIZED, PRUNED = "as the verdicts say", "all quantized", "all pruned"
+BEST, QUANTIZED, PRUNED = "the best way for each", "all quantized", "all pruned"
 
 
-def choose_ways(layers: Sequence[LayerRow], bits: int, feasible: Mapping[str, set[str]]) -> dict[str, Way]:
-    """The way that loses least for each layer, of those whose level the target can execute.
-
-    feasible: the levels of each layer that it can. Layers without a row at this budget are left out, and stay float.
-    """
-    chosen = {}
-    for layer in layers:
-        for row in (row for row in layer.budgets if row.bits == bits):
-            ways = [way for way in row.ways if way.level in feasible.get(layer.name, ())]
-            if ways:
-                chosen[layer.name] = max(ways, key=lambda way: way.snr)
-    return chosen
-
-
-def recipe_text(ways: Mapping[str, Way], bits: int, recipe: Recipe, about: str) -> str:
-    """A recipe file that makes every layer what `ways` says, with what zeros gain on the target as a comment."""
-    target = TARGETS[recipe.target]
-    rules = [{"match": name, **_rule(way)} for name, way in ways.items()]
-    plain = {"target": recipe.target, "weights": f"int{bits}", "activations": "none", "layers": rules}
-    zeros = sum(way.kind != "quantize" for way in ways.values())
-    lines = [f"# {about}", f"# {zeros} of {len(ways)} layers have zeros; in {target.title} {target.zeros}."]
-    return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+def recipe_paths(path: Path | None, budgets: Sequence[int]) -> dict[int, Path]:
+    """Where the recipe of each budget goes: with several, their bits stand in the names."""
+    if path is None:
+        return {}
+    several = len(budgets) > 1
+    return {bits: path.with_name(f"{path.stem}-{bits}bit{path.suffix}") if several else path for bits in budgets}
 
 
 def compare_models(
     folded: Folded,
     layers: Sequence[LayerRow],
-    bits: int,
+    recipes: Mapping[int, Path],
     data: tuple[Samples, Samples],
     recipe: Recipe,
-    output: tuple[Path, str],
+    about: str,
     feedback: Feedback,
-) -> list[WholeModel]:
-    """Write the recipe of a budget, and judge the three models by their outputs on held-out samples.
+) -> Iterator[WholeModel]:
+    """Write a recipe for each budget, and judge its model, and those all quantized and all pruned, by their outputs.
 
-    Statistics are not corrected. data: what calibrates, and what is held out. output: where the recipe goes, and a line
-    for its head.
+    Each layer has the best of the ways that the target can execute; layers without one stay float. Statistics are not
+    corrected. recipes: files by the bits of the budget. data: what calibrates, and what is held out. about: a line for
+    the head of a recipe. Raises what solving raises.
     """
-    path, about = output
-    by_name = {layer.name: layer for layer in find_layers(folded.model)[0]}
-    rows = {layer.name: row for layer in layers for row in layer.budgets if row.bits == bits and row.ways}
-    feasible = {
-        name: {
-            way.level
-            for way in row.ways
-            if possible(by_name[name], Choice(parse_level(way.level)), recipe.target) is None
-        }
-        for name, row in rows.items()
-    }
-    verdicts = choose_ways(layers, bits, feasible)
-    write_file(path, recipe_text(verdicts, bits, recipe, about).encode())
-    profiles = {
-        QUANTIZED: _uniform(rows, feasible, "quantize"),
-        PRUNED: _uniform(rows, feasible, "prune"),
-        VERDICTS: verdicts,
-    }
+    found = {layer.name: layer for layer in find_layers(folded.model)[0]}
+    profiles: dict[tuple[int, str], dict[str, Way]] = {}
+    for bits, path in recipes.items():
+        rows = {layer.name: row for layer in layers for row in layer.budgets if row.bits == bits and row.ways}
+        ways = {name: _executable(found[name], row, recipe) for name, row in rows.items()}
+        profiles[bits, QUANTIZED] = _best({n: [w for w in of if w.kind == "quantize"] for n, of in ways.items()})
+        profiles[bits, PRUNED] = _best({n: [w for w in of if w.kind == "prune"] for n, of in ways.items()})
+        profiles[bits, BEST] = _best(ways)
+        differ = [n for n, way in profiles[bits, BEST].items() if way != max(rows[n].ways, key=lambda w: w.snr)]
+        text = recipe_text(profiles[bits, BEST], recipe, f"{about}, at {bits} bits a weight", differ)
+        write_file(path, text.encode())
     plans = {
-        name: make_plan(folded, recipe, {x: Choice(parse_level(way.level)) for x, way in ways.items()})
-        for name, ways in profiles.items()
+        key: make_plan(folded, recipe, {name: Choice(parse_level(way.level)) for name, way in ways.items()})
+        for key, ways in profiles.items()
         if ways
     }
-    choices = {
-        name: tuple(dict.fromkeys(plan.choices[name] for plan in plans.values() if name in plan.choices))
-        for name in verdicts
-    }
+    if not plans:
+        return
     calibrating, held_out = data
-    first = plans[VERDICTS]
-    solved = solve_choices(first, choices, calibrating, recipe, feedback)
+    taken = [(name, choice) for plan in plans.values() for name, choice in plan.choices.items()]
+    choices = {name: tuple(dict.fromkeys(c for n, c in taken if n == name)) for name, _ in taken}
+    together = make_plan(folded, recipe, {name: each[0] for name, each in choices.items()})
+    solved = solve_choices(together, choices, calibrating, recipe, feedback)
     judge = Judge(folded.dense, list(held_out.feeds()), recipe.execution())
-    made = []
-    for name, plan in plans.items():
+    for (bits, name), plan in plans.items():
         write(solved.of(plan), recipe)
-        file = str(path) if name == VERDICTS else None
-        made.append(WholeModel(bits, name, _size(layers, profiles[name]), judge.loss(plan.model), file))
+        size, file = _size(layers, profiles[bits, name]), str(recipes[bits]) if name == BEST else None
+        floats = len(layers) - len(profiles[bits, name])
+        yield WholeModel(bits, name, size, judge.loss(plan.model), floats, file)
         feedback.progress("compare", 1, len(plans))
-    return made
 
 
-def _uniform(rows: Mapping[str, BudgetRow], feasible: Mapping[str, set[str]], kind: str) -> dict[str, Way]:
-    """Every layer by one kind, the best of its ways."""
-    found = {}
-    for name, levels in feasible.items():
-        ways = [way for way in rows[name].ways if way.kind == kind and way.level in levels]
-        if ways:
-            found[name] = max(ways, key=lambda way: way.snr)
-    return found
+def recipe_text(ways: Mapping[str, Way], recipe: Recipe, about: str, differ: Sequence[str] = ()) -> str:
+    """A recipe file that makes every layer what `ways` says, and leaves the others in float.
+
+    differ: layers that would lose less in a way that the target cannot execute.
+    """
+    target = TARGETS[recipe.target]
+    zeros = sum(way.kind != "quantize" for way in ways.values())
+    lines = [f"# {about}.", f"# {zeros} of {len(ways)} layers have zeros; in {target.title} {target.zeros}."]
+    lines += [f"# {plain(name)}: the way that loses least is not for {target.title}." for name in differ]
+    changed = {
+        name: getattr(recipe, name) for name in names(MethodOptions) if getattr(recipe, name) != getattr(Recipe(), name)
+    }
+    rules = [{"match": name, **_rule(way)} for name, way in ways.items()]
+    content = {**changed, "weights": "float", "activations": "none", "layers": rules}
+    return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _executable(layer: Layer, row: BudgetRow, recipe: Recipe) -> list[Way]:
+    return [way for way in row.ways if possible(layer, Choice(parse_level(way.level)), recipe.target) is None]
+
+
+def _best(ways: Mapping[str, Sequence[Way]]) -> dict[str, Way]:
+    """Of every layer that has ways the one that loses least."""
+    return {name: max(of, key=lambda way: way.snr) for name, of in ways.items() if of}
 
 
 def _size(layers: Sequence[LayerRow], ways: Mapping[str, Way]) -> float:
-    """Bits for each weight of the layers that have a way."""
-    sizes = {layer.name: layer.groups * layer.rows * layer.columns for layer in layers if layer.name in ways}
-    return sum(ways[name].bits * size for name, size in sizes.items()) / max(sum(sizes.values()), 1)
+    """Bits for each weight of all layers, float32 where they have no way."""
+    sizes = {layer.name: layer.groups * layer.rows * layer.columns for layer in layers}
+    total = sum((ways[name].bits if name in ways else 32) * size for name, size in sizes.items())
+    return total / max(sum(sizes.values()), 1)
 
 
-def _rule(way: Way) -> dict[str, str]:
+def _rule(way: Way) -> dict[str, str | bool]:
     level = parse_level(way.level)
-    rule = {"weights": "float" if level.bits is None else f"int{level.bits}"}
+    rule: dict[str, str | bool] = {"weights": "float" if level.bits is None else f"int{level.bits}"}
     if level.sparsity is not None:
-        rule["sparsity"] = str(level.sparsity)  # a recipe reads these as it reads 0.6 and block4:0.7
+        rule["sparsity"] = str(level.sparsity)
+    if level.bits is not None:
+        rule["asymmetric"] = not level.symmetric
     return rule

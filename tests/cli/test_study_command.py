@@ -42,7 +42,7 @@ def test_the_theory_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run_cli("study", "--distributions") == 0
     said = capsys.readouterr().out
     assert "19.258" in said or "19.26" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["distributions.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["distributions.html", "distributions.json"]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,8 @@ def test_the_theory_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ([MODEL, "--distributions"], "about no model"),
         ([MODEL, "--bits", "4;8"], "write numbers of 2 to 8"),
         ([MODEL, "--bits", "9"], "2 to 8 bits"),
+        ([MODEL, "--bits", "²"], "write numbers of 2 to 8"),
+        ([MODEL, "--html", "same", "--report", "same"], "is named twice"),
         ([MODEL, "--prove", "10"], "needs --calib"),
         ([MODEL, "--html", "no/such/page.html"], "no/such"),
         ([MODEL, "--report", MODEL], "it is the model itself"),

@@ -71,7 +71,7 @@ def make_layer(name: str, bits: Sequence[int], samples: int, random: np.random.G
             for mask in get_args(Mask)
         }
         predicted = dict.fromkeys(FAMILIES, (quantized + 0.6, pruned - 0.4))
-        tensor = TensorRow(b, quantized, min(zeros, 0.9), quantized + 1.1, masks, predicted)
+        tensor = TensorRow(b, quantized, min(zeros, 0.9), quantized + 1.1, masks, pruned - 2, predicted)
         budgets.append(_solved(tensor, masks, gain, spread) if samples else BudgetRow(b, tensor))
     if not samples:
         return LayerRow(name, "Conv", 1, rows, columns, kurtosis, budgets=tuple(budgets))
@@ -101,7 +101,7 @@ def make_whole(bits: Sequence[int] = BITS) -> tuple[WholeModel, ...]:
     made = []
     for b in bits:
         made += [WholeModel(b, "all quantized", b + 0.1, 0.4 / 4.0**b), WholeModel(b, "all pruned", float(b), 0.9 / b)]
-        made.append(WholeModel(b, "as the verdicts say", b + 0.05, 0.3 / 4.0**b, f"recipe-{b}bit.yaml"))
+        made.append(WholeModel(b, "the best way for each", b + 0.05, 0.3 / 4.0**b, 1, f"recipe-{b}bit.yaml"))
     return tuple(made)
 
 
@@ -121,6 +121,6 @@ def _solved(tensor: TensorRow, masks: dict[Mask, float | None], gain: float, spr
         way = Way("prune", f"sparse-{1 - b / 17:.4f}", b, pruned - i, pruned - 3, pruned + 1)
         by_size[size] = way if paid else None
     pure = {size: [ways[0], *([way] if way else [])] for size, way in by_size.items()}
-    verdicts = {size: judge(ways if size == "bytes" else found) for size, found in pure.items()}
+    verdicts = {size: judge(ways if size == "bytes" else found, True) for size, found in pure.items()}
     assert all(math.isfinite(way.snr) for way in ways)
     return BudgetRow(b, tensor, tuple(ways), by_size, verdicts)

@@ -12,13 +12,14 @@ from onnx import helper
 from small_graphs import build, random
 
 from onnx_obc.calibration.capture import LayerHessian
+from onnx_obc.core.level import Unstructured
 from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.pipeline.layer import prepare_layer
 from onnx_obc.pipeline.recipe import Recipe
-from onnx_obc.solver import Method
+from onnx_obc.solver import Method, fit_grid
 from onnx_obc.study import chunks
 from onnx_obc.study.chunks import Problem, chunk_columns, draw_problems, prove
-from onnx_obc.study.layers import plan_layer
+from onnx_obc.study.layers import Rows, plan_layer, study_layer, study_weight
 from onnx_obc.study.levels import quantized_level
 from onnx_obc.study.record import ChunkRow
 
@@ -38,8 +39,10 @@ def conv() -> Layer:
 def drawn(count: int = 3) -> list[Problem]:
     layer, inputs = conv(), seeded().standard_normal((72, 500))
     prepared = prepare_layer(layer, LayerHessian(2 * (inputs @ inputs.T)[None] / 500, 500, 0.01), Recipe())
+    _, tensors = study_weight(prepared.weight, LEVELS)
     planned = plan_layer(prepared.weight, layer.channels, LEVELS)
-    return draw_problems(layer, prepared, planned, "paper", 36, seeded())[:count]
+    rows = study_layer(Rows(prepared.weight, prepared.damped, layer.channels), planned, "paper", tensors, Method())
+    return draw_problems(layer, prepared, rows, "paper", 36, seeded())[:count]
 
 
 def test_a_chunk_of_a_convolution_is_some_channels_at_all_positions() -> None:
@@ -64,10 +67,14 @@ def test_what_is_drawn_belongs_to_the_layer() -> None:
     for problem in drawn():
         assert problem.hessian.shape == (36, 36) and problem.weight.shape == (36,)
         assert (problem.weight == conv().matrix()[0, problem.row, problem.columns]).all()
-        assert set(problem.levels) == set(LEVELS)
-        quantized, pruned = problem.levels[4]
-        assert quantized == LEVELS[4] and pruned.sparsity is not None
+        assert set(problem.budgets) == set(LEVELS)
+        grid, pruned = problem.budgets[4]
+        assert grid.scale == fit_grid(conv().matrix(), 4, False).scale[0, problem.row]  # the row's own
+        assert isinstance(pruned.sparsity, Unstructured)
         assert round(pruned.sparsity.sparsity * 36) == 27  # 4 of 16 bits are a quarter of the weights
+        two = problem.budgets[2][1].sparsity
+        assert isinstance(two, Unstructured) and round(two.sparsity * 36) == 31  # 4.5 kept: rounded up
+    assert len({problem.row for problem in drawn()}) == 3
 
 
 def rows(seconds: float = 1e6) -> list[ChunkRow]:
@@ -106,7 +113,7 @@ def test_each_layer_has_its_turn_before_another_of_any() -> None:
     turns = []
     names = ("a", "a", "a", "b", "c", "c")
     problems = [replace(problem, layer=name) for problem, name in zip(drawn(1) * 6, names, strict=True)]
-    for row in prove([replace(x, levels={4: x.levels[4]}) for x in problems], 1e6, Method(), lambda *_: None):
+    for row in prove([replace(x, budgets={4: x.budgets[4]}) for x in problems], 1e6, Method(), lambda *_: None):
         turns.append(row.layer)
     assert turns == ["a", "b", "c", "a", "c", "a"]
 
@@ -121,3 +128,10 @@ def test_verdicts_of_chunks() -> None:
 
     assert proven((20, 8), (22, 9)) == "quantize" and proven((8, 20), (9, 22)) == "prune"
     assert proven((10, 9), (12, 11)) is None
+
+
+def test_a_singular_hessian_leaves_a_chunk_open() -> None:
+    (problem,) = drawn(1)
+    flat = np.ones_like(problem.hessian) + 1e-15 * np.eye(len(problem.weight))
+    (row, *_) = prove([replace(problem, hessian=flat)], 1e6, Method(), lambda *_: None)
+    assert row.proven is None and not row.exact["prune"]

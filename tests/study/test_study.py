@@ -19,7 +19,7 @@ from onnx_obc.core.errors import CalibrationError, DatabaseError, ModelError, Re
 from onnx_obc.core.progress import Feedback
 from onnx_obc.pipeline.recipe import read_recipe
 from onnx_obc.study.study import StudyOptions, study_model
-from onnx_obc.study.whole import PRUNED, QUANTIZED, VERDICTS
+from onnx_obc.study.whole import BEST, PRUNED, QUANTIZED
 
 
 def model(weight: np.ndarray | None = None) -> onnx.ModelProto:
@@ -53,7 +53,7 @@ def test_a_whole_study(tmp_path: Path) -> None:
     assert len(found.counted(4, "bytes")) == 2
     assert {"weights", "study", "prove", "compare"} <= stages
     assert [(x.bits, x.name) for x in found.whole] == [
-        (bits, name) for bits in (3, 4) for name in (QUANTIZED, PRUNED, VERDICTS)
+        (bits, name) for bits in (3, 4) for name in (QUANTIZED, PRUNED, BEST)
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r-3bit.yaml", "r-4bit.yaml"]
 
@@ -68,7 +68,7 @@ def test_the_recipe_gives_the_layers_their_verdicts(tmp_path: Path) -> None:
     assert [rule["match"] for rule in plain["layers"]] == list(best)
     made = compress(model(), samples(), read_recipe(file).model_copy(update={"correct": False}))
     assert {layer.name: layer.level for layer in made.report.layers} == best
-    (whole,) = (x for x in found.whole if x.name == VERDICTS)
+    (whole,) = (x for x in found.whole if x.name == BEST)
     assert made.report.output_loss == pytest.approx(whole.loss, rel=1e-3) and whole.recipe == str(file)
 
 
@@ -119,7 +119,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
     assert "2 to 8 bits" in refused(StudyOptions(bits=(1,))) and "2 to 8 bits" in refused(StudyOptions(bits=()))
     assert "--chunk 1" in refused(StudyOptions(chunk=1)) and "--chunk 65" in refused(StudyOptions(chunk=65))
-    assert "not negative" in refused(StudyOptions(rows=-1), samples())
+    assert "not below 0" in refused(StudyOptions(rows=-1), samples())
+    assert "not below 0" in refused(StudyOptions(prove=math.nan), samples())
+    with pytest.raises(RecipeError, match="--solver baseline"):
+        study_model(model(), samples(), recipe=Recipe(solver="baseline"))
     assert "needs --calib" in refused(StudyOptions(prove=5.0))
     assert "needs --calib" in refused(StudyOptions(recipe=tmp_path / "r.yaml"))
     relu = build([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, 4)}, {"y": (1, 4)}, {})
@@ -147,8 +150,28 @@ def test_an_interrupt_leaves_what_was_finished() -> None:
             raise KeyboardInterrupt
 
     found = study_model(model(), samples(), StudyOptions(bits=(4,), prove=1e6), feedback=Feedback(interrupt))
-    assert found.interrupted and any("interrupted" in note for note in found.notes)
+    assert found.interrupted
     assert found.layers[0].budgets[0].ways and not found.layers[1].budgets[0].ways and not found.chunks
+
+
+def test_an_interrupt_at_once_leaves_the_names() -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    found = study_model(model(), None, StudyOptions(bits=(4,)), feedback=Feedback(interrupt))
+    assert found.interrupted and [layer.name for layer in found.layers] == ["first", "second"]
+
+
+def test_layers_that_the_target_cannot_take_stay_float(tmp_path: Path) -> None:
+    """TensorRT takes 8 bits alone: at 3 bits only pruning is left, which the recipe says."""
+    file = tmp_path / "r.yaml"
+    recipe = Recipe(target="tensorrt")
+    found = study_model(model(), samples(), StudyOptions(bits=(3,), size="paper", recipe=file), recipe)
+    text = file.read_text()
+    assert "the way that loses least is not for TensorRT" in text and "target: tensorrt" in text
+    names = {x.name for x in found.whole}
+    assert QUANTIZED not in names and BEST in names
+    assert all(rule["weights"] == "float" for rule in yaml.safe_load(text)["layers"])
 
 
 @pytest.mark.slow

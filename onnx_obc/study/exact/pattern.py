@@ -57,10 +57,11 @@ class Pattern:
         return gone
 
     def exchange(self, hessian: Float64, weight: Float64, gone: Bool) -> Bool:
-        """Exchange a unit that is gone for one that stays, always the best pair, as long as the loss falls."""
+        """Exchange a unit that is gone for one that stays, always the best pair, as long as the loss falls, and at most
+        ten times as often as there are units: of a Hessian that is singular to rounding losses are noise."""
         own = np.arange(len(weight)).reshape(-1, self.size)  # (units, size)
         part, gone = np.arange(len(own)) // self.per, gone.copy()
-        while True:
+        for _ in range(10 * len(own)):
             out, stay = np.nonzero(gone[:, None] & ~gone & (part[:, None] == part))
             if not len(out):
                 return gone
@@ -70,6 +71,7 @@ class Pattern:
             if not change[best] < -_GAIN * loss:
                 return gone
             gone[out[best]], gone[stay[best]] = False, True
+        return gone
 
 
 def costs(matrix: Float64, x: Float64, chosen: np.ndarray) -> Float64:
