@@ -83,7 +83,7 @@ else:
     FinishOptions = _options(recipe.FinishOptions, METHOD, {"weight_form": LEVELS, "embeddings": LEVELS, "verify": RUN})
     RunOptions = _options(recipe.RunOptions, RUN, {})
     _read = {"mean": Several, "std": Several, "allow_random": Flag, "seed": Parameter(parse=False)}
-    CalibrationOptions = _options(data.DataOptions, DATA, {}, **_read)
+    CalibrationOptions = _options(data.DataOptions, DATA, {}, **_read, size=Parameter(name=("--image-size", "--size")))
     StudyDataOptions = _options(data.DataOptions, DATA, {}, **_read, size=Parameter(name="--image-size"))
 
 

@@ -122,13 +122,16 @@ def prepare(inputs: list[InputSpec], options: DataOptions) -> Preparation:
     if options.size is not None:
         if any(fixed not in (None, given) for fixed, given in zip(size, options.size, strict=True)):
             raise CalibrationError(
-                f"--size {_words(options.size)} differs from the {_words(size)} of input {spec.name!r}; leave it out"
+                f"--image-size {_words(options.size)} differs from the {_words(size)} of input {spec.name!r}; "
+                "leave it out"
             )
         size = options.size
     if size[0] is None or size[1] is None:
-        raise CalibrationError(f"input {spec.name!r} takes images of any size; give --size HEIGHT WIDTH, e.g. 224 224")
+        raise CalibrationError(
+            f"input {spec.name!r} takes images of any size; give --image-size HEIGHT WIDTH, e.g. 224 224"
+        )
     if min(size[0], size[1]) < 1:
-        raise CalibrationError(f"--size {_words(size)}: height and width must be at least 1")
+        raise CalibrationError(f"--image-size {_words(size)}: height and width must be at least 1")
     channels = 3 if channels is None else channels
     return Preparation(spec, layout, channels, size[0], size[1], _scale(spec, channels, options))
 

@@ -190,11 +190,11 @@ def test_selection_is_spread_over_classes(folder: Path) -> None:
             "--mean has 3 values in --preprocess imagenet.* 1 channel;",
         ),
         ((None, 3, 8, 8), DataOptions(std=(0.0,)), "std positive"),
-        ((None, 3, 8, 8), DataOptions(preprocess="unit", size=(9, 9)), "--size 9 9 differs from the 8 8"),
+        ((None, 3, 8, 8), DataOptions(preprocess="unit", size=(9, 9)), "--image-size 9 9 differs from the 8 8"),
         (
             (None, 3, None, None),
             DataOptions(preprocess="unit"),
-            "any size; give --size HEIGHT WIDTH, e.g. 224 224",
+            "any size; give --image-size HEIGHT WIDTH, e.g. 224 224",
         ),
         ((None, None, None, None), DataOptions(preprocess="unit", size=(8, 8)), "say which with --layout"),
         ((None, 3, 8, 3), DataOptions(preprocess="unit"), "say which with --layout"),
