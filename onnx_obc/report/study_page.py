@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..core.errors import shortened
+from ..core.plural import counted
 from ..study.distributions import FAMILIES
 from ..study.record import LayerRow, Study, Verdict
 from ..study.size import Mask
@@ -69,12 +70,12 @@ def write_study_page(study: Study, path: Path) -> None:
         "meaning": words.meaning,
         "caveats": words.caveats,
         "db": words.db,
-        "layers": words.layers,
+        "layers": lambda count: counted(count, "layer"),
         "shortened": shortened,
         "shade": shade,
         "verdict_bar": verdict_bar,
         "zeros": _zeros,
-        "short": _short,
+        "short": words.figure,
         "small": _small,
         "signed": _signed,
         "sortable": _sortable,
@@ -89,10 +90,6 @@ def _zeros(layer: LayerRow) -> str:
         return "–"
     ends = dict.fromkeys(f"{100 * share:.0f}" for share in (found[0], found[-1]))
     return f"{' … '.join(ends)} %"
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def _small(loss: float) -> str:

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..core.plural import counted
 from ..study.levels import Kind, Size
 from ..study.paper import theory
 from ..study.record import LayerRow, Study, Verdict
@@ -89,7 +90,7 @@ def _layer_table(study: Study, budgets: Sequence[int], width: int) -> Renderable
     first = [
         Column("op", [layer.op for layer in study.layers], rank=20, left=True),
         Column("weight matrix", [f"{x.groups} × {x.rows} × {x.columns}" for x in study.layers], rank=19),
-        Column("kurtosis", [_short(layer.kurtosis) for layer in study.layers], rank=18),
+        Column("kurtosis", [words.figure(layer.kurtosis) for layer in study.layers], rank=18),
     ]
     by, known = words.judged_by(study), words.knows_outputs(study)
     room = min(_ROOM, max(map(len, names), default=0))
@@ -151,7 +152,7 @@ def _whole(study: Study) -> RenderableType:
     table.add_column("recipe", overflow="fold")
     for one in study.whole:
         loss = f"{one.loss:.3g}" if math.isfinite(one.loss) else "–"
-        name = one.name + (f", {words.layers(one.floats)} in float" if one.floats else "")
+        name = one.name + (f", {counted(one.floats, 'layer')} in float" if one.floats else "")
         table.add_row(str(one.bits), Text(name), f"{one.size:.2f}", loss, Text(one.recipe or ""))
     return table
 
@@ -173,7 +174,3 @@ def _by_reason(study: Study) -> list[tuple[str, list[str]]]:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"{', '.join(names[:_NAMED])}{more}"
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3g}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
+from ..core.plural import counted
 from ..study.levels import Kind, Size
 from ..study.record import BudgetRow, Study, Verdict
 from ..study.size import Mask
@@ -78,7 +79,7 @@ def headline(study: Study, bits: int) -> str:
     parts: list[str] = []
     for kind in sorted(DO, key=lambda kind: -found.won.get(kind, 0)):
         if number := found.won.get(kind, 0):
-            of = "" if parts else f" of {layers(found.layers)}"
+            of = "" if parts else f" of {counted(found.layers, 'layer')}"
             proven, on_rows = found.proven.get(kind, 0), found.on_rows.get(kind, 0)
             sure = f", {proven} proven" if proven else ""
             parts.append(
@@ -137,8 +138,8 @@ def caveats(study: Study) -> list[str]:
     if partly:
         solved, rows = sum(layer.studied for layer, _ in done), sum(rows for _, rows in done)
         said.append(
-            f"{solved:,} of {rows:,} rows were solved; in {layers(len(partly))} a part of them, drawn at random: there "
-            "proofs are about these rows alone (--rows 0 solves all)."
+            f"{solved:,} of {rows:,} rows were solved; in {counted(len(partly), 'layer')} a part of them, drawn at "
+            "random: there proofs are about these rows alone (--rows 0 solves all)."
         )
     return said
 
@@ -176,9 +177,9 @@ def db(value: float | None, digits: int = 1) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def layers(count: int) -> str:
-    """How many layers."""
-    return "1 layer" if count == 1 else f"{count} layers"
+def figure(value: float | None) -> str:
+    """A figure to three digits."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def share(part: int, whole: int) -> str:
