@@ -91,8 +91,8 @@ def page(rows: Sequence[Row]) -> str:
 `python -m benchmarks.study.pages`, on {machine()}. The pages: docs/study.
 
 Layers to quantize / prune / do both at equal size, as solved by this tool; in brackets how many are proven: no solution
-of the other kind could match it, by the lower bound of the whole layer, of which all rows were solved then. Of layers of
-more than about 64 rows a part was solved; proofs about these rows alone are on the pages. *paper*: 16 bits for each kept
+of the other kind could match it, by the lower bound of the whole layer, all rows of which were solved. Of layers of
+more than about 64 rows a part was solved; proofs about these alone are on the pages. *paper*: 16 bits for each kept
 weight, the mask free; *bitmap*: a bit for each weight; *entropy*: its entropy; *bytes*: of the file after deflate. Both
 at once was tried by *bytes* alone.
 
