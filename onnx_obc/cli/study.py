@@ -63,7 +63,8 @@ def study_command(
     chunk
         Columns of a chunk. [default: 36]
     rows
-        Rows of a layer that are solved, 0 for all. [default: 64; fewer of layers with more than 1152 columns]
+        Rows of a layer that are solved, 0 for all. [default: all up to 64, 40 of more; fewer of layers with more than
+        1152 columns]
     recipe
         Write a recipe that gives each layer its best way to this file (with several budgets: NAME-4bit.yaml), and
         compare whole models.

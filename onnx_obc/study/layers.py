@@ -20,7 +20,8 @@ from .record import BudgetRow, Verdict, Way
 from .tensors import study_tensor, thinned, thinned_values
 from .theory import snr
 
-ROWS, ROWS_UP_TO = 64, 1152  # rows of a layer that are solved, fewer where it has more columns: the time is their cube
+WHOLE = 64  # rows up to which a layer is solved whole
+SAMPLED, UP_TO = 40, 1152  # rows of a larger one, fewer where it has more columns: the time is their cube
 _FEWEST = 8
 ROUNDS = 4  # of solving, to come to equal sizes of compressed files
 _ABOVE, _BELOW = 0.02, 0.04  # how far from the budget a size may stay
@@ -47,7 +48,8 @@ def draw_rows(groups: int, rows: int, columns: int, most: int | None, generator:
     """The rows of every group that are solved, ascending; most: of all groups together, 0 for all, None for as many as
     can be solved in a second or so."""
     if most is None:
-        most = max(_FEWEST, min(ROWS, ROWS * ROWS_UP_TO**2 // columns**2))
+        few = max(_FEWEST, min(SAMPLED, SAMPLED * UP_TO**2 // columns**2))
+        most = WHOLE if groups * rows <= WHOLE and columns <= UP_TO else few
     count = min(rows, max(1, most // groups)) if most else rows
     return sorted(int(row) for row in generator.choice(rows, count, replace=False))
 

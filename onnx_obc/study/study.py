@@ -49,9 +49,9 @@ class StudyOptions:
     """What is studied.
 
     bits: budgets, for each weight. size: the convention of equal size that counts first. prove: seconds for proofs on
-    chunks of `chunk` columns; 0 for none. rows: how many rows of a layer are solved; 0 for all, None for 64, and fewer
-    of layers of more than 1152 columns. recipe: where to write a recipe with the verdicts; the three models are then
-    compared. database: solutions that are there already.
+    chunks of `chunk` columns; 0 for none. rows: how many rows of a layer are solved; 0 for all, None for all up to 64
+    and 40 of more, fewer of layers of more than 1152 columns. recipe: where to write a recipe with the best ways; the
+    three models are then compared. database: solutions that are there already.
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 8)
