@@ -14,19 +14,16 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common.subjects import Subject, find_subjects, open_data
+from benchmarks.common.subjects import find_subjects
 from benchmarks.common.tables import machine, markdown
 from benchmarks.quality import optimum
-from onnx_obc.calibration.capture import Chunk, capture
+from benchmarks.quality.optimum import CapturedLayers
 from onnx_obc.core.level import parse_level
-from onnx_obc.graph.model import read_model
-from onnx_obc.pipeline.plan import make_plan, prepare
-from onnx_obc.pipeline.recipe import Recipe
 from onnx_obc.solver import Damped, Method, damp, layer_loss, solve
 from onnx_obc.solver.bound import bound
 from onnx_obc.solver.bound.bound import lower_bound
@@ -57,12 +54,8 @@ class Measured:
     bounding: float
 
 
-def run(subject: Subject, every: int) -> list[Measured]:
-    dense = read_model(subject.path)
-    plan = make_plan(prepare(dense), Recipe(weights="int4", activations="none"))
-    samples = open_data(dense, subject.calibration, replace(subject.options, samples=SAMPLES))
-    layers = plan.layers[::every]
-    captured = capture(plan.model, Chunk(tuple(layers), ()), samples)
+def run(data: CapturedLayers) -> list[Measured]:
+    layers, captured = data
     found = []
     for layer in layers:
         weights = layer.matrix()  # (groups, rows, columns)
@@ -154,9 +147,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         subjects = find_subjects(options.models, options.shared, Path(scratch), MODELS[:1] if options.quick else MODELS)
-        rows = run(subjects[0], 4 if options.quick else 1)
+        rows: list[Measured] = []
+        gaps: list[optimum.Gap] = []
+        for subject in subjects:
+            data = optimum.capture_layers(subject, SAMPLES, 4 if options.quick else 1)
+            rows += run(data) if subject.name == MODELS[0] else []
+            gaps += optimum.measure(subject.name, data)
         print(table(rows))
-        gaps = [gap for subject in subjects for gap in optimum.measure(subject, SAMPLES)]
         print(optimum.table(gaps))
         if not options.quick:
             (RESULTS / "bounds.md").write_text(page(rows, gaps))

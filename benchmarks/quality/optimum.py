@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
 from benchmarks.common.subjects import Subject, open_data
 from benchmarks.common.tables import markdown
-from onnx_obc.calibration.capture import Chunk, capture
+from onnx_obc.calibration.capture import Captured, Chunk, capture
 from onnx_obc.core.level import Level, parse_level
 from onnx_obc.core.solution import Solution
+from onnx_obc.graph.layers import Layer
 from onnx_obc.graph.model import read_model
 from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.recipe import Recipe
@@ -45,14 +47,23 @@ class Gap:
     seconds: float
 
 
-def measure(subject: Subject, samples: int) -> list[Gap]:
-    """Chunks of every layer that is large enough."""
+CapturedLayers: TypeAlias = tuple[Sequence[Layer], Captured]
+
+
+def capture_layers(subject: Subject, samples: int, every: int) -> CapturedLayers:
+    """Every so many of a model's layers, and their Hessians of so many samples."""
     dense = read_model(subject.path)
     plan = make_plan(prepare(dense), Recipe(weights="int4", activations="none"))
-    data = open_data(dense, subject.calibration, subject.options)
-    captured = capture(plan.model, Chunk(tuple(plan.layers), ()), data.part(0, min(data.count, samples)))
+    data = open_data(dense, subject.calibration, replace(subject.options, samples=samples))
+    layers = plan.layers[::every]
+    return layers, capture(plan.model, Chunk(tuple(layers), ()), data)
+
+
+def measure(model: str, data: CapturedLayers) -> list[Gap]:
+    """Chunks of every layer that is large enough."""
+    layers, captured = data
     random, found = np.random.default_rng(0), []
-    for layer in plan.layers:
+    for layer in layers:
         if layer.columns < COLUMNS:
             continue
         weights, damped = layer.matrix(), damp(captured.hessian(layer)[0])
@@ -63,7 +74,7 @@ def measure(subject: Subject, samples: int) -> list[Gap]:
             part = damp(damped.hessian[group][np.ix_(columns, columns)][None], 0.0)
             if weight.any() and len(columns) == COLUMNS:
                 texts = [text for text in LEVELS if layer.impossible(parse_level(text)) is None]
-                found += [gap(subject.name, weight, part, text) for text in texts]
+                found += [gap(model, weight, part, text) for text in texts]
     return found
 
 

@@ -22,6 +22,7 @@ from benchmarks.common.harness import Row, Rows, arguments, measure
 from benchmarks.common.subjects import NAMES, Subject
 from benchmarks.common.tables import machine, markdown
 from onnx_obc.report.study_page import write_study_page
+from onnx_obc.report.study_words import counts
 from onnx_obc.study.levels import Size
 from onnx_obc.study.record import Study
 from onnx_obc.study.study import StudyOptions, study_model
@@ -48,11 +49,9 @@ def summary(found: Study) -> list[dict[str, Any]]:
     for bits in found.bits:
         verdicts = {}
         for size in get_args(Size):
-            here = found.counted(bits, size)
-            verdicts[size] = {
-                kind: [sum(x.winner == kind for x in here), sum(x.winner == kind and x.proven for x in here)]
-                for kind in KINDS
-            }
+            here = counts(found, bits, size)
+            if here is not None:
+                verdicts[size] = {kind: [here.won.get(kind, 0), here.proven.get(kind, 0)] for kind in KINDS}
         chunks = [row for row in found.chunks if row.bits == bits]
         exact = {kind: [row.exact[kind] and row.seconds[kind] <= 0.5 for row in chunks] for kind in KINDS[:2]}
         made.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,10 +98,7 @@ def study_command(
     figures = report or Path(f"{source.stem}-study.json")
     budgets = _budgets(bits)
     results = [page, figures, *recipe_paths(recipe, budgets).values()]
-    for number, path in enumerate(results):
-        check_report(path, [], source)
-        if path.resolve() in [other.resolve() for other in results[:number]]:
-            raise RecipeError(f"{path} is named twice; give every result a file of its own")
+    _check_results(results, source)
     check_not_read(results, {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib or ""), "--tokenizer": data.tokenizer})
     options = StudyOptions(budgets, size, prove, chunk, rows, recipe, database)
     chosen = chosen_recipe(None, (), method, run)
@@ -128,16 +126,21 @@ def _show_theory(html: Path | None, report: Path | None, source: Path | None, ca
     if source is not None or calib is not None:
         raise RecipeError("--distributions is about no model: leave the model and --calib out, or leave it out")
     page, figures = html or Path("distributions.html"), report or Path("distributions.json")
-    if page.resolve() == figures.resolve():
-        raise RecipeError(f"{page} is named twice; give every result a file of its own")
-    for path in (page, figures):
-        check_report(path, [], None)
+    _check_results([page, figures], None)
     with told_what_was_written([page, figures]):
         write_theory_page(page)
         write_study_json(theory(), figures)
         if not quiet:
             show(theory_table)
             print(plain(f"written: {page}, {figures}"))
+
+
+def _check_results(results: Sequence[Path], source: Path | None) -> None:
+    """Raise an error for results that cannot be written, or that one file would hold together."""
+    for number, path in enumerate(results):
+        check_report(path, [], source)
+        if path.resolve() in [other.resolve() for other in results[:number]]:
+            raise RecipeError(f"{path} is named twice; give every result a file of its own")
 
 
 def _budgets(text: str) -> tuple[int, ...]:

@@ -251,9 +251,8 @@ class _Folder:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what does not go together with a database: the baseline, and what fixes a level."""
-    for name in names(UniformOptions):
-        if getattr(recipe, name) != Recipe.model_fields[name].default:
-            raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
+    for name in recipe.changed(UniformOptions):
+        raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
     if recipe.solver == "baseline":
         raise RecipeError("--solver baseline makes no database; leave it out")
     for rule in recipe.layers:

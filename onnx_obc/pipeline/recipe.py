@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from ..core.errors import RecipeError, quoted, shortened
 from ..core.files import read_regular
 from ..core.level import Choice, Level, parse_bits, parse_sparsity
+from ..core.options import names
 from ..runtime.session import Execution
 from ..targets.registry import TARGETS
 from .options import Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
@@ -106,6 +107,11 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
     def execution(self) -> Execution:
         """Where and how models run, in the memory that is free now."""
         return Execution(self.device, self.threads, self.memory_bytes())
+
+    def changed(self, group: type) -> dict[str, Any]:
+        """The options of a group that are not at their defaults, by name."""
+        given = {name: getattr(self, name) for name in names(group)}
+        return {name: value for name, value in given.items() if value != Recipe.model_fields[name].default}
 
     def choose(self, layer: str) -> Choice | None:
         """What the layer of this name is to become: by the first rule that matches, else by the recipe itself.

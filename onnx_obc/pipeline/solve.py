@@ -12,7 +12,7 @@ from ..calibration.capture import Captured, Chunk, LayerHessian, capture, plan_c
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..core.level import Choice
-from ..core.progress import Feedback
+from ..core.progress import Feedback, Progress
 from ..graph.layers import Layer
 from ..solver import Method, warm_up
 from ..solver.linalg.threads import one_blas_thread
@@ -115,20 +115,25 @@ def capture_and_solve(work: Work, samples: Samples, recipe: Recipe, store: Store
             if store.recall(number, chunk):
                 progress("capture", samples.count, samples.count * len(chunks))
             else:
-                captured = capture(
-                    work.model,
-                    chunk,
-                    samples,
-                    all_positions=recipe.all_positions,
-                    seed=recipe.seed,
-                    execution=recipe.execution(),
-                    progress=lambda done: progress("capture", done, samples.count * len(chunks)),
-                )
-                store.keep(number, chunk, captured)
-                del captured
+                store.keep(number, chunk, capture_chunk(work.model, chunk, samples, recipe, progress, len(chunks)))
         with watch("solve"):
             for layer in chunk.layers:
                 _solve(layer, work, recipe, store, lambda rows: progress("solve", rows, total))
+
+
+def capture_chunk(
+    model: ir.Model, chunk: Chunk, samples: Samples, recipe: Recipe, progress: Progress, runs: int
+) -> Captured:
+    """One of so many runs over the data, on the positions, and in the place, that a recipe asks for."""
+    return capture(
+        model,
+        chunk,
+        samples,
+        all_positions=recipe.all_positions,
+        seed=recipe.seed,
+        execution=recipe.execution(),
+        progress=lambda done: progress("capture", done, samples.count * runs),
+    )
 
 
 def _solve(layer: Layer, work: Work, recipe: Recipe, store: Store, progress: Callable[[int], None]) -> None:

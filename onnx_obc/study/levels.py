@@ -42,16 +42,28 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Bits for each weight at some densities, both ascending."""
+
+    densities: Sequence[float]
+    bits: Sequence[float]
+
+    def density(self, budget: float) -> float:
+        """The largest density within the budget, between those measured; 0 where it pays for none of them."""
+        return float(np.interp(budget, np.maximum.accumulate(self.bits), self.densities, left=0.0))
+
+
+@dataclass(frozen=True)
 class Prices:
     """Bits for each weight of a layer in a compressed file.
 
-    quantized: by the bits of a budget. floats: of pruned float32 weights, by the size of their blocks, at `_DENSITIES`.
-    integers: of pruned ones, by their width, at `_FEWER` densities.
+    quantized: by the bits of a budget. floats: of pruned float32 weights, by the size of their blocks. integers: of
+    pruned ones, by their width.
     """
 
     quantized: Mapping[int, float]
-    floats: Mapping[int, Sequence[float]]
-    integers: Mapping[int, Sequence[float]]
+    floats: Mapping[int, Curve]
+    integers: Mapping[int, Curve]
 
 
 def quantized_level(bits: int, zero_points: bool) -> Level:
@@ -80,8 +92,8 @@ def measure_prices(weight: Float32, quantized: Mapping[int, Level]) -> Prices:
 
     return Prices(
         {bits: compressed_bits(uncompensated(rows, level, "mse")) for bits, level in quantized.items()},
-        {size: [cost(d, None, size) for d in _DENSITIES] for size in (1, BLOCK)},
-        {width: [cost(d, width) for d in _FEWER] for width in WIDTHS},
+        {size: Curve(_DENSITIES, [cost(d, None, size) for d in _DENSITIES]) for size in (1, BLOCK)},
+        {width: Curve(_FEWER, [cost(d, width) for d in _FEWER]) for width in WIDTHS},
     )
 
 
@@ -135,11 +147,10 @@ def candidates(
     return made
 
 
-def _density(budget: float, size: Size, value_bits: float, block: int, prices: Sequence[float] | None) -> float:
-    """The largest density within the budget, 0 where it pays for no weight. Of `bytes` between measured ones."""
+def _density(budget: float, size: Size, value_bits: float, block: int, prices: Curve | None) -> float:
+    """The largest density within the budget, 0 where it pays for no weight. prices: of `bytes`."""
     if prices is not None:
-        densities = _DENSITIES if len(prices) == len(_DENSITIES) else _FEWER
-        return float(np.interp(budget, np.maximum.accumulate(prices), densities, left=0.0))
+        return prices.density(budget)
     assert size != "bytes"
     kept = density(block * budget, size, block * value_bits)  # one mask entry for each block
     return 0.0 if kept is None else kept

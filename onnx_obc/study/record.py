@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .levels import Kind, Size
@@ -135,8 +135,3 @@ class Study:
     notes: tuple[str, ...]
     how: Mapping[str, object]
     interrupted: bool = False
-
-    def counted(self, bits: int, size: Size) -> Sequence[Verdict]:
-        """The verdicts of all layers at a budget."""
-        rows = [row for layer in self.layers for row in layer.budgets if row.bits == bits]
-        return [row.verdicts[size] for row in rows if size in row.verdicts]

@@ -12,14 +12,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..calibration.capture import capture, plan_chunks, probe
+from ..calibration.capture import plan_chunks, probe
 from ..calibration.data import open_samples
 from ..calibration.options import DataOptions
 from ..calibration.samples import Samples
 from ..calibration.split import describe, split
 from ..core.errors import DatabaseError, ModelError, ObcError, RecipeError
 from ..core.level import NM, Choice, Level
-from ..core.options import names
 from ..core.progress import Feedback
 from ..core.solution import Solution
 from ..core.version import __version__
@@ -31,6 +30,7 @@ from ..pipeline.layer import Prepared, method_of, prepare_layer, trusted_method
 from ..pipeline.options import MethodOptions
 from ..pipeline.plan import Folded, prepare
 from ..pipeline.recipe import Recipe
+from ..pipeline.solve import capture_chunk
 from ..solver import Method
 from ..solver.linalg.threads import one_blas_thread
 from ..targets.registry import TARGETS
@@ -119,11 +119,12 @@ def study_model(
     notes = list(folded.notes)
     if calibration is not None:  # first, so that bad data ends it at once
         samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed))
-        notes += describe(samples, *split(samples))[1]
+        calibrating, held_out = split(samples)
+        notes += describe(samples, calibrating, held_out)[1]
         if options.prove and not relaxation_installed():
             notes.append("where exact search runs out of time, bounds are its own: pip install 'onnx-obc[study]'")
         database = _database(options, folded)
-        how = _Calibrated(folded, options, recipe, method_of(recipe), levels, *split(samples), database, feedback)
+        how = _Calibrated(folded, options, recipe, method_of(recipe), levels, calibrating, held_out, database, feedback)
     rows = {layer.name: LayerRow(layer.name, layer.op, layer.groups, layer.rows, layer.columns) for layer in layers}
     chunks: list[ChunkRow] = []
     whole: list[WholeModel] = []
@@ -180,12 +181,10 @@ def _calibrated(
 
 def _how(options: StudyOptions, recipe: Recipe, samples: Samples | None) -> dict[str, object]:
     """What it takes to repeat a study: versions, data, and the options that are not at their defaults."""
-    given = {name: getattr(recipe, name) for name in names(MethodOptions)}
-    changed = {name: value for name, value in given.items() if value != getattr(Recipe(), name)}
     data = {} if samples is None else {"calibration": samples.source}
     rows = {} if options.rows is None else {"rows": options.rows}
     always = {"version": __version__, "seed": recipe.seed, "target": recipe.target, "prove": options.prove}
-    return {**always, **data, **rows, **changed}
+    return {**always, **data, **rows, **recipe.changed(MethodOptions)}
 
 
 def _weight_row(layer: Layer, row: LayerRow, levels: Mapping[int, Level]) -> LayerRow:
@@ -208,15 +207,7 @@ def _study_layers(
     shapes = probe(how.folded.model, taps, samples, recipe.execution())
     chunks = plan_chunks(layers, (), shapes, samples, recipe.memory_bytes(), recipe.damp is None) if layers else []
     for chunk in chunks:
-        captured = capture(
-            how.folded.model,
-            chunk,
-            samples,
-            all_positions=recipe.all_positions,
-            seed=recipe.seed,
-            execution=recipe.execution(),
-            progress=lambda done: progress("capture", done, samples.count * len(chunks)),
-        )
+        captured = capture_chunk(how.folded.model, chunk, samples, recipe, progress, len(chunks))
         for layer in chunk.layers:
             yield _layer_row(layer, rows[layer.name], prepare_layer(layer, captured.of(layer), recipe), how)
             progress("study", 1, len(layers))

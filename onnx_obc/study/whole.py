@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from ..calibration.samples import Samples
 from ..core.errors import plain
 from ..core.files import write_file
 from ..core.level import Choice, parse_level
-from ..core.options import names
 from ..core.progress import Feedback
 from ..graph.layers import Layer, find_layers
 from ..pipeline.options import MethodOptions
@@ -68,10 +68,12 @@ def compare_models(
     if not plans:
         return
     calibrating, held_out = data
-    taken = [(name, choice) for plan in plans.values() for name, choice in plan.choices.items()]
-    choices = {name: tuple(dict.fromkeys(c for n, c in taken if n == name)) for name, _ in taken}
-    together = make_plan(folded, recipe, {name: each[0] for name, each in choices.items()})
-    solved = solve_choices(together, choices, calibrating, recipe, feedback)
+    choices: defaultdict[str, dict[Choice, None]] = defaultdict(dict)
+    for plan in plans.values():
+        for layer, choice in plan.choices.items():
+            choices[layer][choice] = None
+    together = make_plan(folded, recipe, {layer: next(iter(each)) for layer, each in choices.items()})
+    solved = solve_choices(together, {x: tuple(each) for x, each in choices.items()}, calibrating, recipe, feedback)
     judge = Judge(folded.dense, list(held_out.feeds()), recipe.execution())
     for (bits, name), plan in plans.items():
         write(solved.of(plan), recipe)
@@ -90,11 +92,8 @@ def recipe_text(ways: Mapping[str, Way], recipe: Recipe, about: str, differ: Seq
     zeros = sum(way.kind != "quantize" for way in ways.values())
     lines = [f"# {about}.", f"# {zeros} of {len(ways)} layers have zeros; in {target.title} {target.zeros}."]
     lines += [f"# {plain(name)}: the way that loses least is not for {target.title}." for name in differ]
-    changed = {
-        name: getattr(recipe, name) for name in names(MethodOptions) if getattr(recipe, name) != getattr(Recipe(), name)
-    }
     rules = [{"match": name, **_rule(way)} for name, way in ways.items()]
-    content = {**changed, "weights": "float", "activations": "none", "layers": rules}
+    content = {**recipe.changed(MethodOptions), "weights": "float", "activations": "none", "layers": rules}
     return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 

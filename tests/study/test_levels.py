@@ -106,7 +106,7 @@ def test_packing_is_that_of_the_file(text: str) -> None:
 
 def test_prices_rise_with_density_and_with_width() -> None:
     for curve in (*PRICES.floats.values(), *PRICES.integers.values()):
-        assert all(a <= b * 1.02 for a, b in pairwise(curve))  # but for what deflate makes of chance
+        assert all(a <= b * 1.02 for a, b in pairwise(curve.bits))  # but for what deflate makes of chance
     assert PRICES.quantized[2] < PRICES.quantized[3] < PRICES.quantized[4] < PRICES.quantized[8] < 8
 
 

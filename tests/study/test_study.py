@@ -50,7 +50,10 @@ def test_a_whole_study(tmp_path: Path) -> None:
         assert all(math.isfinite(way.snr) for row in layer.budgets for way in row.ways)
     assert {row.layer for row in found.chunks} == {"first", "second"}
     assert all(row.columns[1] <= 10 for row in found.chunks)
-    assert len(found.counted(4, "bytes")) == 2
+    assert [row.verdicts["bytes"].winner for layer in found.layers for row in layer.budgets if row.bits == 4] == [
+        max(row.ways, key=lambda way: way.snr).kind for layer in found.layers for row in layer.budgets if row.bits == 4
+    ]
+    assert sum("bytes" in row.verdicts for layer in found.layers for row in layer.budgets if row.bits == 4) == 2
     assert {"weights", "study", "prove", "compare"} <= stages
     assert [(x.bits, x.name) for x in found.whole] == [
         (bits, name) for bits in (3, 4) for name in (QUANTIZED, PRUNED, BEST)
@@ -180,5 +183,6 @@ def test_the_demo_model(tmp_path: Path) -> None:
     assert len(found.layers) == 20 and all(layer.reason is None for layer in found.layers)
     proven = [row.proven for row in found.chunks]
     assert len(proven) > 50 and proven.count("quantize") > 0.8 * len(proven)
-    quantized = [v for v in found.counted(4, "bitmap") if v.winner == "quantize"]
+    verdicts = [row.verdicts["bitmap"] for layer in found.layers for row in layer.budgets]
+    quantized = [v for v in verdicts if v.winner == "quantize"]
     assert len(quantized) >= 15

@@ -49,13 +49,21 @@ def box_minimum(lattice: Lattice) -> Float64:
 
 
 @compiled
-def _descend_in_box(hessian: Float64, target: Float64, low: Float64, high: Float64, x: Float64) -> None:
-    """Coordinate descent, in place."""
+def _pull(hessian: Float64, target: Float64, x: Float64) -> Float64:
+    """P(x − a), (n,)."""
     n = x.size
-    pull = np.zeros(n)  # P(x − a)
+    pull = np.zeros(n)
     for j in range(n):
         for i in range(n):
             pull[i] += hessian[j, i] * (x[j] - target[j])
+    return pull
+
+
+@compiled
+def _descend_in_box(hessian: Float64, target: Float64, low: Float64, high: Float64, x: Float64) -> None:
+    """Coordinate descent, in place."""
+    n = x.size
+    pull = _pull(hessian, target, x)
     for _ in range(_SWEEPS):
         moved = False
         for j in range(n):
@@ -75,10 +83,7 @@ def _descend_in_box(hessian: Float64, target: Float64, low: Float64, high: Float
 def _descend(hessian: Float64, target: Float64, low: Float64, high: Float64, x: Float64) -> None:
     """One-opt, in place."""
     n = x.size
-    pull = np.zeros(n)  # P(x − a)
-    for j in range(n):
-        for i in range(n):
-            pull[i] += hessian[j, i] * (x[j] - target[j])
+    pull = _pull(hessian, target, x)
     while True:
         best, column, step = -1e-12, -1, 0
         for j in range(n):
