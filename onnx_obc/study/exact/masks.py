@@ -1,4 +1,4 @@
-"""The optimum over the masks of a row, exactly: heuristics to begin with, then branch and bound."""
+"""The optimum over the masks of a row, exactly: the solver's to begin with, then branch and bound."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...core.arrays import Bool, Float64
-from ...core.level import Sparsity
+from ...core.level import Level, Sparsity
+from ...solver import Method, damp, solve
 from ...solver.linalg.inverse import invert
 from .branch import branch_and_bound
 from .pattern import Pattern, removal
 from .problem import FOREVER, Limit, Proof, check_hessian
+
+_HEURISTIC = Method(refine=8, threads=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ def solve_mask(
 
     weight: (n,) float64. hessian: (n, n) float64, symmetric and positive definite: damp it. sparsity: Unstructured and
     Block: exactly round(sparsity · n, or blocks) are pruned; N:M: m − n of every m. start: a mask (n,) of a heuristic,
-    of this pattern; the search begins from the better of it and the exact greedy's with exchanges.
+    of this pattern, that the search begins from; None: the exact greedy's, refined.
     If `limit` ends the search, the result is the best found and a bound that is proven all the same.
     Raises ValueError if the arguments do not fit each other, and numpy's LinAlgError, which is one, if the Hessian is
     singular to rounding.
@@ -41,15 +44,13 @@ def solve_mask(
         raise np.linalg.LinAlgError("singular to rounding")
     h, w = hessian / unit, weight / size
     inverse = invert(h)
-    gone = pattern.greedy(inverse, w)
-    gone = pattern.exchange(h, w, gone)
-    candidates = [gone]
-    if start is not None:
-        given = ~np.asarray(start, bool).reshape(-1, pattern.size)
-        if (given.any(axis=1) != given.all(axis=1)).any() or (pattern.counts(given[:, 0]) != pattern.pruned).any():
-            raise ValueError("start: a mask of another pattern")
-        candidates.append(given[:, 0])
-    best = min(candidates, key=lambda each: removal(inverse, w, pattern.columns(each)))
+    if start is None:
+        single = w.astype(np.float32)[None, None]  # (1, 1, columns)
+        start = solve(single, damp(h[None], 0.0), Level(sparsity), _HEURISTIC).mask
+    given = ~np.asarray(start, bool).reshape(-1, pattern.size)
+    if (given.any(axis=1) != given.all(axis=1)).any() or (pattern.counts(given[:, 0]) != pattern.pruned).any():
+        raise ValueError("start: a mask of another pattern")
+    best = given[:, 0]
     found, open_loss, nodes = branch_and_bound(pattern, h, inverse, w, best, limit)
     best = min((best, found), key=lambda each: removal(inverse, w, pattern.columns(each)))
     mask = ~pattern.columns(best)
