@@ -65,3 +65,20 @@ def test_bad_input(arguments: list[object], expected: str, tmp_path: Path, capsy
     assert run_cli("study", *arguments) == 2
     said = capsys.readouterr().err.strip()
     assert expected in said and "\n" not in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_rows_and_chunks_of_another_size(tmp_path: Path) -> None:
+    command = ["study", MODEL, "--calib", CALIBRATION, "--bits", "4", "--rows", "2", "--chunk", "9", "--prove", "5"]
+    assert run_cli(*command, "--quiet") == 0
+    figures = json.loads(Path("digits-study.json").read_text())
+    assert figures["chunk"] == 9 and figures["how"]["rows"] == 2
+    assert all(layer["studied"] <= max(2, layer["groups"]) for layer in figures["layers"])
+    assert figures["chunks"] and all(chunk["columns"][1] <= 9 for chunk in figures["chunks"])
+
+
+def test_the_size_of_images_has_a_name_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, both in (("build", True), ("study", False)):
+        assert run_cli(command, "--help-all") == 0
+        said = capsys.readouterr().out
+        assert "--image-size" in said and ("--image-size --size" in said) == both
