@@ -1,4 +1,4 @@
-"""Types of the arrays that all share."""
+"""Types of the arrays that all share, and what is checked of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from .errors import ModelError
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
@@ -16,3 +18,11 @@ Int32: TypeAlias = npt.NDArray[np.int32]
 Bool: TypeAlias = npt.NDArray[np.bool_]
 Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = dict[str, Array]  # what a model is run on, by input name
+
+
+def check_finite(weights: Float32) -> None:
+    """Raises ModelError if a layer's weight is NaN or infinite."""
+    if not np.isfinite(weights).all():
+        raise ModelError(
+            "the layer's weights hold NaN or infinity: the model is damaged; export it again, or skip the layer"
+        )

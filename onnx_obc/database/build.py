@@ -102,7 +102,9 @@ def build(
     calibrating, held_out = split(samples)
     about, notes = describe(samples, calibrating, held_out)
     options, source = _options(recipe), content_key(samples_key(calibrating), samples_key(held_out))
-    outdated = earlier is not None and (earlier.samples != source or earlier.recipe != options)
+    outdated = earlier is not None and (
+        earlier.samples != source or {**_options(Recipe()), **earlier.recipe} != options  # options may be new
+    )
     if outdated:
         earlier = None
     if earlier is not None:
@@ -223,6 +225,8 @@ class _Folder:
         method = self._schedule.method_for(layer.name, self._method).method
         damp = hessian.damping if self._recipe.damp is None else self._recipe.damp
         how = asdict(replace(method, threads=None, device="")) | {"damp": damp}
+        if method.iterations is None:
+            del how["iterations"]  # keys from before there were any stay as they are
         base = content_key(SOLVER, layer.matrix(), hessian.hessian, hessian.positions, layer.name, how)
         keys = {str(level): content_key(base, str(level)) for level in levels}
         self.entries[layer.name] = replace(self.entries[layer.name], solutions=keys)
@@ -250,11 +254,9 @@ class _Folder:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise RecipeError for what does not go together with a database: the baseline, and what fixes a level."""
+    """Raise RecipeError for what does not go together with a database: what fixes a level."""
     for name in recipe.changed(UniformOptions):
         raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
-    if recipe.solver == "baseline":
-        raise RecipeError("--solver baseline makes no database; leave it out")
     for rule in recipe.layers:
         if not rule.skip:
             raise RecipeError(

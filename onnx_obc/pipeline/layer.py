@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from ..solver import (
 from ..solver.bound.bound import lower_bound
 from ..solver.gpu.device import devices
 from ..solver.linalg.damping import CONSTANT
+from ..solver.method import SolverName
 from ..solver.ordered.compare import compare_on_rows
 from ..targets.registry import TARGETS
 from .recipe import Recipe
@@ -49,9 +49,9 @@ class LayerReport:
     `Solution.loss_greedy`), loss_measured and loss_bound are on the damped Hessian, which the solver works with. No
     solution at the level falls below the bound (None where the solver is not the exact one). loss and loss_baseline
     (rounding or magnitude pruning at the same level) are on the plain Hessian, and relative to ‖WX‖² / n they are
-    loss_relative and baseline_relative. solver: exact, ordered or baseline; ordered_over_exact: for the ordered one the
-    ratio of its loss to the exact one's on some of the rows, None if even those would take too long. damping is the
-    fraction of the mean diagonal really used. Bytes count true bits, scales and zero points included.
+    loss_relative and baseline_relative. solver: as in `Method`; ordered_over_exact: for the ordered one the ratio of
+    its loss to the exact one's on some of the rows, None if even those would take too long. damping is the fraction of
+    the mean diagonal really used. Bytes count true bits, scales and zero points included.
     """
 
     name: str
@@ -130,9 +130,14 @@ def solving_device(device: Device) -> str:
 
 
 def method_of(recipe: Recipe, device: str = "cpu") -> Method:
-    """How the recipe wants layers solved, exactly, on a device as `Method` names it."""
+    """How the recipe wants layers solved, on a device as `Method` names it; exactly, where a schedule may say else."""
     shared = TARGETS[recipe.target].shared_scale
-    return Method("exact", recipe.refine, recipe.grid, shared, recipe.precision, device, recipe.threads)
+    solver: SolverName = "exact"
+    if recipe.solver != "auto" and recipe.solver != "ordered":
+        solver = recipe.solver
+    return Method(
+        solver, recipe.refine, recipe.grid, shared, recipe.precision, device, recipe.threads, recipe.iterations
+    )
 
 
 @dataclass(frozen=True)
@@ -187,15 +192,10 @@ def solve_layer(
         finished = rows
 
     levels = [choice.level for choice in choices]
-    solutions: Iterable[Solution]
-    if recipe.solver == "baseline":
-        kind: dict[str, Any] = {"grid": recipe.grid, "shared_scale": method.shared_scale}
-        solutions = (baseline(prepared.weight, prepared.damped, level, **kind) for level in levels)
-    else:
-        solutions = solve_levels(prepared.weight, prepared.damped, levels, trusted_method(prepared, method), advance)
+    solutions = solve_levels(prepared.weight, prepared.damped, levels, trusted_method(prepared, method), advance)
     layer = prepared.layer
     for number, (choice, solution) in enumerate(zip(choices, solutions, strict=True), 1):
-        ratio = None if recipe.solver == "baseline" else ordered_over_exact(prepared, solution, how)
+        ratio = ordered_over_exact(prepared, solution, how)
         report = report_layer(prepared, choice, solution, recipe, method, ratio, remark)
         advance(number * layer.groups * layer.rows)
         ended = time.perf_counter()
@@ -224,11 +224,11 @@ def report_layer(
         columns=layer.columns,
         level=str(choice.level),
         activations="float" if choice.activation_bits is None else f"int{choice.activation_bits}",
-        solver="baseline" if recipe.solver == "baseline" else method.solver,
+        solver=method.solver,
         loss_predicted=solution.loss,
         loss_greedy=solution.loss if solution.loss_greedy is None else solution.loss_greedy,
         loss_measured=layer_loss(weight, solution.weights, damped.hessian),
-        loss_bound=None if recipe.solver == "baseline" else _bound(weight, damped, solution, method),
+        loss_bound=_bound(weight, damped, solution, method),
         loss=loss,
         loss_relative=loss / energy if energy > 0 else 0.0,
         loss_baseline=loss_baseline,
@@ -248,9 +248,9 @@ def report_layer(
 
 
 def ordered_over_exact(prepared: Prepared, solution: Solution, how: LayerMethod) -> float | None:
-    """The loss of an ordered solution relative to the exact one's, on some rows; None for none, or an exact one."""
+    """The loss of an ordered solution relative to the exact one's, on some rows; None for none, or another solver."""
     method = how.method
-    if method.solver == "exact":
+    if method.solver != "ordered":
         return None
     exact = replace(trusted_method(prepared, method), solver="exact", device="cpu")
     return compare_on_rows(
@@ -269,7 +269,7 @@ def _bound(weights: Float32, damped: Damped, solution: Solution, method: Method)
 
 
 def _not_exact(method: Method, ratio: float | None, recipe: Recipe) -> tuple[str, ...]:
-    if method.solver == "exact":
+    if method.solver != "ordered":
         return ()
     why = "not solved exactly, which would take too long" if recipe.solver == "auto" else "not solved exactly, as asked"
     if ratio is None:
@@ -298,7 +298,7 @@ def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -
         notes.append(f"{few}: the Hessian is rank-deficient and leans on damping")
     refined = method.mask_sweeps(choice.level, layer.columns) + method.code_sweeps(choice.level) > 0
     misled = refined and trusted_method(prepared, method) != method
-    if misled and positions > 0 and recipe.solver != "baseline":
+    if misled and positions > 0:
         notes.append(f"not refined: {few}, too few to trust small gains; give more samples, or --refine 8")
     return notes
 

@@ -47,9 +47,21 @@ class MethodOptions:
 
     target: Annotated[TargetName, Doc("The runtime to write for.")] = "onnxruntime"
     solver: Annotated[
-        Literal["auto", "exact", "ordered", "baseline"],
-        Doc("auto: exact, or ordered for huge layers; baseline: rounding and magnitude, to compare with."),
+        Literal["auto", "exact", "ordered", "baseline", "gmp", "lobs", "adaprune", "adaround", "adaquant", "brecq"],
+        Doc(
+            "auto: exact, or ordered for huge layers. To compare with: baseline (rounding and magnitude); gmp, lobs, "
+            "adaprune (which prune); adaround, adaquant, brecq (which round)."
+        ),
     ] = "auto"
+    iterations: Annotated[
+        int | None,
+        Ge(1),
+        Le(1_000_000),
+        Doc(
+            "Gradient steps of adaprune, or for each layer or block of adaround, adaquant and brecq. "
+            "[default: as published; adaprune: least squares instead]"
+        ),
+    ] = None
     time_limit: Annotated[
         float | None, Gt(0), Doc("Seconds for solving all layers: auto then solves exactly as many as fit.")
     ] = None

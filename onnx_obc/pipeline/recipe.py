@@ -84,12 +84,14 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
     layers: tuple[Rule, ...] = ()
 
     @model_validator(mode="after")
-    def _form_fits_the_target(self) -> Recipe:
+    def _options_go_together(self) -> Recipe:
         if self.weight_form not in TARGETS[self.target].weight_forms:
             taken = ", ".join(TARGETS[self.target].weight_forms)
             raise ValueError(f"weight_form: {self.target} does not take {self.weight_form}; write {taken}")
-        if self.solver == "baseline" and self.sequential:
-            raise ValueError("sequential: solver baseline takes no inputs into account; leave one of them out")
+        if self.solver in ("baseline", "gmp") and self.sequential:
+            raise ValueError(f"sequential: solver {self.solver} takes no inputs into account; leave one of them out")
+        if self.iterations is not None and self.solver not in ("adaprune", "adaround", "adaquant", "brecq"):
+            raise ValueError(f"iterations: solver {self.solver} takes no gradient steps; leave it out")
         return self
 
     @field_validator("refine", mode="before")

@@ -45,7 +45,7 @@ def make_schedule(
     a GPU it solves every layer exactly. `ordered` leaves those layers exact that take no longer so.
     """
     jobs = [_job(layer, [choice.level for choice in choices[layer.name]]) for layer in layers]
-    if recipe.solver in ("exact", "baseline") or (recipe.solver == "auto" and device != "cpu"):
+    if recipe.solver not in ("auto", "ordered") or (recipe.solver == "auto" and device != "cpu"):
         if recipe.time_limit is None:
             return Schedule()
         where = f"on {device}, where every layer is solved exactly" if recipe.solver == "auto" else "by this solver"

@@ -185,7 +185,7 @@ def method_and_schedule(
     device = solving_device(recipe.device)
     method = method_of(recipe, device)
     with feedback.watch("compile"):
-        if recipe.solver != "baseline":
+        if method.greedy:
             levels = dict.fromkeys(choice.level for layer in layers for choice in choices[layer.name])
             warm_up(list(levels), method, feedback.progress)
     undecided = [layer for layer in layers if layer.name not in decided]

@@ -25,6 +25,7 @@ from ..targets.registry import TARGETS
 from .budget import Budget
 from .costs import Costs, cost_table
 from .dynamic import Switches, choose, choose_cheapest
+from .global_magnitude import one_threshold
 from .latency.table import Timings
 from .reach import check_reach, check_smaller, in_words
 from .sensitivity import Task, output_sensitivity, task_sensitivity
@@ -101,7 +102,10 @@ def find_profile(
     recipe: Recipe,
     progress: Progress,
 ) -> Profile:
-    """The choices that lose least within the budget. Raises RecipeError if none meets it."""
+    """The choices that lose least within the budget; of the solver gmp, those of one threshold for all layers.
+
+    Raises RecipeError if none meets it.
+    """
     if budget.kind == "drop":
         return _smallest(database, budget, losses, options, recipe, progress)
     costs = _costs(database, budget.kind, options.timings)
@@ -116,8 +120,12 @@ def find_profile(
     def solve(losses: Sequence[Float64]) -> tuple[int, ...]:
         return choose(losses, costs.layers, limit, switches=switches)
 
-    picked = solve(values)
-    if options.search == "spdy":
+    if recipe.solver == "gmp":
+        magnitudes = [np.abs(layer.matrix()) for layer in database.layers]
+        picked = one_threshold(magnitudes, [database.choices[name] for name in names], costs.layers, limit)
+    else:
+        picked = solve(values)
+    if options.search == "spdy" and recipe.solver != "gmp":
         judge = _judge(database, recipe)
 
         def evaluate(picked: Sequence[int]) -> float:

@@ -91,7 +91,7 @@ def retarget(
         feedback.say(f"{budget}: {_in_words(profile)}")
         search = {
             "budget": str(budget),
-            "search": options.search,
+            "search": "global magnitude" if chosen.solver == "gmp" else options.search,
             "sensitivity": options.sensitivity,
             "predicted_loss": profile.predicted,
             "costs": dict(profile.costs),

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..core.arrays import Float32
-from ..core.errors import ModelError
+from ..core.arrays import Float32, check_finite
 from ..core.level import NM, Level, Sparsity
 from ..core.solution import Solution
+from .baselines import solve_as_others
 from .bound.bound import lower_bound
 from .exact.prune import cut_trace, prune_trace
 from .linalg.inverse import Damped, Precision, damp
@@ -56,6 +56,12 @@ def solve_levels(
     rows = weights.shape[0] * weights.shape[1]
     shared = Shared()
     for number, level in enumerate(levels):
+        if not method.greedy:
+            counted = Passes(1, rows, progress, number * rows)
+            solution = solve_as_others(weights, damped, level, method, counted)
+            counted.reach(1)
+            yield solution
+            continue
         mask_sweeps, code_sweeps = method.mask_sweeps(level, weights.shape[2]), method.code_sweeps(level)
         pruning = (2 + (mask_sweeps > 0)) * (level.sparsity is not None)
         passes = pruning + (level.bits is not None) + (code_sweeps > 0)
@@ -187,11 +193,3 @@ def warm_up(levels: Sequence[Level], method: Method, progress: Callable[[str, in
         solution = solve(weights, damped, level, replace(method, device="cpu"))
         lower_bound(weights, damped, level, solution.grid)
         progress("compile", 1, len(kinds))
-
-
-def check_finite(weights: Float32) -> None:
-    """Raises ModelError if a weight is NaN or infinite."""
-    if not np.isfinite(weights).all():
-        raise ModelError(
-            "the layer's weights hold NaN or infinity: the model is damaged; export it again, or skip the layer"
-        )

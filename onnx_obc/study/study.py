@@ -107,8 +107,10 @@ def study_model(
     """
     recipe, feedback = recipe or Recipe(), feedback or Feedback()
     options.check(calibration is not None)
-    if recipe.solver == "baseline":
-        raise RecipeError("--solver baseline: a study solves layers, and shows the baseline beside; leave it out")
+    if recipe.solver not in ("auto", "exact", "ordered"):
+        raise RecipeError(
+            f"--solver {recipe.solver}: a study solves layers, and shows the baseline beside; leave it out"
+        )
     folded = prepare(read_model(model))
     layers, left_out = find_layers(folded.model)
     if not layers:

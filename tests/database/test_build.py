@@ -280,11 +280,9 @@ def test_a_recipe_that_fixes_levels_is_refused(fixed: dict[str, Any], tmp_path: 
         build(MODEL, CALIBRATION, "int8", tmp_path / "db", Recipe(**fixed))
 
 
-def test_rules_and_the_baseline_do_not_go_with_it(tmp_path: Path) -> None:
+def test_rules_do_not_go_with_it(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="fixes a level, but with a budget the search chooses"):
         build(MODEL, CALIBRATION, "int8", tmp_path / "db", Recipe(layers=(Rule(match="*", weights="int4"),)))
-    with pytest.raises(RecipeError, match="baseline makes no database"):
-        build(MODEL, CALIBRATION, "int8", tmp_path / "db", Recipe(solver="baseline"))
     assert not (tmp_path / "db").exists()
 
 

@@ -1,4 +1,4 @@
-"""What is usually done instead of solving, to compare with: rounding to nearest and magnitude pruning."""
+"""What others do instead of the exact greedy, to compare with: magnitude and rounding, L-OBS, AdaPrune."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...core.arrays import Float32
+from ...core.arrays import Bool, Float32, check_finite
 from ...core.level import Level
 from ...core.solution import Solution
 from ..grid import GridMethod
 from ..linalg.inverse import Damped
 from ..linalg.loss import layer_loss
-from ..solve import check_finite
+from ..linalg.threads import RowsDone
+from ..method import Method
+from .adaprune import adaprune
+from .lobs import prune_lobs
 from .magnitude import magnitude_mask
 from .rounding import round_to_nearest
 
@@ -26,20 +29,43 @@ def baseline(
     Raises ModelError if a weight is NaN or infinite.
     """
     check_finite(weights)
-    found = uncompensated(weights, level, grid, shared_scale)
-    return replace(found, loss=layer_loss(weights, found.weights, damped.hessian))
+    plain = uncompensated(weights, level, grid, shared_scale)
+    return replace(plain, loss=layer_loss(weights, plain.weights, damped.hessian))
+
+
+def solve_as_others(
+    weights: Float32, damped: Damped, level: Level, method: Method, progress: RowsDone | None = None
+) -> Solution:
+    """The layer at `level` by the baseline that the method names; its loss is measured.
+
+    What a method has no way for is done as `baseline` does it: L-OBS and AdaPrune round what they leave to nearest.
+    weights: (groups, rows, columns) float32. Raises ModelError if a weight is NaN or infinite.
+    """
+    if level.sparsity is None or method.solver in ("baseline", "gmp"):
+        return baseline(weights, damped, level, grid=method.grid, shared_scale=method.shared_scale)
+    check_finite(weights)
+    if method.solver == "lobs":
+        pruned, mask = prune_lobs(weights, damped.inverse, level.sparsity)
+    else:
+        pruned, mask = adaprune(weights, damped, level.sparsity, method.iterations, method.threads, progress)
+    rounded = _rounded(pruned, mask, level, method.grid, method.shared_scale)
+    return replace(rounded, loss=layer_loss(weights, rounded.weights, damped.hessian))
 
 
 def uncompensated(weights: Float32, level: Level, grid: GridMethod, shared_scale: bool = False) -> Solution:
-    """The same without a Hessian, and so without a loss: it is 0 here."""
-    solved, mask, codes, fitted = weights, None, None, None
-    if level.sparsity is not None:
-        mask = magnitude_mask(weights, level.sparsity)
-        solved = np.where(mask, weights, np.float32(0))
-    if level.bits is not None:
-        codes, fitted = round_to_nearest(solved, level, grid, shared_scale)
-        solved = fitted.dequantize(codes)
-    return Solution(level, solved, codes, fitted, mask, 0.0)
+    """What `baseline` gives, without a Hessian, and so without a loss: it is 0 here."""
+    if level.sparsity is None:
+        return _rounded(weights, None, level, grid, shared_scale)
+    mask = magnitude_mask(weights, level.sparsity)
+    return _rounded(np.where(mask, weights, np.float32(0)), mask, level, grid, shared_scale)
 
 
-__all__ = ["baseline", "uncompensated"]
+def _rounded(pruned: Float32, mask: Bool | None, level: Level, grid: GridMethod, shared_scale: bool) -> Solution:
+    """The pruned weights rounded to nearest, if the level has bits."""
+    if level.bits is None:
+        return Solution(level, pruned, None, None, mask, 0.0)
+    codes, fitted = round_to_nearest(pruned, level, grid, shared_scale)
+    return Solution(level, fitted.dequantize(codes), codes, fitted, mask, 0.0)
+
+
+__all__ = ["baseline", "solve_as_others", "uncompensated"]
