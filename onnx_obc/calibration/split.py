@@ -9,6 +9,7 @@ from .samples import Samples
 HELD_OUT = 256  # the last tenth of the samples, but at most so many, only serve to compare the outputs
 STORED = 512  # calibration samples that a database keeps, at most
 TRAINING = 512  # samples of global AdaPrune, at most
+LEARNING = 1024  # samples that learned rounding looks at, at most
 CORRECTING = 96  # samples that corrections of statistics look at, at most
 JUDGING = 32  # others, besides those held out, that they are judged on, at most: few samples make up a divergence
 

@@ -71,6 +71,7 @@ class Solution:
     loss:    the layer loss that the solver's own bookkeeping predicts, ½ tr(ΔHΔᵀ) for the damped H, summed over rows
              and groups.
     loss_greedy: the same without refinement, or None if nothing was refined.
+    bias:    (groups · rows,) float32, what is to be added to the layer's outputs beside, or None; losses leave it out.
     """
 
     level: Level
@@ -80,3 +81,4 @@ class Solution:
     mask: Bool | None
     loss: float
     loss_greedy: float | None = None
+    bias: Float32 | None = None

@@ -87,7 +87,7 @@ def adaprune(
         return AdaPruned({}, {}, (0.0,))
     import torch
 
-    graph = to_torch(dense, layers)
+    graph = to_torch(dense, layers, "--global-adaprune")
     check_agreement(graph, dense, feeds[0])
     graph.module.to(device)
     spans = _spans(graph, feeds, device)

@@ -192,6 +192,12 @@ def apply_affine(value: Array, factor: Float64, shift: Float64, axis: int) -> Ar
     return changed
 
 
+def add_to_bias(model: ir.Model, site: Site, shift: Float32) -> None:
+    """Add a shift, (channels,), to the bias of a layer, in place; it gets one where it has none."""
+    assert site.shift is not None
+    _replace(model, *site.shift, lambda old: old + shift.reshape(-1), zeros=site.channels)
+
+
 def scaled(solution: Solution, factor: Float64) -> Solution:
     """A solution whose rows are multiplied by a factor, (groups · rows,): the scales where there are any."""
     rows: Float32 = factor.reshape(solution.weights.shape[:2]).astype(np.float32)

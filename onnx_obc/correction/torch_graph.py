@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 AGREEMENT = 1e-4  # of torch and onnxruntime, relative to the largest magnitude of a value
-REMEDY = "leave out --global-adaprune"
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,22 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class TorchGraph:
-    """A model as a torch module whose outputs are the layers' outputs.
+    """A model as a torch module.
 
-    inputs: the names of its inputs, in the order of the module's arguments. places: what the outputs are, in their
-    order; one for each node of a layer. weights: where each layer's weight stands, by the layer's name. biases: the
-    same by initializer. bias_values: those initializers, float32.
+    inputs: the names of its inputs, in the order of the module's arguments. outputs: of its outputs. places: of the
+    layers' outputs, one for each node of a layer. weights: where each layer's weight stands, by the layer's name.
+    biases: the same by initializer. bias_values: those initializers, float32. option: what asked for torch, for
+    messages.
     """
 
     module: torch.nn.Module
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     places: tuple[Place, ...]
     weights: Mapping[str, tuple[Slot, ...]]
     biases: Mapping[str, tuple[Slot, ...]]
     bias_values: Mapping[str, Float32]
+    option: str
 
     def run(
         self,
@@ -82,7 +84,7 @@ class TorchGraph:
         biases: Mapping[str, torch.Tensor],
         device: str,
     ) -> list[torch.Tensor]:
-        """The values of all places on one feed, with these weights, by layer, and biases, by initializer, in place of
+        """The values of all outputs on one feed, with these weights, by layer, and biases, by initializer, in place of
         the model's own; weights in the shape of `Layer.weight`. Gradients flow back to both."""
         import torch
 
@@ -94,16 +96,18 @@ class TorchGraph:
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
-def to_torch(dense: ir.Model, layers: Sequence[Layer]) -> TorchGraph:
+def to_torch(dense: ir.Model, layers: Sequence[Layer], option: str, outputs: Sequence[str] | None = None) -> TorchGraph:
     """Convert a folded float model, of which `layers` are all that matter. `dense` stays as it is.
 
-    What only comes behind the last layer is left out. Raises ModelError if onnx2torch is not installed, does not know
-    an operator, or keeps the weight of a layer where it cannot be found.
+    outputs: the values that the module gives out; None: those of the places. What these do not need is left out.
+    option: of the command line, that asked for this; errors say to leave it out. Raises ModelError if onnx2torch is not
+    installed, does not know an operator, or keeps the weight of a layer where it cannot be found.
     """
     places, shifts = _places(dense, layers)
+    given = tuple(place.value for place in places) if outputs is None else tuple(outputs)
     names = {node: f"n{index}" for index, node in enumerate(dense.graph)}
-    proto, inputs, constants = _prepared(dense, layers, places, names)
-    module = _convert(proto).eval().requires_grad_(False)
+    proto, inputs, constants = _prepared(dense, layers, given, names)
+    module = _convert(proto, option).eval().requires_grad_(False)
     state = module.state_dict(keep_vars=True)
 
     def find(node: ir.Node, index: int, what: str, expected: Array) -> Slot:
@@ -111,7 +115,8 @@ def to_torch(dense: ir.Model, layers: Sequence[Layer]) -> TorchGraph:
         found = None if slot is None else state.get(slot.path)
         if slot is None or found is None or not np.array_equal(found.numpy(), _as_stored(slot, expected)):
             raise ModelError(
-                f"{what}: its constant is not found again in what onnx2torch makes of its {node.op_type}; {REMEDY}"
+                f"{what}: its constant is not found again in what onnx2torch makes of its {node.op_type}; "
+                f"leave out {option}"
             )
         return slot
 
@@ -124,31 +129,31 @@ def to_torch(dense: ir.Model, layers: Sequence[Layer]) -> TorchGraph:
         name: tuple(find(node, index, f"bias {name}", values[name]) for node, index in readers)
         for name, readers in shifts.items()
     }
-    return TorchGraph(module, inputs, tuple(places), weights, biases, values)
+    return TorchGraph(module, inputs, given, tuple(places), weights, biases, values, option)
 
 
 def check_agreement(graph: TorchGraph, dense: ir.Model, feed: Mapping[str, Array]) -> None:
-    """Raise ModelError unless torch and onnxruntime compute the same outputs of the layers, to 1e-4."""
+    """Raise ModelError unless torch and onnxruntime compute the same outputs, to 1e-4."""
     import torch
 
-    names = list(dict.fromkeys(place.value for place in graph.places))
-    expected = open_session(dense, names, device="cpu").run(dict(feed))
+    expected = open_session(dense, list(dict.fromkeys(graph.outputs)), device="cpu").run(dict(feed))
     with torch.no_grad():
         try:
             found = graph.run(feed, {}, {}, "cpu")
         except Exception as error:
             raise ModelError(
-                f"torch cannot run the model as onnx2torch converts it: {one_line(error)}; {REMEDY}"
+                f"torch cannot run the model as onnx2torch converts it: {one_line(error)}; leave out {graph.option}"
             ) from error
-    for place, value in zip(graph.places, found, strict=True):
-        wanted, got = expected[place.value], value.numpy()
+    owners = {place.value: f"layer {place.layer}: its output" for place in graph.places}
+    for name, value in zip(graph.outputs, found, strict=True):
+        wanted, got = expected[name], value.numpy()
         worst = float("inf")
         if wanted.shape == got.shape:
             worst = float(np.abs(wanted - got).max(initial=0)) / max(float(np.abs(wanted).max(initial=0)), 1e-30)
         if not worst <= AGREEMENT:
             raise ModelError(
-                f"layer {place.layer}: torch and onnxruntime disagree on its output by {worst:.1e} of its largest "
-                f"magnitude: onnx2torch reads an operator before it in another way; {REMEDY}"
+                f"{owners.get(name, name)}: torch and onnxruntime disagree by {worst:.1e} of its largest magnitude: "
+                f"onnx2torch reads an operator before it in another way; leave out {graph.option}"
             )
 
 
@@ -184,10 +189,10 @@ def _products_of(site: Site) -> list[ir.Node]:
 
 
 def _prepared(
-    dense: ir.Model, layers: Sequence[Layer], places: Sequence[Place], names: Mapping[ir.Node, str]
+    dense: ir.Model, layers: Sequence[Layer], outputs: Sequence[str], names: Mapping[ir.Node, str]
 ) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, Array]]:
     """What onnx2torch gets: every node has a name that torch takes, every layer's weight is an initializer, and the
-    outputs are those of the layers. With it, the names of the inputs, and the initializers."""
+    outputs are these. With it, the names of the inputs, and the initializers."""
     model = dense.clone()
     graph = model.graph
     copies = dict(zip(dense.graph, graph, strict=True))
@@ -209,8 +214,8 @@ def _prepared(
         copy.name = names[node]
     values = {value.name: value for node in graph for value in node.outputs}
     graph.outputs.clear()
-    for place in places:
-        output = values[place.value]
+    for name in outputs:
+        output = values[name]
         if output.type is None:
             output.type = ir.TensorType(ir.DataType.FLOAT)
         graph.outputs.append(output)
@@ -243,7 +248,7 @@ def _torchvision_or_none() -> Iterator[None]:
         yield
 
 
-def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
+def _convert(proto: onnx.ModelProto, option: str) -> torch.nn.Module:
     try:
         with _torchvision_or_none():
             import onnx2torch
@@ -251,7 +256,7 @@ def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
         from .torch_operators import node_errors, register, repair
     except ImportError as error:
         raise ModelError(
-            f"global AdaPrune needs {error.name}, which is not installed; install onnx-obc[adaprune], or {REMEDY}"
+            f"{option} needs {error.name}, which is not installed; install onnx-obc[adaprune], or leave it out"
         ) from error
     register(proto)
     try:
@@ -259,7 +264,7 @@ def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
     except Exception as error:
         known = node_errors(proto)
         cause = "; ".join(known) or f"onnx2torch cannot convert the model: {one_line(error)}"
-        raise ModelError(f"{cause}; {REMEDY}") from error
+        raise ModelError(f"{cause}; leave out {option}") from error
     return repair(module)
 
 

@@ -28,6 +28,7 @@ from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import save_model
 from ..pipeline.layer import SOLVER, Solved
+from ..pipeline.learned import check_learning, learned_on_dense
 from ..pipeline.options import MethodOptions, UniformOptions
 from ..pipeline.plan import Folded, possible, possible_choices, prepare, quantizable
 from ..pipeline.recipe import Recipe
@@ -145,7 +146,10 @@ def build(
         key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN, recipe.damp is None and DAMPINGS
     )
     store = _Folder(target, entries, choices, hessian_key, recipe, method, schedule)
-    work = Work(folded.model, chunks, {name: found[1:] for name, found in choices.items()}, method, schedule)
+    solving = {name: found[1:] for name, found in choices.items()}
+    at_a_level = [layer for layer in layers if solving[layer.name]]
+    learned = learned_on_dense(folded.model, at_a_level, solving, calibrating, recipe)
+    work = Work(folded.model, chunks, solving, method, schedule, learned=learned)
     capture_and_solve(work, calibrating, recipe, store, feedback)
     complete = replace(manifest, complete=True, ranges=store.ranges, layers=tuple(store.entries.values()))
     _remove_stale(target, complete)
@@ -255,6 +259,7 @@ class _Folder:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what does not go together with a database: what fixes a level."""
+    check_learning(recipe)
     for name in recipe.changed(UniformOptions):
         raise RecipeError(f"the recipe's {name} fixes a level, but with a budget the search chooses; leave it out")
     for rule in recipe.layers:

@@ -168,6 +168,8 @@ def write_solution(path: Path, solution: Solution, key: str, report: Mapping[str
     else:
         assert solution.mask is not None
         arrays["kept"] = solution.weights[solution.mask]
+    if solution.bias is not None:
+        arrays["bias"] = solution.bias
     info = {
         "level": str(solution.level),
         "shape": solution.weights.shape,
@@ -192,7 +194,8 @@ def read_solution(path: Path, key: str) -> tuple[Solution, dict[str, Any]]:
     else:
         weights = np.zeros(shape, np.float32)
         weights[mask] = arrays["kept"]
-    return Solution(level, weights, codes, grid, mask, info["loss"], info["loss_greedy"]), info["report"]
+    losses = info["loss"], info["loss_greedy"]
+    return Solution(level, weights, codes, grid, mask, *losses, arrays.get("bias")), info["report"]
 
 
 def read_report(path: Path, key: str) -> dict[str, Any]:

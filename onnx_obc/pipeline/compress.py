@@ -15,6 +15,7 @@ from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from .correct import check_trainable
 from .finish import Destination, Result, finish
+from .learned import check_learning
 from .material import Material
 from .plan import make_plan, prepare
 from .recipe import Recipe
@@ -48,6 +49,7 @@ def compress(
     recipe, feedback = recipe or Recipe(), feedback or Feedback()
     data = data or DataOptions(seed=recipe.seed)
     check_trainable(recipe)
+    check_learning(recipe)
     target = check_output(output, model) if output is not None else None
     watch = feedback.watch
     with watch("read"):

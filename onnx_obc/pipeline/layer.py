@@ -143,10 +143,12 @@ def method_of(recipe: Recipe, device: str = "cpu") -> Method:
 @dataclass(frozen=True)
 class LayerMethod:
     """How one layer is solved. compared_rows: on how many rows the ordered solver, if the method says so, is compared
-    with the exact one."""
+    with the exact one. learned: where solutions come from, without losses, that `Method` has no part in; it is called
+    with the layer, the levels, and a function to tell the share that is done."""
 
     method: Method
     compared_rows: int = 0
+    learned: Callable[[Layer, Sequence[Level], Callable[[float], None]], Iterator[Solution]] | None = None
 
 
 def prepare_layer(layer: Layer, captured: LayerHessian, recipe: Recipe) -> Prepared:
@@ -191,9 +193,13 @@ def solve_layer(
         progress(rows - finished)
         finished = rows
 
-    levels = [choice.level for choice in choices]
-    solutions = solve_levels(prepared.weight, prepared.damped, levels, trusted_method(prepared, method), advance)
-    layer = prepared.layer
+    layer, levels = prepared.layer, [choice.level for choice in choices]
+    if how.learned is None:
+        solutions = solve_levels(prepared.weight, prepared.damped, levels, trusted_method(prepared, method), advance)
+    else:
+        rows = layer.groups * layer.rows * len(levels)
+        learned = how.learned(layer, levels, lambda share: advance(int(share * rows)))
+        solutions = (_measured(prepared, solution) for solution in learned)
     for number, (choice, solution) in enumerate(zip(choices, solutions, strict=True), 1):
         ratio = ordered_over_exact(prepared, solution, how)
         report = report_layer(prepared, choice, solution, recipe, method, ratio, remark)
@@ -201,6 +207,11 @@ def solve_layer(
         ended = time.perf_counter()
         yield Solved(layer, solution, replace(report, seconds=ended - began))
         began = ended
+
+
+def _measured(prepared: Prepared, solution: Solution) -> Solution:
+    """A solution with its loss on the damped Hessian."""
+    return replace(solution, loss=layer_loss(prepared.weight, solution.weights, prepared.damped.hessian))
 
 
 def report_layer(
@@ -242,6 +253,7 @@ def report_layer(
         bytes_before=weight_bytes(layer, FLOAT),
         bytes_after=weight_bytes(layer, choice.level),
         notes=tuple(_notes(prepared, choice, recipe, method))
+        + (() if solution.bias is None else ("its bias was learned too, which layer losses leave out",))
         + _not_exact(method, ordered_over_exact, recipe)
         + ((remark,) if remark else ()),
     )

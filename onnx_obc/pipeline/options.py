@@ -16,6 +16,7 @@ from ..targets.names import TargetName, WeightForm
 Activations: TypeAlias = Literal["none", "int8", "int4"]
 Weights: TypeAlias = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
 BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
+LEARNED = ("adaround", "adaquant", "brecq")  # solvers that learn rounding by gradients on parts of the model
 
 
 @dataclass(frozen=True)

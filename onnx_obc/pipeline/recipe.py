@@ -19,7 +19,7 @@ from ..core.level import Choice, Level, parse_bits, parse_sparsity
 from ..core.options import names
 from ..runtime.session import Execution
 from ..targets.registry import TARGETS
-from .options import Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
+from .options import LEARNED, Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
 
 LARGEST, MOST_VALUES = 2**20, 20_000  # bytes and values of a recipe
 ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
@@ -90,7 +90,7 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
             raise ValueError(f"weight_form: {self.target} does not take {self.weight_form}; write {taken}")
         if self.solver in ("baseline", "gmp") and self.sequential:
             raise ValueError(f"sequential: solver {self.solver} takes no inputs into account; leave one of them out")
-        if self.iterations is not None and self.solver not in ("adaprune", "adaround", "adaquant", "brecq"):
+        if self.iterations is not None and self.solver not in ("adaprune", *LEARNED):
             raise ValueError(f"iterations: solver {self.solver} takes no gradient steps; leave it out")
         return self
 

@@ -5,6 +5,8 @@ weights W* are found that are the best for those inputs, min ‖WX − W*X̂‖�
 Hessian, and then W* is pruned and quantized by the exact greedy with the Hessian 2 X̂X̂ᵀ / n:
 
     W* = W + W D Ĥ⁻¹,  D = 2 (X − X̂) X̂ᵀ / n,  Ĥ = 2 X̂X̂ᵀ / n + λ.
+
+What learns its rounding by gradients learns it on X̂ and WX as they are.
 """
 
 from __future__ import annotations
@@ -23,15 +25,19 @@ from ..calibration.samples import Samples
 from ..calibration.unfold import finite_positions, pick_positions, positions_of, shape_of, unfold
 from ..core.arrays import Feed, Float64
 from ..core.progress import Feedback, Progress
-from ..correction.sites import Site
-from ..correction.statistics import affine, apply_affine
+from ..core.solution import Solution
+from ..correction.sites import Site, find_sites
+from ..correction.statistics import add_to_bias, affine, apply_affine
 from ..graph.layers import Layer, Use
 from ..graph.write import Writer
+from ..runtime.session import Execution
 from ..runtime.stepper import Stepper
 from ..solver import Method
 from ..solver.linalg.threads import one_blas_thread
 from .correct import sites_of
 from .layer import Solved, prepare_layer, solve_layer
+from .learned import Units
+from .options import LEARNED
 from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .schedule import Schedule
@@ -52,14 +58,35 @@ class _Moments:
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """The compressed copy that layers are solved on. reference: the same before it is written into. method, schedule:
-    how layers are solved."""
+    """The compressed copy that layers are solved on. reference: the same before it is written into. corrected: the
+    sites where statistics are to be, biases: where a layer has its bias. method, schedule: how layers are solved.
+    units: where they learn."""
 
     plan: Plan
     reference: ir.Model
-    sites: Sequence[Site]
+    corrected: Mapping[ir.Node, Site]
+    biases: Mapping[str | None, Site]
     method: Method
     schedule: Schedule
+    units: Units | None
+
+
+class _Runs:
+    """The dense model and the compressed one, run on the same feeds up to one value after another."""
+
+    def __init__(self, trial: _Trial, feeds: Sequence[Feed], execution: Execution) -> None:
+        half = replace(execution, memory=execution.memory / 2)
+        self._dense, self.compressed = (Stepper(model, feeds, half) for model in (trial.reference, trial.plan.model))
+        self._ahead: Sequence[Feed] = ()
+
+    def dense(self, name: str) -> Sequence[Feed]:
+        """A value of the dense model, on every feed."""
+        return self._ahead if self._ahead and name in self._ahead[0] else self._dense.advance([name])
+
+    def look_ahead(self, names: Sequence[str]) -> Sequence[Feed]:
+        """Values of the dense model, which can be asked for until the next call, whatever the order."""
+        self._ahead = self._dense.advance(list(dict.fromkeys(names)))
+        return self._ahead
 
 
 @one_blas_thread()
@@ -84,7 +111,16 @@ def solve_sequentially(
     own = {layer.name: layer for layer in plan.layers}
     copy = replace(make_plan(folded, recipe, plan.choices), remarks=plan.remarks)
     sites = sites_of(copy, folded.dense, recipe) if recipe.correct else []
-    trial = _Trial(copy, copy.model.clone(), sites, method, schedule)
+    reference = copy.model.clone()
+    trial = _Trial(
+        copy,
+        reference,
+        {site.node: site for site in sites},
+        {site.layer: site for site in find_sites(copy.model, copy.layers, ())},
+        method,
+        schedule,
+        Units(copy.model, copy.layers, samples, recipe, reference) if recipe.solver in LEARNED else None,
+    )
     with feedback.watch("solve"):
         solved = _walk(trial, ranges, samples, recipe, feedback.progress)
     return Solutions(plan, {name: replace(entry, layer=own[name]) for name, entry in solved.items()}, ranges)
@@ -98,16 +134,14 @@ def _walk(
     progress: Progress,
 ) -> dict[str, Solved]:
     """Solve, and write into the trial's model, layer by layer."""
-    plan, execution = trial.plan, recipe.execution()
+    plan = trial.plan
     batches = list(samples.read(0, samples.count))
-    feeds = [batch.feed for batch in batches]
     writer = Writer(plan.model)
     for activation in plan.activations:
         writer.activation(activation, *interval(activation, ranges, recipe))
-    half = replace(execution, memory=execution.memory / 2)
-    dense, compressed = (Stepper(model, feeds, half) for model in (trial.reference, plan.model))
+    runs = _Runs(trial, [batch.feed for batch in batches], recipe.execution())
     layers = {layer.uses[0].node: layer for layer in plan.layers}
-    corrected = {site.node: site for site in trial.sites}
+    learned: dict[str, Solution] = {}
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
     solved: dict[str, Solved] = {}
     moments: dict[tuple[str, str, object], _Moments] = {}  # of the last input: layers may share it
@@ -117,26 +151,49 @@ def _walk(
             use = layer.uses[0]
             source = str(_data(use).name)
             key = (use.tap.value, source, use.tap.unfold)
+            if trial.units is not None and layer.name not in learned:
+                learned |= _learn(layer, trial, trial.units, runs)
             if key not in moments:
-                pair = (dense.advance([use.tap.value]), compressed.advance([source]))
+                pair = (runs.dense(use.tap.value), runs.compressed.advance([source]))
                 moments = {key: _moments(use, source, *pair, [(b.first, b.count) for b in batches], samples, recipe)}
                 del pair
-            solved[layer.name] = _solve(layer, moments[key], trial, recipe)
-            writer.weight(layer, solved[layer.name].solution)
+            solved[layer.name] = _solve(layer, moments[key], trial, recipe, learned.get(layer.name))
+            solution = solved[layer.name].solution
+            writer.weight(layer, solution)
+            if solution.bias is not None:
+                add_to_bias(plan.model, trial.biases[layer.name], solution.bias)
             progress("solve", layer.groups * layer.rows, rows)
-        if node in corrected:
-            site = corrected[node]
+        if node in trial.corrected:
+            site = trial.corrected[node]
             name = str(node.outputs[0].name)
-            values = [value[site.value] for value in dense.advance([site.value])]
-            found = [value[name] for value in compressed.advance([name])]
+            values = [value[site.value] for value in runs.dense(site.value)]
+            found = [value[name] for value in runs.compressed.advance([name])]
             factor, shift, _ = affine(values, found, site)
             del values, found
-            compressed.update(name, lambda y, f=factor, s=shift, at=site: apply_affine(y, f, s, at.axis))  # type: ignore[misc]
+            runs.compressed.update(name, lambda y, f=factor, s=shift, at=site: apply_affine(y, f, s, at.axis))  # type: ignore[misc]
     return solved
 
 
+def _learn(layer: Layer, trial: _Trial, units: Units, runs: _Runs) -> dict[str, Solution]:
+    """The solutions of a layer and of those that are learned with it, by name, without losses."""
+    unit = units.of(layer)
+    inside = {other.name: other for other in trial.plan.layers if other.name in unit.layers}
+    taps = [other.uses[0].tap.value for other in inside.values()]
+    sites = [trial.corrected[node].value for node in unit.nodes if node in trial.corrected]
+    wanted = runs.look_ahead([*taps, *sites, unit.output])
+    sources = {name: str(_present(node.inputs[index]).name) for name, (node, index) in unit.inputs.items()}
+    values = runs.compressed.advance(list(dict.fromkeys(sources.values())))
+    given = [{name: value[source] for name, source in sources.items()} for value in values[: len(units.feeds)]]
+    levels = {name: trial.plan.choices[name].level for name in inside}
+    learned = units.learn(unit, levels, units.examples(unit, given, wanted[: len(units.feeds)]), lambda share: None)
+    return {name: replace(x, bias=learned.biases.get(name)) for name, x in learned.solutions.items()}
+
+
 def _data(use: Use) -> ir.Value:
-    value = use.node.inputs[1 - use.index]
+    return _present(use.node.inputs[1 - use.index])
+
+
+def _present(value: ir.Value | None) -> ir.Value:
     assert value is not None
     return value
 
@@ -179,14 +236,17 @@ def _moments(
     return _Moments(LayerHessian(hessian, n, damping, left_out), 2 / max(n, 1) * cross)
 
 
-def _solve(layer: Layer, moments: _Moments, trial: _Trial, recipe: Recipe) -> Solved:
-    """A layer's W*, and from it the solution at its level."""
-    plain = prepare_layer(layer, moments.captured, recipe)
-    weight = plain.weight.astype(np.float64)  # (groups, rows, columns)
-    best = weight + weight @ moments.cross @ plain.damped.inverse
-    prepared = replace(plain, weight=best.astype(np.float32))
+def _solve(layer: Layer, moments: _Moments, trial: _Trial, recipe: Recipe, learned: Solution | None) -> Solved:
+    """A layer's W*, and from it the solution at its level; of one that was learned, the figures."""
+    prepared = prepare_layer(layer, moments.captured, recipe)
+    if learned is None:
+        weight = prepared.weight.astype(np.float64)  # (groups, rows, columns)
+        best = weight + weight @ moments.cross @ prepared.damped.inverse
+        prepared = replace(prepared, weight=best.astype(np.float32))
     said = (SHARED if len(layer.uses) > 1 else None, trial.plan.remarks.get(layer.name))
     remark = "; ".join(text for text in said if text is not None) or None
     how = trial.schedule.method_for(layer.name, trial.method)
+    if learned is not None:
+        how = replace(how, learned=lambda *_: iter([learned]))
     (solved,) = solve_layer(prepared, [trial.plan.choices[layer.name]], recipe, how, remark)
     return solved

@@ -17,6 +17,7 @@ from ..graph.layers import Layer
 from ..solver import Method, warm_up
 from ..solver.linalg.threads import one_blas_thread
 from .layer import Solved, method_of, prepare_layer, solve_layer, solving_device
+from .learned import LearnedOnDense, learned_on_dense
 from .plan import Plan
 from .recipe import Recipe
 from .schedule import Schedule, make_schedule
@@ -36,7 +37,8 @@ class Work:
     """What is to be captured and solved.
 
     model: the graph that is run. chunks: what each run over the data captures; the layers in them are solved. choices:
-    what each layer is solved at. remarks: for the report, by layer. method, schedule: how.
+    what each layer is solved at. remarks: for the report, by layer. method, schedule: how. learned: what solves
+    instead, where rounding is learned.
     """
 
     model: ir.Model
@@ -45,6 +47,7 @@ class Work:
     method: Method
     schedule: Schedule
     remarks: Mapping[str, str] = field(default_factory=dict)
+    learned: LearnedOnDense | None = None
 
 
 class Store(Protocol):
@@ -143,6 +146,7 @@ def _solve(layer: Layer, work: Work, recipe: Recipe, store: Store, progress: Cal
     if missing:
         prepared = prepare_layer(layer, hessian, recipe)
         how, remark = work.schedule.method_for(layer.name, work.method), work.remarks.get(layer.name)
+        how = replace(how, learned=work.learned)
         solutions = solve_layer(prepared, missing, recipe, how, remark, progress)
         for choice, solved in zip(missing, solutions, strict=True):
             store.put(solved, choice)
@@ -166,7 +170,8 @@ def solve_choices(
     shapes = probe(plan.model, [*values, *taps], samples, recipe.execution())
     chunks = plan_chunks(plan.layers, values, shapes, samples, recipe.memory_bytes(), recipe.damp is None)
     store = InMemory(choices)
-    work = Work(plan.model, chunks, choices, method, schedule, plan.remarks)
+    learned = learned_on_dense(plan.model, plan.layers, choices, samples, recipe)
+    work = Work(plan.model, chunks, choices, method, schedule, plan.remarks, learned)
     capture_and_solve(work, samples, recipe, store, feedback)
     return store
 

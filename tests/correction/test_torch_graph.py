@@ -73,7 +73,7 @@ def test_constants_can_be_replaced(kind: str) -> None:
     layers, _ = find_layers(model)
     (layer,) = layers
     feed = {v.name: random(*v.shape.numpy(), seed=3) for v in model.graph.inputs}
-    graph = to_torch(model, layers)
+    graph = to_torch(model, layers, "--global-adaprune")
     check_agreement(graph, model, feed)
     assert len(graph.places) == len(layer.uses)
     weight = random(layer.groups, layer.rows, layer.columns, seed=4)
@@ -126,44 +126,44 @@ OPERATORS = {
 def test_what_onnx2torch_lacks(kind: str) -> None:
     nodes, opset, constants = OPERATORS[kind]
     model = around(nodes, opset, **constants)
-    graph = to_torch(model, find_layers(model)[0])
+    graph = to_torch(model, find_layers(model)[0], "--global-adaprune")
     check_agreement(graph, model, {"x": random(4, 6, 6)})
 
 
 def test_unknown_operators_are_named() -> None:
     model = around([make("Det", ["x"], ["d"]), make("Mul", ["x", "one"], ["h"])], 17, one=random(6))
-    to_torch(model, find_layers(model)[0])  # no layer depends on it
+    to_torch(model, find_layers(model)[0], "--global-adaprune")  # no layer depends on it
     model = around([make("GlobalLpPool", ["x"], ["p"]), make("Mul", ["x", "p"], ["h"])], 17)
     with pytest.raises(ModelError, match=r"operator GlobalLpPool \(ai.onnx, opset 17\); leave out --global-adaprune"):
-        to_torch(model, find_layers(model)[0])
+        to_torch(model, find_layers(model)[0], "--global-adaprune")
     model = ir.from_proto(conv(auto_pad="SAME_UPPER"))
     with pytest.raises(ModelError, match=r"cannot convert the operator Conv .*SAME_UPPER"):
-        to_torch(model, find_layers(model)[0])
+        to_torch(model, find_layers(model)[0], "--global-adaprune")
     nodes = [make("FusedGelu", ["x"], ["h"], domain="com.example")]
     proto = build([*nodes, make("MatMul", ["h", "w"], ["y"])], {"x": (4, 6)}, {"y": None}, {"w": random(6, 5)})
     proto.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     model = ir.from_proto(proto)
     with pytest.raises(ModelError, match=r"FusedGelu \(com.example, opset 1\)"):
-        to_torch(model, find_layers(model)[0])
+        to_torch(model, find_layers(model)[0], "--global-adaprune")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = around([make("Relu", ["x"], ["h"])], 17)
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
     with pytest.raises(ModelError, match=r"needs onnx2torch, which is not installed; install onnx-obc\[adaprune\]"):
-        to_torch(model, find_layers(model)[0])
+        to_torch(model, find_layers(model)[0], "--global-adaprune")
 
 
 def test_what_a_newer_version_added_is_refused() -> None:
     pads = {"pads": np.array([1, 1]), "zero": np.float32(0).reshape(()), "axes": np.array([1])}
     model = around([make("Pad", ["x", "pads", "zero", "axes"], ["h"])], 18, **pads)
     with pytest.raises(ModelError, match=r"operator Pad \(ai.onnx, opset 18\): 4 inputs came after version 13"):
-        to_torch(model, find_layers(model)[0])
+        to_torch(model, find_layers(model)[0], "--global-adaprune")
 
 
 def test_disagreement_is_an_error() -> None:
     model = around([make("Relu", ["x"], ["h"])], 17)
-    graph = to_torch(model, find_layers(model)[0])
+    graph = to_torch(model, find_layers(model)[0], "--global-adaprune")
     model.graph.initializers["w"].const_value = ir.Tensor(random(6, 5, seed=9), name="w")
     with pytest.raises(ModelError, match="layer layer: torch and onnxruntime disagree"):
         check_agreement(graph, model, {"x": random(4, 6, 6)})
@@ -172,7 +172,7 @@ def test_disagreement_is_an_error() -> None:
 def test_a_bias_that_something_else_reads_is_left() -> None:
     nodes = [make("Gemm", ["x", "w", "b"], ["g"], "layer"), make("Mul", ["g", "b"], ["y"])]
     model = ir.from_proto(build(nodes, {"x": (3, 7)}, {"y": None}, {"w": random(7, 5), "b": random(5)}))
-    graph = to_torch(model, find_layers(model)[0])
+    graph = to_torch(model, find_layers(model)[0], "--global-adaprune")
     assert not graph.biases and graph.places[0].bias is None
 
 
@@ -185,6 +185,6 @@ def test_every_use_of_a_weight_is_a_place() -> None:
         make("Add", ["c", "g"], ["y"]),
     ]
     model = ir.from_proto(product(nodes, w=random(7, 7), b=random(7), c=random(7)))
-    graph = to_torch(model, find_layers(model)[0])
+    graph = to_torch(model, find_layers(model)[0], "--global-adaprune")
     assert [(place.value, place.bias) for place in graph.places] == [("a", "b"), ("y", "c")]
     check_agreement(graph, model, {"x": random(2, 3, 7)})

@@ -1,0 +1,281 @@
+"""Rounding learned by gradients, to compare with: AdaRound, BRECQ and AdaQuant, each on a part of the model.
+
+- AdaRound (Nagel et al. 2020): every weight goes to one of its two nearest codes; which, is learned on a layer's output
+  behind its activation function. The choice is a rectified sigmoid h(V) in [0, 1] (equation 23 there), which a
+  regulariser 1 − |2h − 1|^β drives to 0 or 1 while β falls (equation 24).
+- BRECQ (Li et al. 2021): the same for all layers of a residual block together, on the block's output, each entry of
+  which counts as much as its diagonal Fisher information says (equation 10 there).
+- AdaQuant (Hubara et al. 2021): weights, scales and bias move by small steps, and gradients pass the rounding
+  straight through.
+
+Hyper-parameters are those of the papers and of their authors' code; the papers' number of steps is for a GPU. With
+fewer, the rate of AdaRound and BRECQ rises in proportion, up to tenfold, so that a choice can travel as far. AdaQuant's
+rates fall to 0 along a line: at its authors' constant ones the error rises again before the steps are over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from ..core.arrays import Array, Feed, Float32
+from ..core.errors import ModelError
+from ..core.solution import Grid, Solution
+from ..graph.layers import Layer
+from .torch_graph import TorchGraph
+
+if TYPE_CHECKING:
+    import torch
+
+Learner: TypeAlias = Literal["adaround", "adaquant", "brecq"]
+
+ITERATIONS: dict[Learner, int] = {"adaround": 10_000, "adaquant": 1_000, "brecq": 20_000}  # as published
+ROUND_RATE, FASTER = 1e-3, 10  # of Adam, for the published steps, and how many times that at most
+STRETCH = (-0.1, 1.1)  # of the sigmoid, before it is clipped to [0, 1]
+REGULARISER = 0.01
+BETA, WARM = (20.0, 2.0), 0.2  # from, to; and the share of the steps before which there is no regulariser
+WEIGHT_RATE, BIAS_RATE, SPAN_RATE = 1e-5, 1e-3, 1e-3  # of AdaQuant's Adam
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How rounding is learned. iterations: steps, each on one example, in an order drawn by the seed."""
+
+    learner: Learner
+    iterations: int
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A feed for a part of the model, and what its output is to be.
+
+    weight: how much the squared error of each entry counts, in the shape of the target; None: all the same.
+    """
+
+    feed: Feed
+    target: Float32
+    weight: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """solutions: by layer. biases: what was learned to be added to a layer's bias, (channels,), where it has one."""
+
+    solutions: dict[str, Solution]
+    biases: dict[str, Float32]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Hold torch to one thread of the CPU: the result must not depend on the cores, and single steps are too short to
+    share out."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
+def learn(
+    graph: TorchGraph,
+    layers: Sequence[Layer],
+    starts: Mapping[str, Solution],
+    examples: Sequence[Example],
+    learning: Learning,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Learned:
+    """Learn the codes of some layers of a part of the model.
+
+    graph: of the part, with its output alone. layers: those of it that have a start, as `graph` knows them. starts:
+    rounded to nearest; their grids and masks stay, but that AdaQuant moves scales. examples: at least one. progress:
+    called with the share of the steps that are done. The losses of the solutions are 0: who has a Hessian measures
+    them. The same seed on the same CPU gives the same result. Raises ModelError if the output is not finite.
+    """
+    import torch
+
+    rng = np.random.default_rng(learning.seed)
+    torch.manual_seed(learning.seed)
+    graph.module.to(learning.device)
+    straight = learning.learner == "adaquant"
+    make = _Straight if straight else _Rounding
+    weights: dict[str, _Rounding | _Straight] = {x.name: make(x, starts[x.name], learning.device) for x in layers}
+    biases = _biases(graph, layers, learning.device) if straight else {}
+    rate = ROUND_RATE * min(ITERATIONS[learning.learner] / learning.iterations, FASTER)
+    groups = [{"params": [p], "lr": r or rate} for latent in weights.values() for p, r in latent.parameters()]
+    groups += [{"params": [bias], "lr": BIAS_RATE} for bias in biases.values()]
+    optimizer = torch.optim.Adam(groups)
+    convolved = any("Conv" in layer.op for layer in layers)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / learning.iterations)
+    order: list[int] = []
+    for step in range(learning.iterations):
+        order = order or list(rng.permutation(len(examples)))
+        example = examples[order.pop()]
+        target = _send(example.target, learning.device)
+        optimizer.zero_grad()
+        (found,) = graph.run(example.feed, {name: x.now() for name, x in weights.items()}, biases, learning.device)
+        error = (found - target).square()
+        if example.weight is not None:
+            error = error * _send(example.weight, learning.device)
+        channels = 1 if straight else target.shape[1 if convolved and target.ndim > 2 else -1]
+        loss = error.sum() * (channels / target.numel())
+        beta = _beta(step / learning.iterations)
+        if beta is not None:
+            loss = loss + REGULARISER * sum(latent.penalty(beta) for latent in weights.values())
+        if step == 0 and not bool(torch.isfinite(loss)):
+            raise ModelError(
+                f"{graph.outputs[0]}: its values are NaN or infinite on the calibration data; check the data"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if straight:
+            falling.step()
+        progress((step + 1) / learning.iterations)
+    moved = {
+        place.layer: (biases[place.bias].detach().cpu().numpy() - graph.bias_values[place.bias]).reshape(-1)
+        for place in graph.places
+        if place.bias in biases
+    }
+    return Learned({name: latent.solution() for name, latent in weights.items()}, moved)
+
+
+def _beta(done: float) -> float | None:
+    """The exponent of the regulariser when a share of the steps is done; None where there is no regulariser yet."""
+    if done < WARM:
+        return None
+    return BETA[1] + (BETA[0] - BETA[1]) * (1 - (done - WARM) / (1 - WARM))
+
+
+class _Rounding:
+    """A layer whose codes are the next below, floor(w / s), plus h(V) in [0, 1], which in the end is 0 or 1."""
+
+    def __init__(self, layer: Layer, start: Solution, device: str) -> None:
+        import torch
+
+        assert start.grid is not None
+        self._layer, self._start = layer, start
+        scale, zero = start.grid.spread(*start.weights.shape[1:])  # (groups, rows, columns) each
+        steps = layer.matrix() / scale
+        below = np.floor(steps)
+        share = (np.clip(steps - below, 1e-6, 1 - 1e-6) - STRETCH[0]) / (STRETCH[1] - STRETCH[0])
+        kept = np.ones(steps.shape, np.bool_) if start.mask is None else start.mask
+        self._scale, self._below, self._kept = (_send(x, device) for x in (scale, below, kept))
+        self._low, self._high = (_send(end - zero, device) for end in (start.grid.qmin, start.grid.qmax))
+        self._choice = torch.nn.Parameter(_send(np.log(share / (1 - share)), device))
+
+    def parameters(self) -> list[tuple[torch.Tensor, float | None]]:
+        """What is learned, and at which rate; None: the usual one."""
+        return [(self._choice, None)]
+
+    def now(self) -> torch.Tensor:
+        """The weight, in the shape that nodes see."""
+        return _as_seen(self._layer, self._at(self._below + self._up()))
+
+    def penalty(self, beta: float) -> torch.Tensor:
+        """The regulariser, summed over the kept weights."""
+        return ((1 - (2 * self._up() - 1).abs() ** beta) * self._kept).sum()
+
+    def solution(self) -> Solution:
+        """The layer with every weight at the code that its choice is nearer to."""
+        assert self._start.grid is not None
+        steps = self._at(self._below + (self._choice >= 0).float()) / self._scale
+        return _with_codes(self._start, self._start.grid, steps)
+
+    def _up(self) -> torch.Tensor:
+        import torch
+
+        return torch.clamp(torch.sigmoid(self._choice) * (STRETCH[1] - STRETCH[0]) + STRETCH[0], 0, 1)
+
+    def _at(self, steps: torch.Tensor) -> torch.Tensor:
+        """The weight (groups, rows, columns) so many steps from the zero point."""
+        import torch
+
+        return torch.minimum(torch.maximum(steps, self._low), self._high) * self._scale * self._kept
+
+
+class _Straight:
+    """A layer whose weights and scales move; gradients pass the rounding straight through."""
+
+    def __init__(self, layer: Layer, start: Solution, device: str) -> None:
+        import torch
+
+        assert start.grid is not None
+        self._layer, self._start = layer, start
+        zero = start.grid.spread(*start.weights.shape[1:])[1]
+        kept = np.ones(start.weights.shape, np.bool_) if start.mask is None else start.mask
+        self._kept = _send(kept, device)
+        self._low, self._high = (_send(end - zero, device) for end in (start.grid.qmin, start.grid.qmax))
+        self._width = start.weights.shape[2] if start.grid.block is None else start.grid.block
+        self._codes = start.grid.qmax - start.grid.qmin
+        self._weight = torch.nn.Parameter(_send(layer.matrix(), device))
+        self._span = torch.nn.Parameter(_send(start.grid.scale * self._codes, device))
+
+    def parameters(self) -> list[tuple[torch.Tensor, float | None]]:
+        """What is learned, and at which rate."""
+        return [(self._weight, WEIGHT_RATE), (self._span, SPAN_RATE)]
+
+    def now(self) -> torch.Tensor:
+        """The weight, in the shape that nodes see."""
+        scale = self._scale()
+        return _as_seen(self._layer, self._steps(scale) * scale * self._kept)
+
+    def penalty(self, beta: float) -> torch.Tensor:
+        """There is none."""
+        return self._span.new_zeros(())
+
+    def solution(self) -> Solution:
+        """The layer at the codes and scales that were reached."""
+        assert self._start.grid is not None
+        scale = (self._span.detach() / self._codes).cpu().numpy()
+        grid = replace(self._start.grid, scale=np.maximum(scale, np.finfo(np.float32).tiny))
+        return _with_codes(self._start, grid, self._steps(self._scale()) * self._kept)
+
+    def _scale(self) -> torch.Tensor:
+        """Of every weight, (groups, rows, columns)."""
+        scale = self._span.clamp_min(self._codes * float(np.finfo(np.float32).tiny)) / self._codes
+        return scale.repeat_interleave(self._width, dim=1).reshape(self._weight.shape)
+
+    def _steps(self, scale: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        steps = self._weight / scale
+        rounded = steps + (steps.round() - steps).detach()
+        return torch.minimum(torch.maximum(rounded, self._low), self._high)
+
+
+def _biases(graph: TorchGraph, layers: Sequence[Layer], device: str) -> dict[str, torch.Tensor]:
+    """The biases of these layers, by initializer, to be learned."""
+    import torch
+
+    names = {layer.name for layer in layers}
+    found = {place.bias for place in graph.places if place.layer in names and place.bias is not None}
+    return {name: torch.nn.Parameter(_send(graph.bias_values[name], device)) for name in sorted(found)}
+
+
+def _as_seen(layer: Layer, matrix: torch.Tensor) -> torch.Tensor:
+    """`Layer.tensor` for torch: (groups, rows, columns) to the shape that nodes see."""
+    view = layer.view
+    parts = matrix.reshape([view.split[axis] for axis in view.order])
+    return parts.permute(*np.argsort(view.order).tolist()).reshape(layer.weight.shape)
+
+
+def _with_codes(start: Solution, grid: Grid, steps: torch.Tensor) -> Solution:
+    """The start with other codes: so many steps from the zero point, (groups, rows, columns)."""
+    zero = grid.spread(*start.weights.shape[1:])[1]
+    codes = np.rint(steps.detach().cpu().numpy()).astype(np.int32) + zero
+    return replace(start, codes=codes, grid=grid, weights=grid.dequantize(codes))
+
+
+def _send(array: Array, device: str) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(np.asarray(array, np.float32), device=device)

@@ -1,0 +1,140 @@
+"""The parts of a model whose outputs are reconstructed one after the other: single layers, or residual blocks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..core.arrays import Array
+from ..graph.layers import Layer
+from .sites import find_sites
+
+ACTIVATIONS = (
+    *("Relu", "LeakyRelu", "PRelu", "Clip", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish"),
+    *("Mish", "Softplus", "Tanh"),
+)
+SHAPES = ("Shape", "Size")  # what they give does not depend on what a value holds
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A part of a graph with one output.
+
+    nodes: in the order of the graph. layers: the names of those whose first use is in it. inputs: by value, one of the
+    nodes that read it and the index there, which tells what stands in its place once a graph was written into.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    layers: tuple[str, ...]
+    inputs: Mapping[str, tuple[ir.Node, int]]
+    output: str
+
+
+def layer_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
+    """A unit for each layer: its first use, its bias where an Add holds it, and the activation function behind it.
+
+    layers: of this model, which nothing was written into yet. In the order of the graph.
+    """
+    owners = {layer.uses[0].node: layer.name for layer in layers}
+    adds = {site.node for site in find_sites(model, layers, ()) if site.node.op_type == "Add"}
+    units = []
+    for node in model.graph:
+        if node in owners:
+            nodes = [node]
+            while (follower := _only_reader(nodes[-1])) is not None:
+                bias = follower in adds and len(nodes) == 1
+                activation = follower.op_type in ACTIVATIONS and follower.domain == ""
+                if not bias and not activation:
+                    break
+                nodes.append(follower)
+                if activation:
+                    break
+            units.append(_unit(nodes, owners))
+    return units
+
+
+def block_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
+    """A unit for each residual block, and one for each layer outside of these; see `layer_units`.
+
+    A block lies between two values that all paths through the layers pass, and holds a fork: where the graph is a chain
+    there is no block. The activation function behind it belongs to it. What depends on no layer's input, such as
+    masks, or on its shape alone is no path.
+    """
+    owners = {layer.uses[0].node: layer.name for layer in layers}
+    alone = {unit.layers[0]: unit for unit in layer_units(model, layers)}
+    units = []
+    for nodes in _between_cuts(model, [use.node.inputs[1 - use.index] for layer in layers for use in layer.uses]):
+        inside = [owners[node] for node in nodes if node in owners]
+        if len(inside) > 1 and _forks(nodes):
+            follower = _only_reader(nodes[-1])
+            activated = follower is not None and follower.op_type in ACTIVATIONS and follower.domain == ""
+            units.append(_unit([*nodes, follower] if activated and follower is not None else nodes, owners))
+        else:
+            units += [alone[name] for name in inside]
+    return units
+
+
+def part_of(model: ir.Model, unit: Unit, feed: Mapping[str, Array]) -> ir.Model:
+    """A unit as a model of its own, a copy. feed: values of its inputs, whose types it has then."""
+    part = ir.convenience.extract(model.graph, list(unit.inputs), [unit.output])
+    for value in part.inputs:
+        array = feed[str(value.name)]
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        value.shape = ir.Shape([None] * array.ndim)
+    return ir.Model(part, ir_version=model.ir_version, functions=list(model.functions.values()))
+
+
+def _between_cuts(model: ir.Model, taps: Sequence[ir.Value | None]) -> Iterator[list[ir.Node]]:
+    """The nodes that depend on a layer's input, in runs: each ends where all that is read behind it is its last output.
+
+    taps: the inputs of the layers.
+    """
+    sources = {value for value in taps if value is not None}
+    behind, main = set(sources), []
+    for node in model.graph:
+        if node.op_type not in SHAPES and any(value in behind for value in node.inputs if value is not None):
+            main.append(node)
+            behind.update(node.outputs)
+    sources -= {value for node in main for value in node.outputs}
+    last = {value: place for place, node in enumerate(main) for value in node.inputs if value in behind and value}
+    last |= {value: len(main) for value in model.graph.outputs if value in behind}
+    run: list[ir.Node] = []
+    live = sources & last.keys()
+    for place, node in enumerate(main):
+        run.append(node)
+        live |= {value for value in node.outputs if last.get(value, place) > place}
+        live -= {value for value in live if last[value] <= place}
+        if live <= set(node.outputs) and len(live) <= 1:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _forks(nodes: Sequence[ir.Node]) -> bool:
+    """Whether the nodes are no chain: more than one of them reads the same value."""
+    reads = Counter(value for node in nodes for value in set(node.inputs) if value and not value.is_initializer())
+    return max(reads.values(), default=0) > 1
+
+
+def _unit(nodes: Sequence[ir.Node], owners: Mapping[ir.Node, str]) -> Unit:
+    produced = {value for node in nodes for value in node.outputs}
+    inputs: dict[str, tuple[ir.Node, int]] = {}
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value not in produced and not value.is_initializer():
+                inputs.setdefault(str(value.name), (node, index))
+    layers = tuple(owners[node] for node in nodes if node in owners)
+    return Unit(tuple(nodes), layers, inputs, str(nodes[-1].outputs[0].name))
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """The node that alone reads what another computes; None if there are others, or the graph gives it out."""
+    output, readers = node.outputs[0], list(node.outputs[0].uses())
+    if len(node.outputs) > 1 or len(readers) != 1 or output.is_graph_output():
+        return None
+    follower = readers[0].node
+    return follower if follower.graph is node.graph else None

@@ -1,0 +1,195 @@
+"""Solutions whose rounding is learned by gradients, one part of the model after the other, to compare with."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+import onnx_ir as ir
+
+from ..calibration.samples import Samples
+from ..calibration.split import LEARNING, first_samples
+from ..core.arrays import Feed, Float32
+from ..core.errors import RecipeError
+from ..core.level import Choice, Level
+from ..core.solution import Solution
+from ..correction.reconstruction import ITERATIONS, Example, Learned, Learner, Learning, learn
+from ..correction.units import Unit, block_units, layer_units, part_of
+from ..graph.layers import Layer, find_layers
+from ..runtime.stepper import Stepper
+from ..solver.baselines import uncompensated
+from ..targets.registry import TARGETS
+from .layer import solving_device
+from .options import LEARNED
+from .recipe import Recipe
+
+Levels = Mapping[str, Level]  # of the layers of a unit, by name
+
+
+def check_learning(recipe: Recipe) -> None:
+    """Raise RecipeError if the recipe's solver learns and what that needs is not installed, or does not go with it."""
+    if recipe.solver not in LEARNED:
+        return
+    missing = [name for name in ("torch", "onnx2torch") if importlib.util.find_spec(name) is None]
+    if missing:
+        needs = f"solver {recipe.solver} needs {' and '.join(missing)}, not installed"
+        raise RecipeError(f"{needs}; install onnx-obc[adaprune], or leave it out")
+    if recipe.solver == "adaquant" and TARGETS[recipe.target].shared_scale:
+        raise RecipeError(
+            f"solver adaquant moves the scale of each row, but --target {recipe.target} has one for all; choose another"
+        )
+
+
+class Units:
+    """The parts of a model that a solver learns on, and how.
+
+    model: nothing may have been written into it when this is made. layers: of it, those that are to be solved.
+    samples: how many of the first ones are learned on says `LEARNING`. reference: a copy of the model that stays as it
+    is; None: the model itself does.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        layers: Sequence[Layer],
+        samples: Samples,
+        recipe: Recipe,
+        reference: ir.Model | None = None,
+    ) -> None:
+        self._learner = cast(Learner, recipe.solver)
+        self._layers, self._recipe = {layer.name: layer for layer in layers}, recipe
+        self._reference = model if reference is None else reference
+        units = (block_units if self._learner == "brecq" else layer_units)(model, layers)
+        self._unit_of = {name: unit for unit in units for name in unit.layers}
+        self._ends = [unit.output for unit in units if len(unit.layers) > 1]
+        chosen = first_samples(samples, LEARNING)
+        self.feeds: list[Feed] = list(chosen.feeds())
+        self._weights: list[dict[str, Float32]] | None = None
+
+    def of(self, layer: Layer) -> Unit:
+        """The unit that a layer is learned in."""
+        return self._unit_of[layer.name]
+
+    def examples(self, unit: Unit, given: Sequence[Feed], wanted: Sequence[Feed]) -> list[Example]:
+        """A unit's inputs, by the names that it has for them, with what the dense model makes of its own inputs."""
+        weights: Sequence[Float32 | None] = [None] * len(given)
+        if unit.output in self._ends:
+            weights = [weight[unit.output] for weight in self._fisher()]
+        return [
+            Example(feed, dense[unit.output], weight)
+            for feed, dense, weight in zip(given, wanted, weights, strict=True)
+        ]
+
+    def learn(
+        self, unit: Unit, levels: Levels, examples: Sequence[Example], progress: Callable[[float], None]
+    ) -> Learned:
+        """The layers of a unit that have a level here, each at that, the others as they are.
+
+        Only rounding is learned: layers are pruned by magnitude, and what has no integers is left at that.
+        """
+        from ..correction.torch_graph import check_agreement, to_torch
+
+        recipe = self._recipe
+        shared = TARGETS[recipe.target].shared_scale
+        starts = {
+            name: uncompensated(self._layers[name].matrix(), level, recipe.grid, shared)
+            for name, level in levels.items()
+        }
+        if all(start.codes is None for start in starts.values()):
+            return Learned(starts, {})
+        option = f"--solver {self._learner}"
+        part = part_of(self._reference, unit, examples[0].feed)
+        inside = self._as_in(part, unit)
+        graph = to_torch(part, inside, option, [unit.output])
+        check_agreement(graph, part, examples[0].feed)
+        iterations = recipe.iterations or ITERATIONS[self._learner]
+        learning = Learning(self._learner, iterations, recipe.seed, solving_device(recipe.device))
+        learned = [layer for layer in inside if layer.name in starts and starts[layer.name].codes is not None]
+        found = learn(graph, learned, starts, examples, learning, progress)
+        return replace(found, solutions=starts | found.solutions)
+
+    def _as_in(self, part: ir.Model, unit: Unit) -> list[Layer]:
+        """The layers of a unit's own model, under the names that they have in the whole one."""
+        names = {str(self._layers[name].uses[0].node.outputs[0].name): name for name in unit.layers}
+        found = []
+        for layer in find_layers(part)[0]:
+            outputs = [str(use.node.outputs[0].name) for use in layer.uses]
+            own = next((names[output] for output in outputs if output in names), None)
+            if own is not None:
+                found.append(replace(layer, name=own))
+        return found
+
+    def _fisher(self) -> list[dict[str, Float32]]:
+        if self._weights is None:
+            from ..correction.fisher import squared_gradients
+
+            recipe = self._recipe
+            self._weights = squared_gradients(
+                self._reference,
+                find_layers(self._reference)[0],
+                self._ends,
+                self.feeds,
+                f"--solver {self._learner}",
+                seed=recipe.seed,
+                device=solving_device(recipe.device),
+            )
+        return self._weights
+
+
+def learned_on_dense(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    choices: Mapping[str, Sequence[Choice]],
+    samples: Samples,
+    recipe: Recipe,
+) -> LearnedOnDense | None:
+    """What learns, if the recipe's solver does."""
+    return LearnedOnDense(model, layers, choices, samples, recipe) if recipe.solver in LEARNED else None
+
+
+class LearnedOnDense:
+    """Solutions at any number of levels, each learned on what the dense model computes before and behind a unit.
+
+    Layers are asked for in the order of the graph. choices: of every layer; where a unit has several layers, they are
+    learned at the same level together, those that cannot take it at what they have instead, or as they are.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        layers: Sequence[Layer],
+        choices: Mapping[str, Sequence[Choice]],
+        samples: Samples,
+        recipe: Recipe,
+    ) -> None:
+        self._units = Units(model, layers, samples, recipe)
+        self._stepper = Stepper(model, self._units.feeds, recipe.execution())
+        self._levels = {name: [choice.level for choice in found] for name, found in choices.items()}
+        self._unit: Unit | None = None
+        self._examples: list[Example] = []
+        self._found: dict[tuple[tuple[str, Level], ...], Learned] = {}
+
+    def __call__(self, layer: Layer, levels: Sequence[Level], progress: Callable[[float], None]) -> Iterator[Solution]:
+        """The solutions of a layer, without losses. progress: called with the share of all its levels that is done."""
+        unit = self._units.of(layer)
+        if unit is not self._unit:
+            values = self._stepper.advance([*unit.inputs, unit.output])
+            given = [{name: value[name] for name in unit.inputs} for value in values]
+            self._unit, self._examples, self._found = unit, self._units.examples(unit, given, values), {}
+        for number, level in enumerate(levels):
+            assigned = {name: self._assigned(name, level) for name in unit.layers}
+            key = tuple((name, found) for name, found in assigned.items() if found is not None)
+            if key not in self._found:
+
+                def told(share: float, before: int = number) -> None:
+                    progress((before + share) / len(levels))
+
+                self._found[key] = self._units.learn(unit, dict(key), self._examples, told)
+            learned = self._found[key]
+            yield replace(learned.solutions[layer.name], bias=learned.biases.get(layer.name))
+
+    def _assigned(self, name: str, level: Level) -> Level | None:
+        own = self._levels[name]
+        return level if level in own else own[0] if len(own) == 1 else None

@@ -1,0 +1,154 @@
+"""Solvers to compare with, as a user calls them: in a file, in order, and in a database."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from digits import CALIBRATION, MODEL, refused, run_cli, top1
+
+from onnx_obc import (
+    CalibrationError,
+    DataOptions,
+    ModelError,
+    Recipe,
+    RecipeError,
+    Result,
+    build,
+    compress,
+    open_database,
+    parse_budget,
+    retarget,
+)
+from onnx_obc.pipeline.recipe import make_recipe
+
+FEW = DataOptions(samples=128)
+SOLVERS = ("baseline", "gmp", "lobs", "adaprune", "adaround", "adaquant", "brecq")
+LEARNED = ("adaround", "adaquant", "brecq")
+
+
+def weights(solver: str, steps: int = 60, path: Path | None = None, **fields: object) -> Result:
+    values = {"weights": "int4", "activations": "none", "solver": solver, "correct": False} | fields
+    values |= {"iterations": steps} if solver in LEARNED else {}
+    return compress(MODEL, CALIBRATION, Recipe.model_validate(values), path, data=FEW)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_each_works_from_the_command_line(solver: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, steps = tmp_path / "out.onnx", ["--iterations", 40] if solver in LEARNED else []
+    report = tmp_path / "report.json"
+    level = ["--weights", "int4"] if solver in LEARNED else ["--sparsity", "2:4", "--weights", "float"]
+    arguments = [MODEL, out, "--calib", CALIBRATION, "--samples", 128, "--activations", "none", "--solver", solver]
+    assert run_cli(*arguments, *level, *steps, "--report", report) == 0
+    layers = json.loads(report.read_text())["layers"]
+    assert {layer["solver"] for layer in layers} == {solver}
+    assert all(layer["loss_bound"] is None and layer["loss_predicted"] == layer["loss_measured"] for layer in layers)
+    onnx.checker.check_model(str(out))
+    if solver not in ("baseline", "gmp"):
+        assert top1(out) > 0.9
+    assert f"solver: {solver}" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("solver", ["adaround", "brecq"])
+def test_learned_rounding_is_better_than_rounding_to_nearest(solver: str) -> None:
+    """At 3 bits, by the loss of the outputs; two codes for every weight to choose from, and the same grids."""
+    plain = weights("baseline", weights="int3")
+    found = weights(solver, 300, weights="int3")
+    sqnr = [result.report.outputs[0].sqnr_db for result in (plain, found)]
+    assert sqnr[1] > sqnr[0] + 1
+
+
+def test_layers_at_different_levels_are_learned_together() -> None:
+    """A rule keeps one layer of a block at 8 bits and leaves another as it is."""
+    _, first, second, *_ = [layer.name for layer in weights("baseline").report.layers]
+    rules = [{"match": first, "weights": "int8"}, {"match": second, "skip": True}]
+    result = weights("brecq", 20, layers=rules)
+    levels = {layer.name: layer.level for layer in result.report.layers}
+    assert levels[first] == "int8" and second not in levels and set(levels.values()) == {"int8", "int4-asym"}
+
+
+@pytest.mark.parametrize("solver", [*LEARNED, "adaprune", "lobs"])
+def test_in_order_on_compressed_inputs(solver: str) -> None:
+    level = {} if solver in LEARNED else {"weights": "float", "sparsity": "2:4"}
+    result = weights(solver, 40, sequential=True, activations="int8" if solver in LEARNED else "none", **level)
+    (attempt,) = result.report.corrections
+    assert attempt.kinds == ("sequential",) and attempt.sites == len(result.report.layers)
+    assert {layer.solver for layer in result.report.layers} == {solver}
+
+
+def test_what_adaquant_adds_to_biases_is_in_the_file() -> None:
+    result = weights("adaquant", 40)
+    plain = weights("baseline")
+    biases = [
+        {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.dims and len(t.dims) == 1}
+        for proto in (onnx.load_from_string(_bytes(x)) for x in (plain, result))
+    ]
+    moved = [name for name in biases[0] if name in biases[1] and biases[0][name].dtype == np.float32
+             and biases[0][name].shape == biases[1][name].shape and "scale" not in name
+             and not np.array_equal(biases[0][name], biases[1][name])]  # fmt: skip
+    assert len(moved) == len(result.report.layers)
+    assert all("its bias was learned too" in " ".join(layer.notes) for layer in result.report.layers)
+
+
+def _bytes(result: Result) -> bytes:
+    import onnx_ir as ir
+
+    return ir.to_proto(result.model).SerializeToString()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["adaquant", "brecq"])
+def test_a_database_of_learned_solutions(solver: str, tmp_path: Path) -> None:
+    recipe = Recipe(solver=solver, iterations=10)  # type: ignore[arg-type]
+    built = build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", recipe, data=FEW)
+    again = build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", recipe, data=FEW)
+    assert built.solved == 40 and (again.solved, again.reused) == (0, 40)
+    more = build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", Recipe(solver=solver, iterations=11), data=FEW)  # type: ignore[arg-type]
+    assert more.solved == 40  # other options, other solutions
+    database = open_database(tmp_path / "db")
+    solved = [database.solved(layer, database.choices[layer.name][-1]) for layer in database.layers]
+    assert all((entry.solution.bias is not None) == (solver == "adaquant") for entry in solved)
+    (result,) = retarget(tmp_path / "db", [parse_budget("size=0.2x")], [tmp_path / "out.onnx"])
+    assert {layer.solver for layer in result.report.layers} == {solver}
+
+
+def test_a_database_by_layers_is_that_of_a_file(tmp_path: Path) -> None:
+    """AdaRound on dense inputs: a layer's solution does not depend on where it is asked for."""
+    recipe = Recipe(solver="adaround", iterations=5, correct=False)
+    build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", recipe, data=FEW)
+    database = open_database(tmp_path / "db")
+    result = weights("adaround", 5, asymmetric=False)
+    assert all(
+        np.isclose(database.solved(layer, c).report.loss, report.loss, rtol=1e-6)
+        for layer, report in zip(database.layers, result.report.layers, strict=True)
+        for c in database.choices[layer.name]
+        if str(c) == "int4"
+    )
+
+
+def test_what_does_not_go_together_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="iterations: solver exact takes no gradient steps; leave it out"):
+        make_recipe({"solver": "exact", "iterations": 5})
+    with pytest.raises(RecipeError, match="solver adaquant moves the scale of each row, but --target deepsparse has"):
+        compress(MODEL, CALIBRATION, Recipe(solver="adaquant", target="deepsparse"), data=FEW)
+    message = refused(capsys, MODEL, tmp_path / "x.onnx", "--calib", CALIBRATION, "--solver", "gmp", "--sequential")
+    assert "sequential: solver gmp takes no inputs into account; leave one of them out" in message
+
+
+def test_without_torch_it_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx2torch" else found(name))
+    with pytest.raises(RecipeError, match=r"solver brecq needs onnx2torch, not installed; install"):
+        compress(MODEL, CALIBRATION, Recipe(solver="brecq"), data=FEW)
+
+
+def test_damaged_data_is_refused() -> None:
+    images = np.load(CALIBRATION)["image"][:64].copy()
+    images[3] = np.nan
+    with pytest.raises((CalibrationError, ModelError), match="NaN"):
+        compress(MODEL, {"image": images}, Recipe(solver="adaround", iterations=5))
