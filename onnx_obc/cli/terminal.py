@@ -14,6 +14,8 @@ STAGES = {
     "compile": "compiling the solver",
     "capture": "running the calibration data",
     "solve": "solving rows",
+    "fisher": "sampling gradients",
+    "learn": "learning, % of parts",
     "sensitivity": "sensitivity of levels",
     "search": "profiles tried",
     "drop": "sizes tried",

@@ -148,7 +148,7 @@ def build(
     store = _Folder(target, entries, choices, hessian_key, recipe, method, schedule)
     solving = {name: found[1:] for name, found in choices.items()}
     at_a_level = [layer for layer in layers if solving[layer.name]]
-    learned = learned_on_dense(folded.model, at_a_level, solving, calibrating, recipe)
+    learned = learned_on_dense(folded.model, at_a_level, solving, calibrating, recipe, feedback.progress)
     work = Work(folded.model, chunks, solving, method, schedule, learned=learned)
     capture_and_solve(work, calibrating, recipe, store, feedback)
     complete = replace(manifest, complete=True, ranges=store.ranges, layers=tuple(store.entries.values()))

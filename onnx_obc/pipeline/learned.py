@@ -14,6 +14,7 @@ from ..calibration.split import LEARNING, first_samples
 from ..core.arrays import Feed, Float32
 from ..core.errors import RecipeError
 from ..core.level import Choice, Level
+from ..core.progress import Progress
 from ..core.solution import Solution
 from ..correction.reconstruction import ITERATIONS, Example, Learned, Learner, Learning, learn
 from ..correction.units import Unit, block_units, layer_units, part_of
@@ -46,8 +47,8 @@ class Units:
     """The parts of a model that a solver learns on, and how.
 
     model: nothing may have been written into it when this is made. layers: of it, those that are to be solved.
-    samples: how many of the first ones are learned on says `LEARNING`. reference: a copy of the model that stays as it
-    is; None: the model itself does.
+    samples: the first ones, at most `LEARNING`, are learned on. reference: a copy of the model that stays as it is;
+    None: the model itself does. count: of the parts.
     """
 
     def __init__(
@@ -56,13 +57,15 @@ class Units:
         layers: Sequence[Layer],
         samples: Samples,
         recipe: Recipe,
+        progress: Progress,
         reference: ir.Model | None = None,
     ) -> None:
         self._learner = cast(Learner, recipe.solver)
         self._layers, self._recipe = {layer.name: layer for layer in layers}, recipe
-        self._reference = model if reference is None else reference
+        self._reference, self._progress = model if reference is None else reference, progress
         units = (block_units if self._learner == "brecq" else layer_units)(model, layers)
         self._unit_of = {name: unit for unit in units for name in unit.layers}
+        self.count = len(units)
         self._ends = [unit.output for unit in units if len(unit.layers) > 1]
         chosen = first_samples(samples, LEARNING)
         self.feeds: list[Feed] = list(chosen.feeds())
@@ -134,6 +137,7 @@ class Units:
                 f"--solver {self._learner}",
                 seed=recipe.seed,
                 device=solving_device(recipe.device),
+                progress=lambda done: self._progress("fisher", done, len(self.feeds)),
             )
         return self._weights
 
@@ -144,9 +148,13 @@ def learned_on_dense(
     choices: Mapping[str, Sequence[Choice]],
     samples: Samples,
     recipe: Recipe,
+    progress: Progress,
 ) -> LearnedOnDense | None:
     """What learns, if the recipe's solver does."""
-    return LearnedOnDense(model, layers, choices, samples, recipe) if recipe.solver in LEARNED else None
+    if recipe.solver not in LEARNED:
+        return None
+    units = Units(model, layers, samples, recipe, progress)
+    return LearnedOnDense(units, Stepper(model, units.feeds, recipe.execution()), choices)
 
 
 class LearnedOnDense:
@@ -156,16 +164,8 @@ class LearnedOnDense:
     learned at the same level together, those that cannot take it at what they have instead, or as they are.
     """
 
-    def __init__(
-        self,
-        model: ir.Model,
-        layers: Sequence[Layer],
-        choices: Mapping[str, Sequence[Choice]],
-        samples: Samples,
-        recipe: Recipe,
-    ) -> None:
-        self._units = Units(model, layers, samples, recipe)
-        self._stepper = Stepper(model, self._units.feeds, recipe.execution())
+    def __init__(self, units: Units, dense: Stepper, choices: Mapping[str, Sequence[Choice]]) -> None:
+        self._units, self._stepper = units, dense
         self._levels = {name: [choice.level for choice in found] for name, found in choices.items()}
         self._unit: Unit | None = None
         self._examples: list[Example] = []

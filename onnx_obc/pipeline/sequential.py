@@ -119,7 +119,9 @@ def solve_sequentially(
         {site.layer: site for site in find_sites(copy.model, copy.layers, ())},
         method,
         schedule,
-        Units(copy.model, copy.layers, samples, recipe, reference) if recipe.solver in LEARNED else None,
+        Units(copy.model, copy.layers, samples, recipe, feedback.progress, reference)
+        if recipe.solver in LEARNED
+        else None,
     )
     with feedback.watch("solve"):
         solved = _walk(trial, ranges, samples, recipe, feedback.progress)
@@ -152,7 +154,7 @@ def _walk(
             source = str(_data(use).name)
             key = (use.tap.value, source, use.tap.unfold)
             if trial.units is not None and layer.name not in learned:
-                learned |= _learn(layer, trial, trial.units, runs)
+                learned |= _learn(layer, trial, trial.units, runs, progress)
             if key not in moments:
                 pair = (runs.dense(use.tap.value), runs.compressed.advance([source]))
                 moments = {key: _moments(use, source, *pair, [(b.first, b.count) for b in batches], samples, recipe)}
@@ -174,7 +176,7 @@ def _walk(
     return solved
 
 
-def _learn(layer: Layer, trial: _Trial, units: Units, runs: _Runs) -> dict[str, Solution]:
+def _learn(layer: Layer, trial: _Trial, units: Units, runs: _Runs, progress: Progress) -> dict[str, Solution]:
     """The solutions of a layer and of those that are learned with it, by name, without losses."""
     unit = units.of(layer)
     inside = {other.name: other for other in trial.plan.layers if other.name in unit.layers}
@@ -185,7 +187,14 @@ def _learn(layer: Layer, trial: _Trial, units: Units, runs: _Runs) -> dict[str, 
     values = runs.compressed.advance(list(dict.fromkeys(sources.values())))
     given = [{name: value[source] for name, source in sources.items()} for value in values[: len(units.feeds)]]
     levels = {name: trial.plan.choices[name].level for name in inside}
-    learned = units.learn(unit, levels, units.examples(unit, given, wanted[: len(units.feeds)]), lambda share: None)
+    told = 0
+
+    def tell(share: float) -> None:
+        nonlocal told
+        progress("learn", int(100 * share) - told, 100 * units.count)
+        told = int(100 * share)
+
+    learned = units.learn(unit, levels, units.examples(unit, given, wanted[: len(units.feeds)]), tell)
     return {name: replace(x, bias=learned.biases.get(name)) for name, x in learned.solutions.items()}
 
 

@@ -170,7 +170,7 @@ def solve_choices(
     shapes = probe(plan.model, [*values, *taps], samples, recipe.execution())
     chunks = plan_chunks(plan.layers, values, shapes, samples, recipe.memory_bytes(), recipe.damp is None)
     store = InMemory(choices)
-    learned = learned_on_dense(plan.model, plan.layers, choices, samples, recipe)
+    learned = learned_on_dense(plan.model, plan.layers, choices, samples, recipe, feedback.progress)
     work = Work(plan.model, chunks, choices, method, schedule, plan.remarks, learned)
     capture_and_solve(work, samples, recipe, store, feedback)
     return store
