@@ -17,10 +17,11 @@ from .correct import check_trainable
 from .finish import Destination, Result, finish
 from .learned import check_learning
 from .material import Material
+from .options import LEARNED
 from .plan import make_plan, prepare
 from .recipe import Recipe
 from .sequential import solve_sequentially
-from .solve import solve_plan
+from .solve import Solutions, capture_ranges, solve_plan
 from .verify import check_graph
 
 
@@ -63,9 +64,14 @@ def compress(
         about, notes = describe(samples, calibrating, held_out)
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
-    solutions, rival = solve_plan(plan, calibrating, recipe, feedback), None
-    if recipe.sequential and plan.layers:
-        rival, plan = solutions, make_plan(folded, recipe)
-        solutions = solve_sequentially(plan, folded, rival.ranges, calibrating, recipe, feedback)
+    in_order, rival = recipe.sequential and bool(plan.layers), None
+    if in_order and recipe.solver in LEARNED:  # to learn on dense inputs as well would take as long again
+        solutions = Solutions(plan, {}, capture_ranges(plan, calibrating, recipe, feedback))
+    else:
+        solutions = solve_plan(plan, calibrating, recipe, feedback)
+        rival = solutions if in_order else None
+    if in_order:
+        plan = make_plan(folded, recipe)
+        solutions = solve_sequentially(plan, folded, solutions.ranges, calibrating, recipe, feedback)
     material = Material(model, folded, calibrating, held_out, about, notes)
     return finish(material, solutions, recipe, Destination(target), feedback, checks, rival)

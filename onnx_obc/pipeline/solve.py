@@ -160,6 +160,15 @@ def solve_plan(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback)
     return solve_choices(plan, choices, samples, recipe, feedback).of(plan)
 
 
+def capture_ranges(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback) -> Mapping[str, RangeObserver]:
+    """The ranges of a plan's activations, by value, and nothing else."""
+    values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
+    if not values:
+        return {}
+    with feedback.watch("capture"):
+        return capture_chunk(plan.model, Chunk((), values), samples, recipe, feedback.progress, 1).ranges
+
+
 def solve_choices(
     plan: Plan, choices: Mapping[str, Sequence[Choice]], samples: Samples, recipe: Recipe, feedback: Feedback
 ) -> InMemory:

@@ -74,8 +74,11 @@ def test_layers_at_different_levels_are_learned_together() -> None:
 def test_in_order_on_compressed_inputs(solver: str) -> None:
     level = {} if solver in LEARNED else {"weights": "float", "sparsity": "2:4"}
     result = weights(solver, 40, sequential=True, activations="int8" if solver in LEARNED else "none", **level)
-    (attempt,) = result.report.corrections
-    assert attempt.kinds == ("sequential",) and attempt.sites == len(result.report.layers)
+    if solver in LEARNED:  # there is no other solution to compare with, and so none is tried
+        assert result.report.corrections == ()
+    else:
+        (attempt,) = result.report.corrections
+        assert attempt.kinds == ("sequential",) and attempt.sites == len(result.report.layers)
     assert {layer.solver for layer in result.report.layers} == {solver}
 
 
