@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint evidence-quick regression clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,14 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# One cell of each table of docs/results.md. It needs the models and images that CONTRIBUTING.md names.
+evidence-quick: $(VENV)/.dev
+	$(VENV)/bin/python -m benchmarks.evidence --quick
+
+# Whether results are still those of benchmarks/results/reference.yaml.
+regression: $(VENV)/.dev
+	$(VENV)/bin/python -m benchmarks.regression
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

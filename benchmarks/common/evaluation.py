@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from PIL import Image
+from scipy.special import log_softmax
 from scipy.stats import spearmanr
 from tokenizers import Tokenizer
 
@@ -32,12 +33,23 @@ class Score:
 
     value: top-1 accuracy in [0, 1], or Spearman's correlation. predictions: (samples,) int64 classes, or
     float64 cosine similarities. agreement: the fraction of classes equal to the reference's, or Spearman's
-    correlation with the reference's similarities; None without a reference.
+    correlation with the reference's similarities; None without a reference. outputs: (samples, classes) float32 scores,
+    or (sentences, width) of length 1.
     """
 
     value: float
     predictions: npt.NDArray[np.generic]
     agreement: float | None
+    outputs: npt.NDArray[np.float32]
+
+
+def output_loss(dense: Score, compressed: Score, classifier: bool) -> float:
+    """KL(dense ‖ compressed) in nats, per sample; of embeddings ‖y − ŷ‖² / ‖y‖² over all of them."""
+    if not classifier:
+        y, found = (x.outputs.astype(np.float64) for x in (dense, compressed))
+        return float(((y - found) ** 2).sum() / (y**2).sum())
+    p, q = (log_softmax(x.outputs.astype(np.float64), axis=1) for x in (dense, compressed))  # (samples, classes)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def imagenet_top1(
@@ -50,11 +62,8 @@ def imagenet_top1(
 ) -> Score:
     """Top-1 accuracy on the images of these class indices; pixels (x/255 − 0.5)/0.5, centre crop 224."""
     session = _session(model, threads)
-    predicted = [
-        _run(session, images).argmax(1)  # (batch, 1000) → (batch,)
-        for images in imagenet_images(images_zip, indices, batch)
-    ]
-    return _top1(np.concatenate(predicted), np.asarray(indices), reference)
+    outputs = [_run(session, images) for images in imagenet_images(images_zip, indices, batch)]  # (batch, 1000) each
+    return _top1(np.concatenate(outputs), np.asarray(indices), reference)
 
 
 def imagenet_images(
@@ -78,11 +87,11 @@ def cifar_top1(
     """Top-1 accuracy on every image of the archive (`class/NNNN.jpg`, classes in alphabetical order)."""
     session = _session(model, threads)
     pixels, labels = cifar_images(images_zip)
-    predicted = [
-        _run(session, _nchw(pixels[start : start + batch], CIFAR_MEAN, CIFAR_STD)).argmax(1)  # (batch,)
+    outputs = [
+        _run(session, _nchw(pixels[start : start + batch], CIFAR_MEAN, CIFAR_STD))  # (batch, 10)
         for start in range(0, len(pixels), batch)
     ]
-    return _top1(np.concatenate(predicted), labels, reference)
+    return _top1(np.concatenate(outputs), labels, reference)
 
 
 def cifar_images(images_zip: Path | str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -111,7 +120,7 @@ def sts_spearman(
     similarity = np.einsum("pw,pw->p", first, second, dtype=np.float64)  # (pairs,)
     value = float(spearmanr(similarity, [float(row[2]) for row in rows]).statistic)
     agreement = None if reference is None else float(spearmanr(similarity, reference).statistic)
-    return Score(value, similarity, agreement)
+    return Score(value, similarity, agreement, vectors)
 
 
 def embed(
@@ -159,7 +168,8 @@ def _nchw(pixels: npt.NDArray[np.uint8], mean: tuple[float, ...], std: tuple[flo
 
 
 def _top1(
-    predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], reference: npt.NDArray[np.generic] | None
+    outputs: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], reference: npt.NDArray[np.generic] | None
 ) -> Score:
+    predicted = outputs.argmax(axis=1)  # (samples,)
     agreement = None if reference is None else float(np.mean(predicted == reference))
-    return Score(float(np.mean(predicted == labels)), predicted, agreement)
+    return Score(float(np.mean(predicted == labels)), predicted, agreement, outputs)

@@ -68,11 +68,12 @@ def measure(
     work: Callable[[Subject, Rows, Path], None],
     page: Callable[[Sequence[Row]], str],
     part: Callable[[Row], bool] = lambda row: True,
+    path: Path | None = None,
 ) -> Rows:
-    """Run what is missing of every chosen model, and write `results/NAME.md`.
+    """Run what is missing of every chosen model, and write the page.
 
     key: the fields that tell rows apart. work(subject, rows, scratch folder): runs and adds rows. part: which rows this
-    run is about, where it is not about all.
+    run is about, where it is not about all. path: of the page; None: `results/NAME.md`.
     """
     rows = Rows(options.json or RESULTS / f"{name}.jsonl", key)
     names = tuple(options.only or NAMES)
@@ -85,5 +86,5 @@ def measure(
     if not rows.rows:
         sys.exit("there is nothing to report")
     if options.json is None:
-        (RESULTS / f"{name}.md").write_text(page(rows.rows), encoding="utf-8")
+        (path or RESULTS / f"{name}.md").write_text(page(rows.rows), encoding="utf-8")
     return rows

@@ -1,0 +1,71 @@
+"""Table 1 of OBC: pruned anywhere to a number of FLOPs, with one allocation for all methods and with each its own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.harness import Rows
+from benchmarks.common.subjects import Subject
+from benchmarks.evidence.methods import KEY, figures
+from onnx_obc import Recipe, SearchOptions, build, open_database, parse_budget
+from onnx_obc.core.level import Choice
+from onnx_obc.database.open import Database
+from onnx_obc.pipeline.finish import Destination
+from onnx_obc.search.profile import find_profile, sensitivities
+
+BUDGETS = ("2x", "3x", "4x")
+LADDER = [round(1 - 0.9**step, 4) for step in range(2, 45, 3)]  # every third step of OBC's ladder, from 19 % to 99 %
+SOLVERS = {"magnitude": "gmp", "L-OBS": "lobs", "AdaPrune, least squares": "adaprune", "ExactOBS": "exact"}
+SHARED = "ExactOBS"  # whose allocation the others get as well
+
+
+def cells(subject: Subject, databases: Path, rows: Rows, budgets: tuple[str, ...] = BUDGETS) -> Iterator[None]:
+    """Build a database for each method, and run what is missing."""
+    keys = [
+        ("budgets", subject.name, f"FLOPs / {budget[:-1]}", name, 0)
+        for budget in budgets
+        for method in SOLVERS
+        for name in ((f"{method}, own allocation", method) if method != SHARED else (method,))
+    ]
+    if all(key in rows for key in keys):
+        return
+    dense = subject.score(subject.path, None)
+    shared: dict[str, dict[str, Choice]] = {}
+    for method in sorted(SOLVERS, key=lambda name: name != SHARED):
+        folder = databases / f"{subject.path.stem}-{SOLVERS[method]}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        recipe = Recipe.model_validate({"solver": SOLVERS[method], "refine": "none"})
+        levels = ",".join(f"sparse-{sparsity}" for sparsity in LADDER)
+        build(subject.path, subject.calibration, levels, folder, recipe, data=subject.options)
+        database = open_database(folder)
+        for budget in budgets:
+            own = _profile(database, budget, recipe)
+            level = f"FLOPs / {budget[:-1]}"
+            if method == SHARED:
+                shared[budget] = own
+            for name, profile in ((f"{method}, own allocation", own), (method, shared[budget])):
+                key = ("budgets", subject.name, level, name, 0)
+                if key not in keys or key in rows:
+                    continue
+                began = time.perf_counter()
+                with tempfile.TemporaryDirectory() as scratch:
+                    path = Path(scratch) / "model.onnx"
+                    result = database.write(profile, recipe.model_copy(update={"verify": False}), Destination(path))
+                    seconds = time.perf_counter() - began
+                    found = subject.score(path, dense.predictions)
+                row: dict[str, Any] = dict(zip(KEY, key, strict=True))
+                row |= {"metric": subject.metric, "dense": dense.value, "steps": None, "seconds": seconds}
+                rows.add(row | figures(found, dense, subject.classifier, result))
+                yield
+
+
+def _profile(database: Database, budget: str, recipe: Recipe) -> dict[str, Choice]:
+    """What the budget's search chooses: for magnitude pruning, one threshold."""
+    options = SearchOptions()
+    losses = sensitivities(database, options, recipe, lambda *_: None)
+    chosen = find_profile(database, parse_budget(f"flops={budget}"), losses, options, recipe, lambda *_: None)
+    return dict(chosen.choices)

@@ -1,0 +1,137 @@
+"""docs/results.md: every table and figure, from the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.harness import Row
+from benchmarks.common.subjects import NAMES
+from benchmarks.common.tables import machine
+from benchmarks.evidence import budgets, first_layers
+from benchmarks.evidence.methods import EPOCHS, TABLES
+from benchmarks.evidence.tables import Cell, as_table, best, grid_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+FIGURES = PAGE.parent / "results"
+OURS = ("ExactOBS", "OBQ", "refined", "refined, in order", "refined + global AdaPrune")
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The page; writes its figures beside it."""
+    FIGURES.mkdir(exist_ok=True)
+    parts = [_patterns(rows, "patterns"), _patterns(rows, "bits"), _budgets(rows), _patterns(rows, "global")]
+    return f"""# Results
+
+{_first(rows)}
+
+All of it: `python -m benchmarks.evidence`, on {machine()}; one cell of each table in minutes: `make evidence-quick`.
+Cells read *score · output loss*: top-1 accuracy in %, or for MiniLM Spearman's correlation on the STS benchmark; and
+KL(dense ‖ compressed) per sample in nats, or for MiniLM ‖y − ŷ‖² / ‖y‖² of its embeddings, which tells models apart
+that an accuracy on 500 images cannot. Mean ± standard deviation over three seeds, which draw the calibration samples,
+their positions and the order of gradient steps; ¹: one seed. Bold: the lowest output loss. Every method has the same
+calibration samples, grids, damping and corrections of statistics; only the solver differs. *In order*: each layer on
+the inputs that the compressed ones before it produce (`--sequential`), as AdaRound, AdaQuant and BRECQ do by
+themselves. Their steps are fewer than published, as the rows say: two cores are not a GPU. Seconds are those of the
+whole run of one model, on a machine that did other things as well.
+
+{chr(10).join(part for part in parts if part)}
+{_figure_2(rows)}
+## What else has its counterpart
+
+| OBC | here |
+|---|---|
+| figure 3 a-c: mixed precision by bit operations | [levels by a budget](../benchmarks/results/nonuniform.md) |
+| figure 3 d: blocks and integers by CPU time | [runtimes](../benchmarks/results/runtimes.md) |
+| run times | [solver](../benchmarks/results/solver.md), [networks](../benchmarks/results/resnet50_shapes.md) |
+| corrections of statistics, solved in order | [corrections](../benchmarks/results/corrections.md) |
+| number of samples, augmentation | [sampling](../benchmarks/results/sampling.md) |
+"""
+
+
+def _first(rows: Sequence[Row]) -> str:
+    """What a reader can know in a minute: where this tool is best, where not."""
+    won, close, lost = 0, 0, []
+    for name, table in TABLES.items():
+        for model in NAMES:
+            grid = _grid(rows, name, model)
+            for level in table.levels:
+                leader = best(grid, level)
+                if leader is None or len({method for method, at in grid if at == level}) < 2:
+                    continue
+                ours = [cell for (method, at), cell in grid.items() if at == level and method in OURS]
+                if leader in OURS:
+                    won += 1
+                elif any(_within(cell, grid[leader, level]) for cell in ours):
+                    close += 1
+                else:
+                    lost.append(f"{model} at {level} ({leader})")
+    behind = f" It is behind at: {'; '.join(lost)}." if lost else ""
+    near = f" In {close} more it is within one standard deviation of the best." if close else ""
+    cells = won + close + len(lost)
+    return f"In {won} of {cells} cells of the tables below this tool has the lowest output loss.{near}{behind}"
+
+
+def _within(cell: Cell, leader: Cell) -> bool:
+    return float(cell.loss.mean() - leader.loss.mean()) <= max(cell.spread, leader.spread)
+
+
+def _grid(rows: Sequence[Row], table: str, model: str) -> dict[tuple[str, str], Cell]:
+    chosen = [row for row in rows if (row["table"], row["model"]) == (table, model)]
+    return grid_of(chosen, list(TABLES[table].levels), list(TABLES[table].methods))
+
+
+def _patterns(rows: Sequence[Row], name: str) -> str:
+    """A table of levels against methods, for every model that it was run on."""
+    table = TABLES[name]
+    parts = []
+    for model in NAMES:
+        grid = _grid(rows, name, model)
+        if grid:
+            dense = next(row for row in rows if (row["table"], row["model"]) == (name, model))
+            parts.append(f"{_title(dense)}\n\n{as_table(grid, list(table.levels), list(table.methods))}\n")
+    about = f"{EPOCHS} epochs. " if name == "global" else ""
+    return f"## {table.title}\n\n{about}OBC: {table.source}.\n\n{chr(10).join(parts)}" if parts else ""
+
+
+def _budgets(rows: Sequence[Row]) -> str:
+    levels = [f"FLOPs / {budget[:-1]}" for budget in budgets.BUDGETS]
+    own = [f"{name}, own allocation" for name in budgets.SOLVERS if name != budgets.SHARED]
+    parts = []
+    for model in NAMES:
+        chosen = [row for row in rows if (row["table"], row["model"]) == ("budgets", model)]
+        if chosen:
+            table = as_table(grid_of(chosen, levels, [*budgets.SOLVERS, *own]), levels, [*budgets.SOLVERS, *own])
+            parts.append(f"{_title(chosen[0])}\n\n{table}\n")
+    if not parts:
+        return ""
+    return f"""## Pruned anywhere, to a number of FLOPs
+
+OBC: table 1. All methods with the sparsities that the search chose for ExactOBS, and each with those that it chooses
+from its own losses; magnitude: one threshold for all layers. Solutions are not refined.
+
+{chr(10).join(parts)}"""
+
+
+def _figure_2(rows: Sequence[Row]) -> str:
+    parts = []
+    for model in first_layers.LAYER:
+        found: list[dict[str, Any]] = [dict(row) for row in rows if (row["table"], row["model"]) == ("figure 2", model)]
+        if found:
+            picture = FIGURES / f"figure-2-{model.lower()}.svg"
+            first_layers.plot(found, picture)
+            parts.append(f"![{model}](results/{picture.name})")
+    if not parts:
+        return ""
+    return f"""## The error of one layer against its sparsity
+
+OBC: figure 2. The first layer of a model, pruned anywhere; every method by its own cut over all rows.
+
+{chr(10).join(parts)}
+"""
+
+
+def _title(row: Row) -> str:
+    dense = f"{100 * row['dense']:.2f} %" if row["metric"] == "top-1" else f"{row['dense']:.4f}"
+    return f"### {row['model']}, dense {dense}"
