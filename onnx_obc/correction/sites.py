@@ -54,6 +54,15 @@ def find_sites(model: ir.Model, layers: Sequence[Layer], batchnorms: Collection[
     return [found[node] for node in model.graph if node in found]
 
 
+def bias_sites(model: ir.Model, layers: Sequence[Layer]) -> dict[str, Site]:
+    """Where the bias of a layer's first use is, by the layer's name; layers whose output can take none are missing."""
+    found: dict[str, Site] = {}
+    for site in find_sites(model, layers, ()):
+        if site.layer is not None and site.shift is not None:
+            found.setdefault(site.layer, site)
+    return found
+
+
 def _of_layer(layer: Layer, use: Use, batchnorms: Collection[str]) -> Site | None:
     node, channels = use.node, layer.groups * layer.rows
     output, bias = node.outputs[0], _input(node, 2)

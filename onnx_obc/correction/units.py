@@ -17,6 +17,7 @@ ACTIVATIONS = (
     *("Mish", "Softplus", "Tanh"),
 )
 SHAPES = ("Shape", "Size")  # what they give does not depend on what a value holds
+MOST = 8  # layers of a block
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +60,9 @@ def layer_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
 def block_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
     """A unit for each residual block, and one for each layer outside of these; see `layer_units`.
 
-    A block lies between two values that all paths through the layers pass, and holds a fork: where the graph is a chain
-    there is no block. The activation function behind it belongs to it. What depends on no layer's input, such as
+    A block lies between two values that all paths through the layers pass, holds a fork, and no more than `MOST` layers:
+    there is none where the graph is a chain, nor where paths never come together again, or only behind a whole network.
+    The activation function behind a block belongs to it. What depends on no layer's input, such as
     masks, or on its shape alone is no path.
     """
     owners = {layer.uses[0].node: layer.name for layer in layers}
@@ -68,7 +70,7 @@ def block_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
     units = []
     for nodes in _between_cuts(model, [use.node.inputs[1 - use.index] for layer in layers for use in layer.uses]):
         inside = [owners[node] for node in nodes if node in owners]
-        if len(inside) > 1 and _forks(nodes):
+        if 1 < len(inside) <= MOST and _forks(nodes):
             follower = _only_reader(nodes[-1])
             activated = follower is not None and follower.op_type in ACTIVATIONS and follower.domain == ""
             units.append(_unit([*nodes, follower] if activated and follower is not None else nodes, owners))
@@ -88,7 +90,8 @@ def part_of(model: ir.Model, unit: Unit, feed: Mapping[str, Array]) -> ir.Model:
 
 
 def _between_cuts(model: ir.Model, taps: Sequence[ir.Value | None]) -> Iterator[list[ir.Node]]:
-    """The nodes that depend on a layer's input, in runs: each ends where all that is read behind it is its last output.
+    """The nodes that depend on a layer's input, in runs: each but the last ends where all that is read behind it is the
+    first output of its last node. What is left behind the last such place comes node by node.
 
     taps: the inputs of the layers.
     """
@@ -107,11 +110,10 @@ def _between_cuts(model: ir.Model, taps: Sequence[ir.Value | None]) -> Iterator[
         run.append(node)
         live |= {value for value in node.outputs if last.get(value, place) > place}
         live -= {value for value in live if last[value] <= place}
-        if live <= set(node.outputs) and len(live) <= 1:
+        if live <= {node.outputs[0]}:
             yield run
             run = []
-    if run:
-        yield run
+    yield from ([node] for node in run)
 
 
 def _forks(nodes: Sequence[ir.Node]) -> bool:

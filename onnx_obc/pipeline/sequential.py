@@ -26,7 +26,7 @@ from ..calibration.unfold import finite_positions, pick_positions, positions_of,
 from ..core.arrays import Feed, Float64
 from ..core.progress import Feedback, Progress
 from ..core.solution import Solution
-from ..correction.sites import Site, find_sites
+from ..correction.sites import Site, bias_sites
 from ..correction.statistics import add_to_bias, affine, apply_affine
 from ..graph.layers import Layer, Use
 from ..graph.write import Writer
@@ -65,7 +65,7 @@ class _Trial:
     plan: Plan
     reference: ir.Model
     corrected: Mapping[ir.Node, Site]
-    biases: Mapping[str | None, Site]
+    biases: Mapping[str, Site]
     method: Method
     schedule: Schedule
     units: Units | None
@@ -116,7 +116,7 @@ def solve_sequentially(
         copy,
         reference,
         {site.node: site for site in sites},
-        {site.layer: site for site in find_sites(copy.model, copy.layers, ())},
+        bias_sites(copy.model, copy.layers),
         method,
         schedule,
         Units(copy.model, copy.layers, samples, recipe, feedback.progress, reference)

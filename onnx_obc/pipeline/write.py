@@ -15,7 +15,7 @@ from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Batch, Samples
 from ..core.arrays import Feed
 from ..core.level import Choice
-from ..correction.sites import find_sites
+from ..correction.sites import bias_sites
 from ..correction.statistics import add_to_bias
 from ..graph.fold import remove_unused
 from ..graph.write import Activation, Writer, WrittenWeight, rewrite
@@ -38,7 +38,7 @@ def write(
 ) -> tuple[list[WrittenWeight], list[EmbeddingReport], dict[str, tuple[float, float]]]:
     """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each range."""
     plan, ranges = solutions.plan, solutions.ranges
-    sites = {site.layer: site for site in find_sites(plan.model, plan.layers, ())}
+    biases = bias_sites(plan.model, plan.layers)
     writer = Writer(plan.model)
     written = []
     for name, entry in solutions.solved.items():
@@ -46,7 +46,7 @@ def write(
         parts = [replace(entry.layer, uses=(use,)) for use in entry.layer.uses] if copied else [entry.layer]
         written += [writer.weight(part, entry.solution) for part in parts]
         if entry.solution.bias is not None:
-            add_to_bias(plan.model, sites[name], entry.solution.bias)
+            add_to_bias(plan.model, biases[name], entry.solution.bias)
     embeddings = []
     for embedding in plan.embeddings:
         codes, grid, block, report = round_embedding(embedding, recipe)

@@ -17,6 +17,7 @@ from onnx_obc.correction.reconstruction import Example, Learned, Learner, Learni
 from onnx_obc.correction.torch_graph import to_torch
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.solver.baselines import uncompensated
+from onnx_obc.solver.gpu.device import devices
 
 make = onnx.helper.make_node
 
@@ -180,6 +181,25 @@ def test_the_same_seed_gives_the_same_and_progress_is_told() -> None:
     example = Example({"x": x}, random(256, 8))
     learn(graph, layers, {"layer": start}, [example], Learning("adaround", 4), told.append)
     assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not devices(), reason="needs an NVIDIA GPU that torch sees")
+@pytest.mark.parametrize("learner", ["adaround", "adaquant", "brecq"])
+def test_on_a_gpu(learner: Learner) -> None:
+    """Sums come in another order there: as good, not the same."""
+    model, x = gemm(16, 8), inputs(16)
+    layers = find_layers(model)[0]
+    level = parse_level("int8" if learner == "adaquant" else "int3-asym")
+    start = uncompensated(layers[0].matrix(), level, "mse")
+    target = x @ random(8, 16).T + random(8)
+    losses = []
+    for device in ("cpu", devices()[0]):
+        graph = to_torch(model, layers, f"--solver {learner}", ["y"])
+        examples = [Example({"x": x}, target, np.ones_like(target))]
+        found = learn(graph, layers, {"layer": start}, examples, Learning(learner, 300, device=device))
+        losses.append(loss(model, x, found.solutions["layer"]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
 
 
 def test_infinity_is_refused() -> None:

@@ -101,6 +101,20 @@ def test_a_chain_has_no_blocks() -> None:
     assert in_short(block_units(model, layers)) == in_short(layer_units(model, layers))
 
 
+def test_paths_that_never_meet_again_are_no_block() -> None:
+    nodes = [
+        make("Conv", ["x", "w"], ["a"], "stem"),
+        make("Conv", ["a", "u"], ["b"], "left"),
+        make("Conv", ["a", "v"], ["c"], "right"),
+        make("Relu", ["c"], ["z"]),
+        make("Relu", ["b"], ["y"]),
+    ]
+    weights = {"w": random(4, 3, 1, 1), "u": random(5, 4, 1, 1), "v": random(6, 4, 1, 1)}
+    model = ir.from_proto(build(nodes, {"x": ("N", 3, 6, 6)}, {"y": None, "z": None}, weights))
+    layers = find_layers(model)[0]
+    assert in_short(block_units(model, layers)) == in_short(layer_units(model, layers))
+
+
 @pytest.mark.parametrize("make_units", [layer_units, block_units])
 def test_every_layer_is_in_one_unit_in_the_order_of_the_graph(make_units) -> None:  # type: ignore[no-untyped-def]
     model, _ = fold(read_model(MODEL))
