@@ -60,10 +60,10 @@ def layer_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
 def block_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
     """A unit for each residual block, and one for each layer outside of these; see `layer_units`.
 
-    A block lies between two values that all paths through the layers pass, holds a fork, and no more than `MOST` layers:
+    A block lies between two values that all paths through the layers pass, holds a fork, and at most `MOST` layers:
     there is none where the graph is a chain, nor where paths never come together again, or only behind a whole network.
-    The activation function behind a block belongs to it. What depends on no layer's input, such as
-    masks, or on its shape alone is no path.
+    The activation function behind a block belongs to it. What depends on no layer's input, such as masks, or on its
+    shape alone is no path.
     """
     owners = {layer.uses[0].node: layer.name for layer in layers}
     alone = {unit.layers[0]: unit for unit in layer_units(model, layers)}
