@@ -16,7 +16,7 @@ from ..core.errors import RecipeError
 from ..core.level import Choice, Level
 from ..core.progress import Progress
 from ..core.solution import Solution
-from ..correction.reconstruction import ITERATIONS, Example, Learned, Learner, Learning, learn
+from ..correction.learned_rounding import ITERATIONS, Example, Learned, Learner, Learning, learn
 from ..correction.units import Unit, block_units, layer_units, part_of
 from ..graph.layers import Layer, find_layers
 from ..runtime.stepper import Stepper

@@ -13,7 +13,7 @@ from small_graphs import Array, build, random
 from onnx_obc.core.errors import ModelError
 from onnx_obc.core.level import Level, parse_level
 from onnx_obc.core.solution import Solution
-from onnx_obc.correction.reconstruction import Example, Learned, Learner, Learning, learn
+from onnx_obc.correction.learned_rounding import Example, Learned, Learner, Learning, learn
 from onnx_obc.correction.torch_graph import to_torch
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.solver.baselines import uncompensated
