@@ -12,15 +12,21 @@ from benchmarks.common.harness import Rows
 from benchmarks.common.subjects import Subject
 from benchmarks.evidence.methods import KEY, figures
 from onnx_obc import Recipe, SearchOptions, build, open_database, parse_budget
+from onnx_obc.calibration.capture import Chunk, capture
 from onnx_obc.core.level import Choice
 from onnx_obc.database.open import Database
 from onnx_obc.pipeline.finish import Destination
+from onnx_obc.pipeline.layer import prepare_layer
+from onnx_obc.search.costs import cost_table
+from onnx_obc.search.global_magnitude import one_threshold
 from onnx_obc.search.profile import find_profile, sensitivities
+from onnx_obc.solver.baselines.lobs import lobs_scores
 
 BUDGETS = ("2x", "3x", "4x")
 LADDER = [round(1 - 0.9**step, 4) for step in range(2, 45, 3)]  # every third step of OBC's ladder, from 19 % to 99 %
 SOLVERS = {"magnitude": "gmp", "L-OBS": "lobs", "AdaPrune, least squares": "adaprune", "ExactOBS": "exact"}
 SHARED = "ExactOBS"  # whose allocation the others get as well
+THRESHOLD = "L-OBS, one threshold"  # on the scores of all layers
 
 
 def cells(subject: Subject, databases: Path, rows: Rows, budgets: tuple[str, ...] = BUDGETS) -> Iterator[None]:
@@ -29,7 +35,7 @@ def cells(subject: Subject, databases: Path, rows: Rows, budgets: tuple[str, ...
         ("budgets", subject.name, f"FLOPs / {budget[:-1]}", name, 0)
         for budget in budgets
         for method in SOLVERS
-        for name in ((f"{method}, own allocation", method) if method != SHARED else (method,))
+        for name in names_of(method)
     ]
     if all(key in rows for key in keys):
         return
@@ -47,10 +53,13 @@ def cells(subject: Subject, databases: Path, rows: Rows, budgets: tuple[str, ...
             level = f"FLOPs / {budget[:-1]}"
             if method == SHARED:
                 shared[budget] = own
-            for name, profile in ((f"{method}, own allocation", own), (method, shared[budget])):
+            for name in names_of(method):
                 key = ("budgets", subject.name, level, name, 0)
-                if key not in keys or key in rows:
+                if key in rows:
                     continue
+                profile = shared[budget] if name == method else own
+                if name == THRESHOLD:
+                    profile = _threshold(database, budget, recipe)
                 began = time.perf_counter()
                 with tempfile.TemporaryDirectory() as scratch:
                     path = Path(scratch) / "model.onnx"
@@ -61,6 +70,23 @@ def cells(subject: Subject, databases: Path, rows: Rows, budgets: tuple[str, ...
                 row |= {"metric": subject.metric, "dense": dense.value, "steps": None, "seconds": seconds}
                 rows.add(row | figures(found, dense, subject.classifier, result))
                 yield
+
+
+def names_of(method: str) -> tuple[str, ...]:
+    """The rows of a method: with the shared allocation, with its own, and for L-OBS with one threshold for all layers."""
+    own = () if method == SHARED else (f"{method}, own allocation",)
+    return (method, *own, *((THRESHOLD,) if method == "L-OBS" else ()))
+
+
+def _threshold(database: Database, budget: str, recipe: Recipe) -> dict[str, Choice]:
+    """What one threshold on the scores of L-OBS leaves of every layer."""
+    captured = capture(database.graph, Chunk(database.layers, (), choose_damping=True), database.samples["calibration"])
+    prepared = [prepare_layer(layer, captured.of(layer), recipe) for layer in database.layers]
+    scores = [lobs_scores(x.weight, x.damped.inverse) for x in prepared]
+    choices = [database.choices[layer.name] for layer in database.layers]
+    costs = cost_table("flops", database.layers, database.costs, choices, database.target)
+    picked = one_threshold(scores, choices, costs.layers, parse_budget(f"flops={budget}").fraction * costs.dense)
+    return {layer.name: found[i] for layer, found, i in zip(database.layers, choices, picked, strict=True)}
 
 
 def _profile(database: Database, budget: str, recipe: Recipe) -> dict[str, Choice]:

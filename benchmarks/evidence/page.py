@@ -97,12 +97,12 @@ def _patterns(rows: Sequence[Row], name: str) -> str:
 
 def _budgets(rows: Sequence[Row]) -> str:
     levels = [f"FLOPs / {budget[:-1]}" for budget in budgets.BUDGETS]
-    own = [f"{name}, own allocation" for name in budgets.SOLVERS if name != budgets.SHARED]
+    methods = [name for method in budgets.SOLVERS for name in budgets.names_of(method)]
     parts = []
     for model in NAMES:
         chosen = [row for row in rows if (row["table"], row["model"]) == ("budgets", model)]
         if chosen:
-            table = as_table(grid_of(chosen, levels, [*budgets.SOLVERS, *own]), levels, [*budgets.SOLVERS, *own])
+            table = as_table(grid_of(chosen, levels, methods), levels, methods)
             parts.append(f"{_title(chosen[0])}\n\n{table}\n")
     if not parts:
         return ""
