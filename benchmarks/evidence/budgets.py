@@ -73,7 +73,7 @@ def cells(subject: Subject, databases: Path, rows: Rows, budgets: tuple[str, ...
 
 
 def names_of(method: str) -> tuple[str, ...]:
-    """The rows of a method: with the shared allocation, with its own, and for L-OBS with one threshold for all layers."""
+    """The rows of a method: with the shared allocation, with its own, and for L-OBS with one threshold."""
     own = () if method == SHARED else (f"{method}, own allocation",)
     return (method, *own, *((THRESHOLD,) if method == "L-OBS" else ()))
 
