@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.subjects import Subject, open_data
+from benchmarks.peers.measure import shortened
 from onnx_obc import ObcError
 from onnx_obc.core.arrays import Feed
 from onnx_obc.graph.model import read_model
@@ -18,6 +19,7 @@ from onnx_obc.runtime.session import Execution
 from onnx_obc.targets.bench import bench
 
 ENGINES = ("onnxruntime", "openvino")
+ROUNDS = 9
 BATCH = 16  # samples in a run that is timed
 MOST = 5000  # samples that outputs are compared on
 
@@ -40,7 +42,7 @@ class Evaluator:
         try:
             loss = self._judge.loss(path)
         except ObcError as error:
-            return {"error": str(error)}
+            return {"error": shortened(str(error))}
         score = self._subject.score(path, self.dense.predictions)
         return {
             "score": score.value,
@@ -51,9 +53,9 @@ class Evaluator:
         }
 
     def _speed(self, path: Path, engine: str) -> dict[str, Any]:
-        """How many times faster than the dense file, run in turn with it: the median of 15 rounds, and quartiles."""
+        """How many times faster than the dense file, run in turn with it: the median of ROUNDS rounds, and quartiles."""
         try:
-            _, timed = bench((self._subject.path, path), engine, self._feed).files
+            _, timed = bench((self._subject.path, path), engine, self._feed, rounds=ROUNDS).files
         except ObcError as error:
-            return {"error": str(error)}
+            return {"error": shortened(str(error))}
         return {"ratio": timed.ratio, "quartiles": [timed.low, timed.high], "ms": 1e3 * timed.seconds}
