@@ -125,7 +125,7 @@ PEERS: dict[str, Peer] = {
             Offer("W4 in blocks", "MatMulNBits, blocks of 32", TEXT),
             Offer("W4 in blocks", "MatMulNBits GPTQ, blocks of 32", TEXT),
         ),
-        "on ONNX 4 bits only of MatMul, in blocks (GPTQConfig writes 8-bit codes whatever its bits); nothing below; no sparsity",
+        "on ONNX 4 bits only of MatMul, in blocks (GPTQConfig wrote 8-bit codes at 4 bits); nothing below; no sparsity",
     ),
     "aimet": Peer(
         "aimet-onnx",

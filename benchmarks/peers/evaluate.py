@@ -53,7 +53,7 @@ class Evaluator:
         }
 
     def _speed(self, path: Path, engine: str) -> dict[str, Any]:
-        """How many times faster than the dense file, run in turn with it: the median of ROUNDS rounds, and quartiles."""
+        """How many times faster than the dense file, run in turn with it: the median of the rounds, and quartiles."""
         try:
             _, timed = bench((self._subject.path, path), engine, self._feed, rounds=ROUNDS).files
         except ObcError as error:

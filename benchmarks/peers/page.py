@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.common.subjects import NAMES
 from benchmarks.common.tables import machine, markdown
-from benchmarks.peers.evaluate import ROUNDS
 from benchmarks.peers.catalogue import LEVELS, OURSELVES, PEERS, TEXT
+from benchmarks.peers.evaluate import ROUNDS
 
 Row = Mapping[str, Any]
 NOISE = {"ResNet-20": 0.005, "ResNet-56": 0.005, "EfficientNet-Lite0": 0.015, "MiniLM": 0.003}  # of the score
@@ -149,10 +149,11 @@ def page(rows: Sequence[Row]) -> str:
             continue
         one = here[0]
         dense = f"{100 * one['dense']:.2f} %" if one["metric"] == "top-1" else f"{one['dense']:.4f}"
-        parts.append(
-            f"## {model}\n\nDense: {one['metric']} {dense} on {one['evaluation_samples']:,} samples, "
-            f"{one['dense_bytes'] / 1e6:.2f} MB; outputs compared on {one['compared_samples']:,} samples.\n\n{table(here)}\n"
+        about = (
+            f"Dense: {one['metric']} {dense} on {one['evaluation_samples']:,} samples, {one['dense_bytes'] / 1e6:.2f} MB; "
+            f"outputs compared on {one['compared_samples']:,} samples."
         )
+        parts.append(f"## {model}\n\n{about}\n\n{table(here)}\n")
     return f"""# Beside other people's quantizers
 
 Where another tool is better than onnx-obc with its defaults at the same level, beyond the noise:
@@ -161,14 +162,14 @@ Where another tool is better than onnx-obc with its defaults at the same level, 
 
 `python -m benchmarks.peers.run`, on {machine()}, with other work beside it: seconds are
 therefore pessimistic and noisy, CPU seconds less so; speed is measured in turn with the dense file. Every tool got the
-same {rows[0]["calibration_samples"]} samples, without labels, as arrays; ours keeps a tenth of them to check itself. Each
-ran in an environment of its own, with the settings that its documentation recommends, as the scripts in
+same {rows[0]["calibration_samples"]} samples, without labels, as arrays; ours keeps a tenth of them to check itself.
+Each ran in an environment of its own, with the settings that its documentation recommends, as the scripts in
 `benchmarks/peers/drivers` say.
 
 {tools}
 
-*Score*: top-1 in %, or Spearman's correlation, of the file in onnxruntime. *Agreement*: how often the class is the dense
-model's, or the correlation with its similarities. *Output loss*: KL(dense ‖ compressed) in nats, for MiniLM the squared
+*Score*: top-1 in %, or Spearman's correlation, of the file in onnxruntime. *Agreement*: how often the class is the
+dense model's, or the correlation with its similarities. *Output loss*: KL(dense ‖ compressed) in nats, for MiniLM the squared
 error of embeddings relative to their energy, on data that calibrates nothing. *s*, *CPU s*: of the whole process, start
 and imports included, all its threads. *Peak MB*: resident memory of its processes, looked at ten times a second. *×*:
 how many times faster than the dense file in that engine, batch 16, the median of {ROUNDS} rounds. Bold: better than the

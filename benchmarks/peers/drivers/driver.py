@@ -1,6 +1,6 @@
 """What the drivers share. A driver runs in the environment of its tool, and imports nothing of onnx-obc's own.
 
-    python use_TOOL.py --model in.onnx --calibration FOLDER --method NAME --output out.onnx
+python use_TOOL.py --model in.onnx --calibration FOLDER --method NAME --output out.onnx
 """
 
 from __future__ import annotations
