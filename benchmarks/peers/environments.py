@@ -41,7 +41,7 @@ def make(peer: str, environments: Path) -> None:
     python = python_of(peer, environments)
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", environments / peer], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--requirement", REQUIREMENTS / f"{peer}.txt"], check=True)
     if (alone := REQUIREMENTS / f"{peer}-no-deps.txt").exists():  # what asks for more than the peer needs of it
         subprocess.run([*pip, "--no-deps", "--requirement", alone], check=True)

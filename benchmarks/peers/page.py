@@ -28,8 +28,10 @@ class Figure:
     def of(self, row: Row) -> float | None:
         """The value, None where the row has none."""
         if self.field in ("onnxruntime", "openvino"):
-            return row.get("speed", {}).get(self.field, {}).get("ratio")
-        value: float | None = row.get(self.field)
+            row, field = row.get("speed", {}).get(self.field, {}), "ratio"
+        else:
+            field = self.field
+        value: float | None = row.get(field)
         return value
 
     def better(self, row: Row, ours: Row) -> bool:
@@ -150,8 +152,8 @@ def page(rows: Sequence[Row]) -> str:
         one = here[0]
         dense = f"{100 * one['dense']:.2f} %" if one["metric"] == "top-1" else f"{one['dense']:.4f}"
         about = (
-            f"Dense: {one['metric']} {dense} on {one['evaluation_samples']:,} samples, {one['dense_bytes'] / 1e6:.2f} MB; "
-            f"outputs compared on {one['compared_samples']:,} samples."
+            f"Dense: {one['metric']} {dense} on {one['evaluation_samples']:,} samples, "
+            f"{one['dense_bytes'] / 1e6:.2f} MB; outputs compared on {one['compared_samples']:,} samples."
         )
         parts.append(f"## {model}\n\n{about}\n\n{table(here)}\n")
     return f"""# Beside other people's quantizers
@@ -169,8 +171,8 @@ Each ran in an environment of its own, with the settings that its documentation 
 {tools}
 
 *Score*: top-1 in %, or Spearman's correlation, of the file in onnxruntime. *Agreement*: how often the class is the
-dense model's, or the correlation with its similarities. *Output loss*: KL(dense ‖ compressed) in nats, for MiniLM the squared
-error of embeddings relative to their energy, on data that calibrates nothing. *s*, *CPU s*: of the whole process, start
+dense model's, or the correlation with its similarities. *Output loss*: KL(dense ‖ compressed) in nats, for MiniLM the
+squared error of embeddings relative to their energy, on data that calibrates nothing. *s*, *CPU s*: of the whole process, start
 and imports included, all its threads. *Peak MB*: resident memory of its processes, looked at ten times a second. *×*:
 how many times faster than the dense file in that engine, batch 16, the median of {ROUNDS} rounds. Bold: better than the
 first row of onnx-obc at that level, by more than half a point (EfficientNet-Lite0 1.5, MiniLM 0.003) of score, 3 % of

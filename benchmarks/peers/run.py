@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def attempt(
     with tempfile.TemporaryDirectory() as folder:
         model, output, log = (Path(folder) / name for name in ("model.onnx", "output.onnx", "log.txt"))
         shutil.copyfile(subject.path, model)
-        command = [
+        command: list[str | Path] = [
             *(python_of(peer, options.environments), DRIVERS / f"use_{peer.replace('-', '_')}.py"),
             *("--model", model, "--calibration", calibration.absolute()),
             *("--method", method, "--output", output),
@@ -122,9 +122,9 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, help="keep what the methods say in this folder")
     parser.add_argument("--quick", action="store_true", help=f"{' and '.join(QUICK)} at W8A8 on ResNet-20")
     options = parser.parse_args()
-    rows: Rows | Sequence[Any]
     if options.quick:
-        options.peer, options.levels, rows = QUICK, ["W8A8"], Rows(None, KEY)
+        options.peer, options.levels = QUICK, ["W8A8"]
+        rows = Rows(None, KEY)
         with tempfile.TemporaryDirectory() as scratch:
             for subject in find_subjects(options.models, options.shared, Path(scratch), ("ResNet-20",)):
                 work(subject, rows, Path(scratch), options)
