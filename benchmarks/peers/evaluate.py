@@ -19,9 +19,9 @@ from onnx_obc.runtime.session import Execution
 from onnx_obc.targets.bench import bench
 
 ENGINES = ("onnxruntime", "openvino")
-ROUNDS = 9
+ROUNDS = 5
 BATCH = 16  # samples in a run that is timed
-MOST = 5000  # samples that outputs are compared on
+IMAGES, SENTENCES = 5000, 512  # samples that outputs are compared on, at most
 
 
 class Evaluator:
@@ -31,7 +31,8 @@ class Evaluator:
         self._subject = subject
         self.dense = subject.score(subject.path, None)
         dense = read_model(subject.path)
-        samples = open_data(dense, subject.held_out, replace(subject.options, samples=MOST))
+        most = IMAGES if subject.classifier else SENTENCES
+        samples = open_data(dense, subject.held_out, replace(subject.options, samples=most))
         feeds = list(samples.feeds())
         self.samples = samples.count
         self._judge = Judge(dense, feeds, Execution(device="cpu"))
