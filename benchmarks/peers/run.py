@@ -57,6 +57,7 @@ def missing(subject: Subject, options: argparse.Namespace, rows: Rows) -> Iterat
             continue
         for offer in about.offers:
             chosen = subject.name in offer.models and offer.level in options.levels
+            chosen &= not options.method or offer.method in options.method
             if chosen and (subject.name, offer.level, peer, offer.method) not in rows:
                 yield peer, offer
 
@@ -116,6 +117,7 @@ def attempt(
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--peer", choices=list(PEERS), action="append", help="only this tool; may be given again")
+    parser.add_argument("--method", action="append", help="only this method, as the page calls it")
     parser.add_argument("--levels", choices=LEVELS, nargs="+", default=list(LEVELS), help="only these levels")
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="where the peers' environments are")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds that a method may take")

@@ -46,21 +46,21 @@ def run(
 
 
 def adaround(sim: QuantizationSimModel, feeds: list[Feed]) -> None:
-    apply_adaround(sim, feeds, num_iterations=500)
+    apply_adaround(sim, feeds, num_iterations=200)
 
 
 METHODS: dict[str, Method] = {
     "int8 min/max": partial(run, bits=8, activations=True),
     "int8 CLE": partial(run, bits=8, activations=True, equalize=True),
-    "int8 AdaRound-500": partial(run, bits=8, activations=True, improve=adaround),
+    "int8 AdaRound-200": partial(run, bits=8, activations=True, improve=adaround),
     "int4 min/max, int8 inputs": partial(run, bits=4, activations=True),
-    "int4 AdaRound-500, int8 inputs": partial(run, bits=4, activations=True, improve=adaround),
+    "int4 AdaRound-200, int8 inputs": partial(run, bits=4, activations=True, improve=adaround),
     "int4 min/max": partial(run, bits=4),
     "int4 SeqMSE": partial(run, bits=4, improve=apply_seq_mse),
-    "int4 AdaRound-500": partial(run, bits=4, improve=adaround),
-    "int4 CLE, AdaRound-500": partial(run, bits=4, improve=adaround, equalize=True),
-    "int3 AdaRound-500, as floats": partial(run, bits=3, improve=adaround),
-    "int2 AdaRound-500, as floats": partial(run, bits=2, improve=adaround),
+    "int4 AdaRound-200": partial(run, bits=4, improve=adaround),
+    "int4 CLE, AdaRound-200": partial(run, bits=4, improve=adaround, equalize=True),
+    "int3 AdaRound-200, as floats": partial(run, bits=3, improve=adaround),
+    "int2 AdaRound-200, as floats": partial(run, bits=2, improve=adaround),
 }
 
 if __name__ == "__main__":
