@@ -29,11 +29,11 @@ class Run:
     error: str | None
 
 
-def run(command: Sequence[str | Path], log: Path, timeout: float) -> Run:
-    """Run a command in a process group of its own; what it says goes to `log`."""
+def run(command: Sequence[str | Path], folder: Path, log: Path, timeout: float) -> Run:
+    """Run a command in a folder and a process group of its own; what it says goes to `log`."""
     began = time.perf_counter()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     peak, timed_out = 0, False
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)

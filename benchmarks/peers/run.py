@@ -101,7 +101,7 @@ def attempt(
             *("--model", model, "--calibration", calibration.absolute()),
             *("--method", method, "--output", output),
         ]
-        ended = run(command, log, options.timeout)
+        ended = run(command, Path(folder), log, options.timeout)
         took = {"seconds": ended.seconds, "cpu_seconds": ended.cpu_seconds, "peak_bytes": ended.peak_bytes}
         if options.logs is not None:
             options.logs.mkdir(exist_ok=True)
