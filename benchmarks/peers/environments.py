@@ -43,8 +43,6 @@ def make(peer: str, environments: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", environments / peer], check=True)
     pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--requirement", REQUIREMENTS / f"{peer}.txt"], check=True)
-    if (alone := REQUIREMENTS / f"{peer}-no-deps.txt").exists():  # what asks for more than the peer needs of it
-        subprocess.run([*pip, "--no-deps", "--requirement", alone], check=True)
 
 
 def main() -> None:

@@ -184,8 +184,8 @@ squared error of embeddings relative to their energy, on data that calibrates no
 process, start and imports included, all its threads. *Peak MB*: resident memory of its processes, looked at ten times
 a second. *×*: how many times faster than the dense file in that engine, batch 16, the median of {ROUNDS} rounds or
 more. Bold: better than the first row of onnx-obc at that level, by more than half a point (EfficientNet-Lite0 1.5,
-MiniLM 0.003) of score, 3 % of output loss, 2 % of size, 5 % of speed with quartiles apart, 10 % of time or memory. A level that a tool does
-not offer has no row.
+MiniLM 0.003) of score, 3 % of output loss, 2 % of size, 5 % of speed with quartiles apart, 10 % of time or memory.
+A level that a tool does not offer has no row.
 
 *W8A8*: 8-bit weights and inputs. *W4A8*: 4-bit weights, 8-bit inputs. *W4*, *W3*, *W2*: weights alone, a scale for each
 output; *in blocks*: for each 32 or so weights. *2:4*: two of four weights zero, the others float.
