@@ -60,7 +60,7 @@ PEERS: dict[str, Peer] = {
             Offer("W4A8", "static min/max, int4 weights"),
             Offer("W4 in blocks", "MatMulNBits, blocks of 32", TEXT),
             Offer("W4 in blocks", "MatMulNBits k-quant", TEXT),
-            Offer("W4 in blocks", "MatMulNBits GPTQ, blocks of 32", TEXT),
+            Offer("W4 in blocks", "MatMulNBits GPTQ", TEXT),
             Offer("W2 in blocks", "MatMulNBits, 2 bits, blocks of 32", TEXT),
         ),
         "weights alone only of MatMul, in blocks; no 3 bits; no sparsity",

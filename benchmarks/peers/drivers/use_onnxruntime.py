@@ -82,9 +82,7 @@ METHODS: dict[str, Method] = {
         nbits, config=lambda task: DefaultWeightOnlyQuantConfig(block_size=32, bits=2)
     ),
     "MatMulNBits k-quant": partial(nbits, config=lambda task: KQuantWeightOnlyQuantConfig()),
-    "MatMulNBits GPTQ, blocks of 32": partial(
-        nbits, config=lambda task: GPTQWeightOnlyQuantConfig(Reader(task.feeds()), block_size=32)
-    ),
+    "MatMulNBits GPTQ": partial(nbits, config=lambda task: GPTQWeightOnlyQuantConfig(Reader(task.feeds()))),
 }
 
 if __name__ == "__main__":
