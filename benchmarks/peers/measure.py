@@ -74,7 +74,7 @@ def last_words(log: Path, code: int) -> str:
 
 
 def shortened(text: str) -> str:
-    """Text on one line, cut where it is long, without the folders that its paths are in."""
+    """Text on one line, its middle left out where it is long, without the folders that its paths are in."""
     words = [word if "/" not in word or ":" in word[:6] else word.rsplit("/", 1)[-1] for word in text.split()]
     line = " ".join(words)
     return line if len(line) <= LONGEST else line[:LONGEST] + " …"
