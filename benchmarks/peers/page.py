@@ -141,6 +141,18 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines) or "- nowhere"
 
 
+def unmeasured(rows: Sequence[Row], model: str) -> str:
+    """The methods that the catalogue lists for a model and that have no row."""
+    ran = {(row["level"], row["peer"], row["method"]) for row in rows}
+    missing = [
+        f"{peer} {offer.method} ({offer.level})"
+        for peer, about in PEERS.items()
+        for offer in about.offers
+        if model in offer.models and (offer.level, peer, offer.method) not in ran
+    ]
+    return f"Not run: {'; '.join(missing)}." if missing else "Every method was run."
+
+
 def page(rows: Sequence[Row]) -> str:
     """The whole markdown page."""
     versions = {row["peer"]: row for row in rows}
@@ -163,7 +175,7 @@ def page(rows: Sequence[Row]) -> str:
             f"Dense: {one['metric']} {dense} on {one['evaluation_samples']:,} samples, "
             f"{one['dense_bytes'] / 1e6:.2f} MB; outputs compared on {one['compared_samples']:,} samples."
         )
-        parts.append(f"## {model}\n\n{about}\n\n{table(here)}\n")
+        parts.append(f"## {model}\n\n{about}\n\n{table(here)}\n\n{unmeasured(here, model)}\n")
     return f"""# Beside other people's quantizers
 
 Where another tool is better than onnx-obc with its defaults at the same level, beyond the noise:
