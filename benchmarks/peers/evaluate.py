@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.processes import shortened
 from benchmarks.common.subjects import Subject, open_data
-from benchmarks.peers.measure import shortened
 from onnx_obc import ObcError
 from onnx_obc.core.arrays import Feed
 from onnx_obc.graph.model import read_model

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.harness import Rows, arguments, measure
+from benchmarks.common.processes import run
 from benchmarks.common.subjects import Subject, find_subjects, open_data
 from benchmarks.peers.catalogue import LEVELS, OURSELVES, PEERS, Offer
 from benchmarks.peers.environments import ENVIRONMENTS, installed_bytes, python_of, version_of
 from benchmarks.peers.evaluate import Evaluator
-from benchmarks.peers.measure import run
 from benchmarks.peers.page import page, table
 from onnx_obc.graph.model import read_model
 
