@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.harness import Row
+from benchmarks.common.harness import RESULTS, Row, Rows
 from benchmarks.common.subjects import NAMES
-from benchmarks.common.tables import machine
+from benchmarks.common.tables import machine, markdown
 from benchmarks.evidence import budgets, first_layers
 from benchmarks.evidence.methods import EPOCHS, TABLES
 from benchmarks.evidence.tables import Cell, as_table, best, grid_of
+from benchmarks.peers.catalogue import LEVELS, OURSELVES
+from benchmarks.peers.page import FIGURES, reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
-FIGURES = PAGE.parent / "results"
+PICTURES = PAGE.parent / "results"
 OURS = ("ExactOBS", "OBQ", "refined", "refined, in order", "refined + global AdaPrune")
 
 
 def page(rows: Sequence[Row]) -> str:
     """The page; writes its figures beside it."""
-    FIGURES.mkdir(exist_ok=True)
+    PICTURES.mkdir(exist_ok=True)
     parts = [_patterns(rows, "patterns"), _patterns(rows, "bits"), _budgets(rows), _patterns(rows, "global")]
     return f"""# Results
 
@@ -37,7 +39,7 @@ themselves. Their steps are fewer than published, as the rows say: two cores are
 whole run of one model, on a machine that did other things as well.
 
 {chr(10).join(part for part in parts if part)}
-{_figure_2(rows)}
+{_peers()}{_figure_2(rows)}
 ## What else has its counterpart
 
 | OBC | here |
@@ -58,9 +60,10 @@ def _first(rows: Sequence[Row]) -> str:
             grid = _grid(rows, name, model)
             for level in table.levels:
                 leader = best(grid, level)
-                if leader is None or len({method for method, at in grid if at == level}) < 2:
-                    continue
                 ours = [cell for (method, at), cell in grid.items() if at == level and method in OURS]
+                others = {method for method, at in grid if at == level} - set(OURS)
+                if leader is None or not ours or not others:
+                    continue
                 if leader in OURS:
                     won += 1
                 elif any(_within(cell, grid[leader, level]) for cell in ours):
@@ -114,12 +117,42 @@ from its own losses; magnitude: one threshold for all layers. Solutions are not 
 {chr(10).join(parts)}"""
 
 
+def _peers() -> str:
+    """Ours and the peer with the lowest output loss, at every level that a peer offers."""
+    file = RESULTS / "peers.jsonl"
+    rows = Rows(file if file.exists() else None, ()).rows
+    cells = []
+    for model in NAMES:
+        for level in LEVELS:
+            there = [row for row in rows if (row["model"], row["level"]) == (model, level) and "loss" in row]
+            ours, others = reference(there, model, level), [row for row in there if row["peer"] != OURSELVES]
+            if ours is None or not others:
+                continue
+            other = min(others, key=lambda row: float(row["loss"]))
+            both = [f"{FIGURES[0].text(row)} · {row['loss']:.4f}" for row in (ours, other)]
+            leader = ours["loss"] > other["loss"]
+            both[leader] = f"**{both[leader]}**"
+            seconds = [f"{row['cpu_seconds']:.0f}" for row in (ours, other)]
+            cells.append((model, level, *both, f"{other['peer']}: {other['method']}", *seconds))
+    if not cells:
+        return ""
+    header = ("model", "level", "onnx-obc", "best of the others", "which", "CPU s, ours", "theirs")
+    return f"""## Beside other people's quantizers
+
+Six tools, {len(rows)} rows: [all of them](../benchmarks/results/peers.md), where they are better, and what failed.
+Here, at each level, the one with the lowest output loss, after 256 calibration samples.
+
+{markdown(header, cells, left=2)}
+
+"""
+
+
 def _figure_2(rows: Sequence[Row]) -> str:
     parts = []
     for model in first_layers.LAYER:
         found: list[dict[str, Any]] = [dict(row) for row in rows if (row["table"], row["model"]) == ("figure 2", model)]
         if found:
-            picture = FIGURES / f"figure-2-{model.lower()}.svg"
+            picture = PICTURES / f"figure-2-{model.lower()}.svg"
             first_layers.plot(found, picture)
             parts.append(f"![{model}](results/{picture.name})")
     if not parts:
