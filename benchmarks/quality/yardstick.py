@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
 
-from benchmarks.common.evaluation import CIFAR_MEAN, CIFAR_STD, _nchw, _pixels
+from benchmarks.common.evaluation import output_loss
 from benchmarks.common.subjects import Subject, find_subjects
 from benchmarks.common.tables import machine, markdown
 from onnx_obc import Recipe, compress, compress_to_budget, parse_budget
@@ -52,24 +50,6 @@ def compressed(subject: Subject, name: str, setting: dict[str, Any], folder: Pat
     return [(name, path)]
 
 
-def test_images(archive: Path) -> npt.NDArray[np.float32]:
-    """(5000, 3, 32, 32), as the model takes them."""
-    import zipfile
-
-    with zipfile.ZipFile(archive) as images:
-        names = sorted(name for name in images.namelist() if name.endswith(".jpg"))
-        return _nchw([_pixels(images, name) for name in names], CIFAR_MEAN, CIFAR_STD)
-
-
-def log_probabilities(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """(images, classes)"""
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    scores = np.concatenate([session.run(None, {name: part})[0] for part in np.split(images, 40)]).astype(np.float64)
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
@@ -82,14 +62,12 @@ def main() -> None:
     found: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         (subject,) = find_subjects(Path("unused"), options.shared, Path(scratch), ("ResNet-20",))
-        images = test_images(subject.held_out)
-        dense = log_probabilities(subject.path, images)
+        dense = subject.score(subject.path, None)
         for name, setting, seed in product(
             options.only or ("2:4", "4:8", "W2 asymmetric", "flops"), settings, range(options.seeds)
         ):
             for row, path in compressed(subject, name, SETTINGS[setting] | {"seed": seed}, Path(scratch)):
-                lossy = log_probabilities(path, images)
-                divergence = float((np.exp(dense) * (dense - lossy)).sum(axis=1).mean())
+                divergence = output_loss(dense, subject.score(path, None), subject.classifier)
                 found.setdefault((row, setting), []).append(divergence)
                 print(f"{row}, {setting}, seed {seed}: {divergence:.4f}", flush=True)
     if options.print:

@@ -1,13 +1,14 @@
-"""How much each entry of a value counts for the model's outputs: the diagonal of the Fisher information, sampled.
+"""How much the entries of a block's output count for the model's: the diagonal of the Fisher information, sampled.
 
-BRECQ (Li et al. 2021, equations 8 to 10) weighs a block's output by E[(∂L/∂z)²]. Without labels, L is the likelihood of
-what the dense model itself says: a class drawn from its probabilities, or an output with unit noise. The squared
-gradient of one draw for each sample has the Fisher information as its mean.
+BRECQ (Li et al. 2021, equations 8 to 10) weighs the squared error of a block's output by (∂L/∂z)². Without labels, L is
+the likelihood of what the dense model itself says: a class drawn from its probabilities, or an output with unit noise,
+whose squared gradient has the Fisher information as its mean. As in the authors' code, L is a mean over the samples of
+a feed, and 1 is added to the size of each gradient before it is squared: that much every entry counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,58 +17,53 @@ import onnx_ir as ir
 from ..core.arrays import Feed, Float32
 from ..core.errors import ModelError
 from ..graph.layers import Layer
-from ..runtime.output_loss import class_scores
-from .torch_graph import check_agreement, to_torch
+from ..runtime.output_loss import class_scores, of_classes
+from .torch_graph import check_agreement, one_thread, to_torch
 
 if TYPE_CHECKING:
     import torch
 
 
-def squared_gradients(
+@one_thread()
+def fisher_weights(
     dense: ir.Model,
     layers: Sequence[Layer],
-    values: Sequence[str],
+    value: str,
     feeds: Sequence[Feed],
     option: str,
     *,
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
-) -> list[dict[str, Float32]]:
-    """(∂L/∂z)² of each of these values on each feed, in the value's shape, scaled to a mean of 1 over all feeds.
+) -> list[Float32]:
+    """(1 + |∂L/∂z|)² of a value on each feed, in the value's shape; ones where no output depends on it.
 
-    dense: the folded float model; layers: of it, at least one before each of the values. A value that no output depends
-    on has ones. progress: called with 1 for every feed. Raises ModelError if torch cannot run the model as onnxruntime
-    does, or none of its outputs is an array of floats.
+    dense: the folded float model; layers: of it, at least one before the value. progress: called with 1 for every feed.
+    Raises ModelError if torch cannot run the model as onnxruntime does, or none of its outputs is an array of floats.
     """
     import torch
 
     scores = class_scores(dense)
-    outputs = [str(value.name) for value in dense.graph.outputs if value.producer() is not None]
-    wanted = [*dict.fromkeys([*values, *outputs])]
+    outputs = [str(output.name) for output in dense.graph.outputs if output.producer() is not None]
+    wanted = [*dict.fromkeys([value, *outputs])]
     graph = to_torch(dense, layers, option, wanted)
     check_agreement(graph, dense, feeds[0])
     graph.module.to(device)
     weights = {x.name: torch.tensor(np.ascontiguousarray(x.weight), device=device) for x in layers}
     generator = torch.Generator(device).manual_seed(seed)
-    found: list[dict[str, Float32]] = []
+    found = []
     for feed in feeds:
         tracked = {name: weight.requires_grad_() for name, weight in weights.items()}
         given = dict(zip(wanted, graph.run(feed, tracked, {}, device), strict=True))
-        ends = {name: given[name] for name in outputs if given[name].is_floating_point()}
+        ends = [(given[name], name in scores) for name in outputs if given[name].is_floating_point()]
         if not ends:
             raise ModelError(f"{option}: none of the model's outputs is an array of floats; leave it out")
-        likelihood = [_negative_log(ends[name], name in scores, generator) for name in ends]
-        total = torch.stack(likelihood).sum()
-        gradients = torch.autograd.grad(total, [given[name] for name in values], allow_unused=True)
-        found.append(
-            {
-                name: np.ones(given[name].shape, np.float32) if g is None else g.square().cpu().numpy()
-                for name, g in zip(values, gradients, strict=True)
-            }
-        )
+        samples = max(len(next(iter(feed.values()))), 1)
+        total = torch.stack([_negative_log(output, classes, generator) for output, classes in ends]).sum() / samples
+        (gradient,) = torch.autograd.grad(total, [given[value]], allow_unused=True)
+        size = np.zeros(given[value].shape, np.float32) if gradient is None else gradient.abs().cpu().numpy()
+        found.append(np.square(1 + size))
         progress(1)
-    _scale(found, values)
     return found
 
 
@@ -75,7 +71,7 @@ def _negative_log(output: torch.Tensor, classes: bool, generator: torch.Generato
     """The negative logarithm of the likelihood of something drawn as the output says, summed over the samples."""
     import torch
 
-    if not classes:
+    if not (classes and of_classes(tuple(output.shape))):
         noise = torch.randn(output.shape, generator=generator, device=output.device)
         return (output * noise).sum()  # −log N(y; f, 1) at y = f + noise has the gradient −noise
     rows = output.reshape(-1, output.shape[-1])
@@ -83,11 +79,3 @@ def _negative_log(output: torch.Tensor, classes: bool, generator: torch.Generato
     logs = rows.clamp_min(torch.finfo(rows.dtype).tiny).log() if probable else torch.log_softmax(rows, 1)
     drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)  # (rows, 1)
     return -logs.gather(1, drawn).sum()
-
-
-def _scale(found: Sequence[dict[str, Float32]], values: Collection[str]) -> None:
-    """Bring the mean of each value over all feeds to 1; ones, where it is 0 or not finite."""
-    for name in values:
-        mean = sum(float(x[name].sum(dtype=np.float64)) for x in found) / sum(x[name].size for x in found)
-        for x in found:
-            x[name] = x[name] / np.float32(mean) if 0 < mean < np.inf else np.ones_like(x[name])

@@ -3,20 +3,20 @@
 - AdaRound (Nagel et al. 2020): every weight goes to one of its two nearest codes; which, is learned on a layer's output
   behind its activation function. The choice is a rectified sigmoid h(V) in [0, 1] (equation 23 there), which a
   regulariser 1 − |2h − 1|^β drives to 0 or 1 while β falls (equation 24).
-- BRECQ (Li et al. 2021): the same for all layers of a residual block together, on the block's output, each entry of
-  which counts as much as its diagonal Fisher information says (equation 10 there).
+- BRECQ (Li et al. 2021): the same for all layers of a residual block together, on the block's output, whose entries
+  are weighted by their diagonal Fisher information (equation 10 there; `fisher.py`).
 - AdaQuant (Hubara et al. 2021): weights, scales and bias move by small steps, and gradients pass the rounding
   straight through.
 
-Hyper-parameters are those of the papers and of their authors' code; the papers' number of steps is for a GPU. With
-fewer, the rate of AdaRound and BRECQ rises in proportion, up to tenfold, so that a choice can travel as far. AdaQuant's
-rates fall to 0 along a line: at its authors' constant ones the error rises again before the steps are over.
+Hyper-parameters are those of the papers and of their authors' code, but that: a step sees one feed, 32 samples by
+default. With fewer steps than published the rate of AdaRound and BRECQ rises in proportion, up to tenfold, so that a
+choice can travel as far. AdaQuant's rates, which its authors tuned for 8 bits, fall to 0 along a line, as at constant
+ones the error rises again before the steps are over; zero points stay, and inputs are what they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -26,7 +26,7 @@ from ..core.arrays import Array, Feed, Float32
 from ..core.errors import ModelError
 from ..core.solution import Grid, Solution
 from ..graph.layers import Layer
-from .torch_graph import TorchGraph
+from .torch_graph import TorchGraph, one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -63,29 +63,7 @@ class Example:
     weight: Float32 | None = None
 
 
-@dataclass(frozen=True)
-class Learned:
-    """solutions: by layer. biases: what was learned to be added to a layer's bias, (channels,), where it has one."""
-
-    solutions: dict[str, Solution]
-    biases: dict[str, Float32]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Hold torch to one thread of the CPU: the result must not depend on the cores, and single steps are too short to
-    share out."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+@one_thread()
 def learn(
     graph: TorchGraph,
     layers: Sequence[Layer],
@@ -93,24 +71,33 @@ def learn(
     examples: Sequence[Example],
     learning: Learning,
     progress: Callable[[float], None] = lambda share: None,
-) -> Learned:
-    """Learn the codes of some layers of a part of the model.
+) -> dict[str, Solution]:
+    """Learn the codes of some layers of a part of the model; the solutions by the layers' names.
 
     graph: of the part, with its output alone. layers: those of it that have a start, as `graph` knows them. starts:
-    rounded to nearest; their grids and masks stay, but that AdaQuant moves scales. examples: at least one. progress:
-    called with the share of the steps that are done. The losses of the solutions are 0: who has a Hessian measures
-    them. The same seed on the same CPU gives the same result. Raises ModelError if the output is not finite.
+    rounded to nearest; their grids and masks stay, but that AdaQuant moves scales, and adds to biases that are there.
+    A start without codes is the layer's weight meanwhile, and stays as it is. examples: at least one. progress: called
+    with the share of the steps that are done. The losses of the solutions are 0: who has a Hessian measures them. The
+    same seed on the same CPU gives the same result. Raises ModelError for values that are not finite.
     """
     import torch
 
+    if not all(np.isfinite(example.target).all() for example in examples):
+        raise ModelError(
+            f"{graph.outputs[0]}: it is NaN or infinite on some of the calibration samples; take these out, or leave "
+            f"out {graph.option}, which cannot learn on them"
+        )
     rng = np.random.default_rng(learning.seed)
-    torch.manual_seed(learning.seed)
     graph.module.to(learning.device)
     straight = learning.learner == "adaquant"
     make = _Straight if straight else _Rounding
-    weights: dict[str, _Rounding | _Straight] = {x.name: make(x, starts[x.name], learning.device) for x in layers}
-    biases = _biases(graph, layers, learning.device) if straight else {}
-    rate = ROUND_RATE * min(ITERATIONS[learning.learner] / learning.iterations, FASTER)
+    learned = [layer for layer in layers if starts[layer.name].codes is not None]
+    weights: dict[str, _Rounding | _Straight] = {x.name: make(x, starts[x.name], learning.device) for x in learned}
+    constants = {
+        x.name: _send(x.tensor(starts[x.name].weights), learning.device) for x in layers if x.name not in weights
+    }
+    biases = _biases(graph, learned, learning.device) if straight else {}
+    rate = ROUND_RATE * min(max(ITERATIONS[learning.learner] / learning.iterations, 1), FASTER)
     groups = [{"params": [p], "lr": r or rate} for latent in weights.values() for p, r in latent.parameters()]
     groups += [{"params": [bias], "lr": BIAS_RATE} for bias in biases.values()]
     optimizer = torch.optim.Adam(groups)
@@ -122,7 +109,8 @@ def learn(
         example = examples[order.pop()]
         target = _send(example.target, learning.device)
         optimizer.zero_grad()
-        (found,) = graph.run(example.feed, {name: x.now() for name, x in weights.items()}, biases, learning.device)
+        now = constants | {name: latent.now() for name, latent in weights.items()}
+        (found,) = graph.run(example.feed, now, biases, learning.device)
         error = (found - target).square()
         if example.weight is not None:
             error = error * _send(example.weight, learning.device)
@@ -131,21 +119,22 @@ def learn(
         beta = _beta(step / learning.iterations)
         if beta is not None:
             loss = loss + REGULARISER * sum(latent.penalty(beta) for latent in weights.values())
-        if step == 0 and not bool(torch.isfinite(loss)):
+        if not bool(torch.isfinite(loss)):
             raise ModelError(
-                f"{graph.outputs[0]}: its values are NaN or infinite on the calibration data; check the data"
+                f"{graph.outputs[0]}: learning on it came to NaN or infinity at step {step + 1}; give fewer "
+                f"--iterations, or leave out {graph.option}"
             )
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if straight:
             falling.step()
         progress((step + 1) / learning.iterations)
-    moved = {
-        place.layer: (biases[place.bias].detach().cpu().numpy() - graph.bias_values[place.bias]).reshape(-1)
-        for place in graph.places
-        if place.bias in biases
-    }
-    return Learned({name: latent.solution() for name, latent in weights.items()}, moved)
+    solutions = {name: starts[name] for name in constants} | {name: x.solution() for name, x in weights.items()}
+    for place in graph.places:
+        if place.bias in biases:
+            moved = biases[place.bias].detach().cpu().numpy() - graph.bias_values[place.bias]
+            solutions[place.layer] = replace(solutions[place.layer], bias=moved.reshape(-1))
+    return solutions
 
 
 def _beta(done: float) -> float | None:

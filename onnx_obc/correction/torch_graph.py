@@ -144,7 +144,7 @@ def check_agreement(graph: TorchGraph, dense: ir.Model, feed: Mapping[str, Array
             raise ModelError(
                 f"torch cannot run the model as onnx2torch converts it: {one_line(error)}; leave out {graph.option}"
             ) from error
-    owners = {place.value: f"layer {place.layer}: its output" for place in graph.places}
+    owners = {place.value: f"layer {place.layer}" for place in graph.places}
     for name, value in zip(graph.outputs, found, strict=True):
         wanted, got = expected[name], value.numpy()
         worst = float("inf")
@@ -152,8 +152,8 @@ def check_agreement(graph: TorchGraph, dense: ir.Model, feed: Mapping[str, Array
             worst = float(np.abs(wanted - got).max(initial=0)) / max(float(np.abs(wanted).max(initial=0)), 1e-30)
         if not worst <= AGREEMENT:
             raise ModelError(
-                f"{owners.get(name, name)}: torch and onnxruntime disagree by {worst:.1e} of its largest magnitude: "
-                f"onnx2torch reads an operator before it in another way; leave out {graph.option}"
+                f"{owners.get(name, name)}: torch and onnxruntime disagree on its output by {worst:.1e} of its "
+                f"largest magnitude: onnx2torch reads an operator before it in another way; leave out {graph.option}"
             )
 
 
@@ -223,6 +223,20 @@ def _prepared(
     inputs = tuple(str(value.name) for value in graph.inputs if value.name not in graph.initializers)
     constants = {n: v.const_value.numpy() for n, v in graph.initializers.items() if v.const_value is not None}
     return ir.to_proto(model), inputs, constants
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold torch to one thread of the CPU: results must not depend on the cores, and the steps of single parts of a
+    model are too short to share out."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from .sites import find_sites
 
 ACTIVATIONS = (
     *("Relu", "LeakyRelu", "PRelu", "Clip", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish"),
-    *("Mish", "Softplus", "Tanh"),
+    *("Softplus", "Tanh"),
 )
 SHAPES = ("Shape", "Size")  # what they give does not depend on what a value holds
 MOST = 8  # layers of a block
@@ -123,6 +123,8 @@ def _forks(nodes: Sequence[ir.Node]) -> bool:
 
 
 def _unit(nodes: Sequence[ir.Node], owners: Mapping[ir.Node, str]) -> Unit:
+    output = str(nodes[-1].outputs[0].name)
+    nodes = _with_what_lies_between(nodes)
     produced = {value for node in nodes for value in node.outputs}
     inputs: dict[str, tuple[ir.Node, int]] = {}
     for node in nodes:
@@ -130,7 +132,25 @@ def _unit(nodes: Sequence[ir.Node], owners: Mapping[ir.Node, str]) -> Unit:
             if value is not None and value not in produced and not value.is_initializer():
                 inputs.setdefault(str(value.name), (node, index))
     layers = tuple(owners[node] for node in nodes if node in owners)
-    return Unit(tuple(nodes), layers, inputs, str(nodes[-1].outputs[0].name))
+    return Unit(tuple(nodes), layers, inputs, output)
+
+
+def _with_what_lies_between(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """The nodes, and those that depend on one of them and lead to another, as do those that compute a shape."""
+    graph = nodes[0].graph
+    assert graph is not None
+    whole = list(graph)
+    own = set(nodes)
+    places = [place for place, node in enumerate(whole) if node in own]
+    span = whole[places[0] : places[-1] + 1]
+    behind, before = set(own), set(own)
+    for node in span:
+        if any(value is not None and value.producer() in behind for value in node.inputs):
+            behind.add(node)
+    for node in reversed(span):
+        if any(use.node in before for value in node.outputs for use in value.uses()):
+            before.add(node)
+    return [node for node in span if node in behind and node in before]
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:

@@ -231,6 +231,8 @@ class _Folder:
         how = asdict(replace(method, threads=None, device="")) | {"damp": damp}
         if method.iterations is None:
             del how["iterations"]  # keys from before there were any stay as they are
+        if method.solver == "brecq":  # blocks of layers are learned together, at levels that all of them have
+            how["levels"] = {name: list(map(str, found)) for name, found in self._choices.items()}
         base = content_key(SOLVER, layer.matrix(), hessian.hessian, hessian.positions, layer.name, how)
         keys = {str(level): content_key(base, str(level)) for level in levels}
         self.entries[layer.name] = replace(self.entries[layer.name], solutions=keys)

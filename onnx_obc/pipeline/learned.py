@@ -16,7 +16,7 @@ from ..core.errors import RecipeError
 from ..core.level import Choice, Level
 from ..core.progress import Progress
 from ..core.solution import Solution
-from ..correction.learned_rounding import ITERATIONS, Example, Learned, Learner, Learning, learn
+from ..correction.learned_rounding import ITERATIONS, Example, Learner, Learning, learn
 from ..correction.units import Unit, block_units, layer_units, part_of
 from ..graph.layers import Layer, find_layers
 from ..runtime.stepper import Stepper
@@ -66,10 +66,9 @@ class Units:
         units = (block_units if self._learner == "brecq" else layer_units)(model, layers)
         self._unit_of = {name: unit for unit in units for name in unit.layers}
         self.count = len(units)
-        self._ends = [unit.output for unit in units if len(unit.layers) > 1]
+        self._blocks = sum(len(unit.layers) > 1 for unit in units)
         chosen = first_samples(samples, LEARNING)
         self.feeds: list[Feed] = list(chosen.feeds())
-        self._weights: list[dict[str, Float32]] | None = None
 
     def of(self, layer: Layer) -> Unit:
         """The unit that a layer is learned in."""
@@ -78,8 +77,8 @@ class Units:
     def examples(self, unit: Unit, given: Sequence[Feed], wanted: Sequence[Feed]) -> list[Example]:
         """A unit's inputs, by the names that it has for them, with what the dense model makes of its own inputs."""
         weights: Sequence[Float32 | None] = [None] * len(given)
-        if unit.output in self._ends:
-            weights = [weight[unit.output] for weight in self._fisher()]
+        if len(unit.layers) > 1:
+            weights = self._fisher(unit.output)
         return [
             Example(feed, dense[unit.output], weight)
             for feed, dense, weight in zip(given, wanted, weights, strict=True)
@@ -87,8 +86,8 @@ class Units:
 
     def learn(
         self, unit: Unit, levels: Levels, examples: Sequence[Example], progress: Callable[[float], None]
-    ) -> Learned:
-        """The layers of a unit that have a level here, each at that, the others as they are.
+    ) -> dict[str, Solution]:
+        """The layers of a unit that have a level here, each at that, the others as they are; by name, without losses.
 
         Only rounding is learned: layers are pruned by magnitude, and what has no integers is left at that.
         """
@@ -101,7 +100,7 @@ class Units:
             for name, level in levels.items()
         }
         if all(start.codes is None for start in starts.values()):
-            return Learned(starts, {})
+            return starts
         option = f"--solver {self._learner}"
         part = part_of(self._reference, unit, examples[0].feed)
         inside = self._as_in(part, unit)
@@ -109,9 +108,7 @@ class Units:
         check_agreement(graph, part, examples[0].feed)
         iterations = recipe.iterations or ITERATIONS[self._learner]
         learning = Learning(self._learner, iterations, recipe.seed, solving_device(recipe.device))
-        learned = [layer for layer in inside if layer.name in starts and starts[layer.name].codes is not None]
-        found = learn(graph, learned, starts, examples, learning, progress)
-        return replace(found, solutions=starts | found.solutions)
+        return learn(graph, [x for x in inside if x.name in starts], starts, examples, learning, progress)
 
     def _as_in(self, part: ir.Model, unit: Unit) -> list[Layer]:
         """The layers of a unit's own model, under the names that they have in the whole one."""
@@ -124,22 +121,21 @@ class Units:
                 found.append(replace(layer, name=own))
         return found
 
-    def _fisher(self) -> list[dict[str, Float32]]:
-        if self._weights is None:
-            from ..correction.fisher import squared_gradients
+    def _fisher(self, value: str) -> list[Float32]:
+        """How much the entries of a block's output count, on each feed."""
+        from ..correction.fisher import fisher_weights
 
-            recipe = self._recipe
-            self._weights = squared_gradients(
-                self._reference,
-                find_layers(self._reference)[0],
-                self._ends,
-                self.feeds,
-                f"--solver {self._learner}",
-                seed=recipe.seed,
-                device=solving_device(recipe.device),
-                progress=lambda done: self._progress("fisher", done, len(self.feeds)),
-            )
-        return self._weights
+        recipe = self._recipe
+        return fisher_weights(
+            self._reference,
+            find_layers(self._reference)[0],
+            value,
+            self.feeds,
+            f"--solver {self._learner}",
+            seed=recipe.seed,
+            device=solving_device(recipe.device),
+            progress=lambda done: self._progress("fisher", done, len(self.feeds) * self._blocks),
+        )
 
 
 def learned_on_dense(
@@ -169,7 +165,7 @@ class LearnedOnDense:
         self._levels = {name: [choice.level for choice in found] for name, found in choices.items()}
         self._unit: Unit | None = None
         self._examples: list[Example] = []
-        self._found: dict[tuple[tuple[str, Level], ...], Learned] = {}
+        self._found: dict[tuple[tuple[str, Level], ...], dict[str, Solution]] = {}
 
     def __call__(self, layer: Layer, levels: Sequence[Level], progress: Callable[[float], None]) -> Iterator[Solution]:
         """The solutions of a layer, without losses. progress: called with the share of all its levels that is done."""
@@ -187,8 +183,7 @@ class LearnedOnDense:
                     progress((before + share) / len(levels))
 
                 self._found[key] = self._units.learn(unit, dict(key), self._examples, told)
-            learned = self._found[key]
-            yield replace(learned.solutions[layer.name], bias=learned.biases.get(layer.name))
+            yield self._found[key][layer.name]
 
     def _assigned(self, name: str, level: Level) -> Level | None:
         own = self._levels[name]

@@ -90,6 +90,8 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
             raise ValueError(f"weight_form: {self.target} does not take {self.weight_form}; write {taken}")
         if self.solver in ("baseline", "gmp") and self.sequential:
             raise ValueError(f"sequential: solver {self.solver} takes no inputs into account; leave one of them out")
+        if self.solver == "adaquant" and self.global_adaprune:
+            raise ValueError("global_adaprune: solver adaquant trains biases already; leave one of them out")
         if self.iterations is not None and self.solver not in ("adaprune", *LEARNED):
             raise ValueError(f"iterations: solver {self.solver} takes no gradient steps; leave it out")
         return self

@@ -77,16 +77,21 @@ class _Runs:
     def __init__(self, trial: _Trial, feeds: Sequence[Feed], execution: Execution) -> None:
         half = replace(execution, memory=execution.memory / 2)
         self._dense, self.compressed = (Stepper(model, feeds, half) for model in (trial.reference, trial.plan.model))
-        self._ahead: Sequence[Feed] = ()
+        self._ahead: dict[str, Sequence[Feed]] = {}  # by value, the run that has it
+        self._kept: frozenset[str] = frozenset()
 
     def dense(self, name: str) -> Sequence[Feed]:
         """A value of the dense model, on every feed."""
-        return self._ahead if self._ahead and name in self._ahead[0] else self._dense.advance([name])
+        return self._ahead.pop(name) if name in self._kept else self._ahead.get(name) or self._dense.advance([name])
 
-    def look_ahead(self, names: Sequence[str]) -> Sequence[Feed]:
-        """Values of the dense model, which can be asked for until the next call, whatever the order."""
-        self._ahead = self._dense.advance(list(dict.fromkeys(names)))
-        return self._ahead
+    def look_ahead(self, names: Sequence[str], once: Sequence[str]) -> Sequence[Feed]:
+        """Values of the dense model, on every feed: `names` can be asked for again until the next call, those of `once`
+        one time, whenever that is."""
+        run = self._dense.advance(list(dict.fromkeys((*names, *once))))
+        waiting = {name: values for name, values in self._ahead.items() if name in self._kept}
+        self._kept = frozenset((*waiting, *once))
+        self._ahead = {**dict.fromkeys(names, run), **waiting, **dict.fromkeys(once, run)}
+        return run
 
 
 @one_blas_thread()
@@ -182,7 +187,7 @@ def _learn(layer: Layer, trial: _Trial, units: Units, runs: _Runs, progress: Pro
     inside = {other.name: other for other in trial.plan.layers if other.name in unit.layers}
     taps = [other.uses[0].tap.value for other in inside.values()]
     sites = [trial.corrected[node].value for node in unit.nodes if node in trial.corrected]
-    wanted = runs.look_ahead([*taps, *sites, unit.output])
+    wanted = runs.look_ahead([*taps, unit.output], sites)
     sources = {name: str(_present(node.inputs[index]).name) for name, (node, index) in unit.inputs.items()}
     values = runs.compressed.advance(list(dict.fromkeys(sources.values())))
     given = [{name: value[source] for name, source in sources.items()} for value in values[: len(units.feeds)]]
@@ -194,8 +199,7 @@ def _learn(layer: Layer, trial: _Trial, units: Units, runs: _Runs, progress: Pro
         progress("learn", int(100 * share) - told, 100 * units.count)
         told = int(100 * share)
 
-    learned = units.learn(unit, levels, units.examples(unit, given, wanted[: len(units.feeds)]), tell)
-    return {name: replace(x, bias=learned.biases.get(name)) for name, x in learned.solutions.items()}
+    return units.learn(unit, levels, units.examples(unit, given, wanted[: len(units.feeds)]), tell)
 
 
 def _data(use: Use) -> ir.Value:

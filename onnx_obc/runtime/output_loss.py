@@ -37,7 +37,7 @@ class OutputLoss:
             if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
                 continue
             y, found = wanted.astype(np.float64), np.asarray(compressed[name], np.float64)
-            if name in self._scores and y.ndim >= 2 and y.shape[-1] > 1:
+            if name in self._scores and of_classes(y.shape):
                 classes = y.shape[-1]
                 told = np.isfinite(y.max(axis=-1))  # NaN and rows without any class say nothing
                 p, q = _log_probabilities(y[told].reshape(-1, classes)), _log_probabilities(found[told])
@@ -57,6 +57,11 @@ class OutputLoss:
         total = sum(self._divergence[name] / self._rows[name] for name in self._rows if self._rows[name])
         total += sum(self._error[name] / self._energy[name] for name in self._energy if self._energy[name] > 0)
         return total if np.isfinite(total) else float("inf")
+
+
+def of_classes(shape: tuple[int, ...]) -> bool:
+    """Whether an output of this shape that is class scores has a row of them for each sample."""
+    return len(shape) >= 2 and shape[-1] > 1
 
 
 def class_scores(model: ir.Model) -> frozenset[str]:

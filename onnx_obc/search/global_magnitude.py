@@ -23,7 +23,7 @@ def one_threshold(
     score is below the threshold. costs: (choices,) for each layer. Raises RecipeError for choices of other kinds, and
     if the limit is below what all layers cost at their highest sparsity.
     """
-    ladders = [np.array([_sparsity(choice) for choice in found]) for found in choices]  # (choices,) each
+    ladders = [np.array([sparsity_of(choice) for choice in found]) for found in choices]  # (choices,) each
     ordered = [np.sort(np.asarray(score, np.float64), axis=None) for score in scores]  # (weights,) each
 
     def picked(threshold: float) -> tuple[int, ...]:
@@ -42,13 +42,14 @@ def one_threshold(
     return picked(high)
 
 
-def _sparsity(choice: Choice) -> float:
+def sparsity_of(choice: Choice) -> float:
+    """The share of weights that a choice prunes anywhere. Raises RecipeError for a choice that does anything else."""
     if choice.level == FLOAT:
         return 0.0
     pattern = choice.level.sparsity
     if not isinstance(pattern, Unstructured) or choice.level.bits is not None:
         raise RecipeError(
-            f"solver gmp: one threshold for all layers decides where weights are pruned anywhere, not at {choice}; "
-            "use --levels unstructured, or --solver baseline"
+            f"one threshold for all layers decides where weights are pruned anywhere, not at {choice}; "
+            "use --levels unstructured, or another --solver than gmp"
         )
     return pattern.sparsity

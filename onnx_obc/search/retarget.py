@@ -21,7 +21,7 @@ from ..calibration.readers.iterables import load_function
 from ..calibration.samples import Samples, existing
 from ..calibration.split import split
 from ..core.errors import RecipeError
-from ..core.level import FLOAT, parse_choice
+from ..core.level import FLOAT, Choice, parse_choice
 from ..core.level_sets import read_levels
 from ..core.options import names
 from ..core.progress import Feedback, Stopwatch
@@ -39,6 +39,7 @@ from ..pipeline.plan import possible_choices, prepare
 from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
 from ..targets.registry import TARGETS
 from .budget import Budget
+from .global_magnitude import sparsity_of
 from .latency.find import find_in_time, table_of
 from .latency.find import in_words as speed_in_words
 from .profile import Profile, SearchOptions, find_profile, levels_of, sensitivities
@@ -74,8 +75,11 @@ def retarget(
     chosen = _recipe(database, recipe or {})
     choices = [database.choices[layer.name] for layer in database.layers]
     levels = levels_of(database)
+    _check_pattern(chosen, [choice for found in choices for choice in found])
     check_budgets(budgets, database.layers, database.costs, choices, levels, database.target, options.timings)
     check_trainable(chosen)
+    if chosen.solver == "gmp":  # one threshold decides, and no loss
+        options = replace(options, sensitivity="layer", search="dp")
     losses = sensitivities(database, options, chosen, progress)
     if any(budget.kind == "latency" for budget in budgets):
         options = replace(options, timings=table_of(database, options, chosen, progress))
@@ -140,7 +144,7 @@ def compress_to_budget(
         if output is not None:
             check_beside(dense, check_output(output, model))
     recipe = recipe or Recipe()
-    levels = options.levels or default_levels(budgets[0], recipe.target)
+    levels = options.levels or ("unstructured" if recipe.solver == "gmp" else default_levels(budgets[0], recipe.target))
     check_trainable(recipe)
     over = {name: value for name, value in dict(recipe).items() if name in (*SEARCHED, "layers")}
     samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
@@ -167,11 +171,18 @@ def _check_reachable(
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     earlier = read_manifest(Path(options.database)) if options.database is not None else None
     named = list(dict.fromkeys([*map(str, wanted), *(earlier.levels if earlier is not None else ())]))
+    _check_pattern(recipe, [parse_choice(name) for name in named])
     choices = possible_choices(layers, [parse_choice(name) for name in named], recipe)
     if any(len(found) > 1 for found in choices.values()):  # if not, `build` says so
         costs = run_costs(graph, layers, split(samples)[0], recipe.execution())
         found, target = list(choices.values()), TARGETS[recipe.target]
         check_budgets(budgets, layers, costs, found, in_words(named), target, options.timings)
+
+
+def _check_pattern(recipe: Recipe, choices: Sequence[Choice]) -> None:
+    """Raise RecipeError if the recipe's solver is gmp and one threshold cannot decide among these."""
+    for choice in choices if recipe.solver == "gmp" else ():
+        sparsity_of(choice)
 
 
 def default_levels(budget: Budget, target: str) -> str:

@@ -13,7 +13,7 @@ from small_graphs import Array, build, random
 from onnx_obc.core.errors import ModelError
 from onnx_obc.core.level import Level, parse_level
 from onnx_obc.core.solution import Solution
-from onnx_obc.correction.learned_rounding import Example, Learned, Learner, Learning, learn
+from onnx_obc.correction.learned_rounding import Example, Learner, Learning, learn
 from onnx_obc.correction.torch_graph import to_torch
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.solver.baselines import uncompensated
@@ -44,8 +44,8 @@ def learned(
     iterations: int,
     weight: Array | None = None,
     feeds: int = 8,
-) -> tuple[Solution, Solution, Learned]:
-    """What rounding to nearest gives, what is learned, and all that was."""
+) -> tuple[Solution, Solution]:
+    """What rounding to nearest gives, and what is learned."""
     layers = find_layers(model)[0]
     graph = to_torch(model, layers, f"--solver {learner}", ["y"])
     w, b = (model.graph.initializers[name].const_value.numpy() for name in "wb")
@@ -56,7 +56,7 @@ def learned(
     examples = [Example({"x": x[i]}, target[i], None if weight is None else weight[i]) for i in parts]
     start = uncompensated(layers[0].matrix(), level, "mse")
     found = learn(graph, layers, {"layer": start}, examples, Learning(learner, iterations))
-    return start, found.solutions["layer"], found
+    return start, found["layer"]
 
 
 def loss(model: ir.Model, x: Array, solution: Solution) -> float:
@@ -67,7 +67,7 @@ def loss(model: ir.Model, x: Array, solution: Solution) -> float:
 @pytest.mark.parametrize("level", ["int3", "int4-asym", "int2-asym", "2:4+int4"])
 def test_adaround_goes_to_one_of_the_two_nearest_codes(level: str) -> None:
     model, x = gemm(16, 8), inputs(16)
-    start, found, _ = learned(model, x, "adaround", parse_level(level), 800)
+    start, found = learned(model, x, "adaround", parse_level(level), 800)
     assert start.grid is not None and found.codes is not None and found.grid is start.grid
     scale, zero = start.grid.spread(8, 16)
     steps = random(8, 16)[None] / scale + zero
@@ -83,7 +83,7 @@ def test_adaround_goes_to_one_of_the_two_nearest_codes(level: str) -> None:
 @pytest.mark.parametrize("level", ["int3-asym", "int4-asym"])
 def test_adaround_comes_near_the_best_of_all_choices(level: str) -> None:
     model, x = gemm(6, 12), inputs(6)
-    start, found, _ = learned(model, x, "adaround", parse_level(level), 3000, feeds=1)
+    start, found = learned(model, x, "adaround", parse_level(level), 3000, feeds=1)
     assert start.grid is not None
     h = x.T.astype(np.float64) @ x / len(x)
     scale, zero = start.grid.spread(12, 6)
@@ -102,7 +102,7 @@ def test_what_the_activation_function_hides_is_free() -> None:
     x, level = inputs(16), parse_level("int2-asym")
     errors = []
     for model in (gemm(16, 8, "Relu"), gemm(16, 8)):
-        _, found, _ = learned(model, x, "adaround", level, 1500)
+        _, found = learned(model, x, "adaround", level, 1500)
         w, b = (model.graph.initializers[name].const_value.numpy() for name in "wb")
         outputs = [np.maximum(x @ weights.T + b, 0) for weights in (w, found.weights[0])]
         errors.append(float(((outputs[0] - outputs[1]) ** 2).mean()))
@@ -112,9 +112,9 @@ def test_what_the_activation_function_hides_is_free() -> None:
 def test_brecq_of_one_layer_without_fisher_information_is_adaround() -> None:
     model, x = gemm(16, 8, "Relu"), inputs(16)
     level = parse_level("int3-asym")
-    _, one, _ = learned(model, x, "adaround", level, 500)
-    _, plain, _ = learned(model, x, "brecq", level, 500)
-    _, ones, _ = learned(model, x, "brecq", level, 500, np.ones((256, 8), np.float32))
+    _, one = learned(model, x, "adaround", level, 500)
+    _, plain = learned(model, x, "brecq", level, 500)
+    _, ones = learned(model, x, "brecq", level, 500, np.ones((256, 8), np.float32))
     assert one.codes is not None and plain.codes is not None and ones.codes is not None
     assert (one.codes == plain.codes).all() and (one.codes == ones.codes).all()
 
@@ -123,7 +123,7 @@ def test_outputs_of_more_weight_are_met_better() -> None:
     """Of two layers that share their input the second's outputs count for nothing: its choices are never pulled."""
     model, x = gemm(12, 2), 4 * inputs(12)
     weight = np.tile(np.array([1, 0], np.float32), (256, 1))
-    start, found, _ = learned(model, x, "brecq", parse_level("int2-asym"), 1500, weight)
+    start, found = learned(model, x, "brecq", parse_level("int2-asym"), 1500, weight)
     w = random(2, 12)
     before, after = (
         (((w - solution.weights[0]) @ x.T.astype(np.float64)) ** 2).sum(axis=1) for solution in (start, found)
@@ -133,13 +133,13 @@ def test_outputs_of_more_weight_are_met_better() -> None:
 
 def test_adaquant_moves_weights_scales_and_bias() -> None:
     model, x = gemm(16, 8), 4 * inputs(16)
-    start, found, rest = learned(model, x, "adaquant", parse_level("int8"), 300)
+    start, found = learned(model, x, "adaquant", parse_level("int8"), 300)
     assert start.grid is not None and found.grid is not None and found.codes is not None
     assert (found.grid.scale != start.grid.scale).all() and (found.grid.zero_point == start.grid.zero_point).all()
     assert (found.weights == found.grid.dequantize(found.codes)).all()
-    assert rest.biases["layer"].shape == (8,) and (rest.biases["layer"] != 0).all()
+    assert found.bias is not None and found.bias.shape == (8,) and (found.bias != 0).all()
     outputs = [x @ (random(8, 16) - solution.weights[0]).T for solution in (start, found)]
-    outputs[1] -= rest.biases["layer"]
+    outputs[1] -= found.bias
     errors = [float((y**2).mean()) for y in outputs]
     assert errors[1] < 0.8 * errors[0]
 
@@ -161,7 +161,8 @@ def test_convolutions_and_their_groups(learner: Learner) -> None:
     start = uncompensated(layers[0].matrix(), parse_level("int8" if learner == "adaquant" else "int3-asym"), "mse")
     found = learn(graph, layers, {"layer": start}, [Example({"x": x}, dense)], Learning(learner, 300))
     errors = []
-    for solution, shift in ((start, np.zeros(6)), (found.solutions["layer"], found.biases.get("layer", np.zeros(6)))):
+    for solution in (start, found["layer"]):
+        shift = np.zeros(6) if solution.bias is None else solution.bias
         w = torch.tensor(layers[0].tensor(solution.weights))
         y = torch.nn.functional.conv2d(
             torch.tensor(x), w, torch.tensor(weights["b"] + shift.astype(np.float32)), padding=1, groups=2
@@ -198,12 +199,36 @@ def test_on_a_gpu(learner: Learner) -> None:
         graph = to_torch(model, layers, f"--solver {learner}", ["y"])
         examples = [Example({"x": x}, target, np.ones_like(target))]
         found = learn(graph, layers, {"layer": start}, examples, Learning(learner, 300, device=device))
-        losses.append(loss(model, x, found.solutions["layer"]))
+        losses.append(loss(model, x, found["layer"]))
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
 
 
-def test_infinity_is_refused() -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("learner", ["adaround", "adaquant"])
+def test_what_is_not_finite_is_refused(learner: Learner, value: float) -> None:
+    """Even in one sample of the last feed."""
     model, x = gemm(16, 8), inputs(16)
-    x[3, 4] = np.inf
-    with pytest.raises(ModelError, match="y: its values are NaN or infinite on the calibration data; check the data"):
-        learned(model, x, "adaround", parse_level("int3"), 5, feeds=1)
+    x[-1, 4] = value
+    with pytest.raises(ModelError, match="y: it is NaN or infinite on some of the calibration samples"):
+        learned(model, x, learner, parse_level("int3"), 5)
+
+
+def test_layers_without_codes_are_what_they_start_from() -> None:
+    """A block of two products, the first only pruned: what the second learns makes up for it."""
+    nodes = [make("Gemm", ["x", "u"], ["h"], "first"), make("Gemm", ["h", "v"], ["y"], "second")]
+    model = ir.from_proto(build(nodes, {"x": ("N", 6)}, {"y": None}, {"u": random(6, 6), "v": random(6, 4)}))
+    layers = find_layers(model)[0]
+    graph = to_torch(model, layers, "--solver brecq", ["y"])
+    x = inputs(6)
+    levels = {"first": parse_level("sparse-0.50"), "second": parse_level("int3-asym")}
+    starts = {layer.name: uncompensated(layer.matrix(), levels[layer.name], "mse") for layer in layers}
+    examples = [Example({"x": x}, x @ random(6, 6) @ random(6, 4))]
+    found = learn(graph, layers, starts, examples, Learning("brecq", 1500))
+    alone = learn(graph, layers[1:], starts, examples, Learning("brecq", 1500))
+    assert found["first"] is starts["first"]
+
+    def error(second: Solution) -> float:
+        h = x @ starts["first"].weights[0].T
+        return float(((h @ second.weights[0].T - examples[0].target) ** 2).mean())
+
+    assert error(found["second"]) < error(alone["second"])

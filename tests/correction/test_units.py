@@ -101,6 +101,23 @@ def test_a_chain_has_no_blocks() -> None:
     assert in_short(block_units(model, layers)) == in_short(layer_units(model, layers))
 
 
+def test_shapes_of_values_inside_are_computed_inside() -> None:
+    """Else what they depend on would run before the layers in between are written."""
+    nodes = [
+        make("MatMul", ["x", "w"], ["q"], "first"),
+        make("Shape", ["q"], ["shape"]),
+        make("Identity", ["shape"], ["same"]),
+        make("Relu", ["q"], ["r"]),
+        make("MatMul", ["r", "v"], ["p"], "second"),
+        make("Reshape", ["p", "same"], ["s"]),
+        make("Add", ["s", "x"], ["y"]),
+    ]
+    weights = {"w": random(6, 6), "v": random(6, 6, seed=1)}
+    model = ir.from_proto(build(nodes, {"x": ("N", 4, 6)}, {"y": None}, weights))
+    (unit,) = block_units(model, find_layers(model)[0])
+    assert list(unit.inputs) == ["x"] and unit.output == "y" and len(unit.nodes) == 7
+
+
 def test_paths_that_never_meet_again_are_no_block() -> None:
     nodes = [
         make("Conv", ["x", "w"], ["a"], "stem"),

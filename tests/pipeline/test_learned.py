@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from digits import CALIBRATION, MODEL, refused, run_cli, top1
+from small_graphs import build as build_graph
 
 from onnx_obc import (
     CalibrationError,
@@ -96,10 +97,45 @@ def test_what_adaquant_adds_to_biases_is_in_the_file() -> None:
     assert all("its bias was learned too" in " ".join(layer.notes) for layer in result.report.layers)
 
 
+def interleaved() -> onnx.ModelProto:
+    """Two products with their biases and activation functions, each kind in turn."""
+    rng = np.random.default_rng(0)
+    make = onnx.helper.make_node
+    nodes = [make("MatMul", ["x", "wa"], ["a"], "a"), make("MatMul", ["x", "wb"], ["b"], "b")]
+    nodes += [make("Add", ["a", "ba"], ["aa"]), make("Add", ["b", "bb"], ["ab"])]
+    nodes += [make("Relu", ["aa"], ["ra"]), make("Relu", ["ab"], ["rb"]), make("Sub", ["ra", "rb"], ["y"])]
+    weights = {f"w{s}": rng.standard_normal((8, 6)).astype(np.float32) for s in "ab"}
+    weights |= {f"b{s}": rng.standard_normal(6).astype(np.float32) for s in "ab"}
+    return build_graph(nodes, {"x": ("N", 8)}, {"y": ("N", 6)}, weights)
+
+
+@pytest.mark.parametrize("solver", LEARNED)
+def test_layers_in_turn(solver: str) -> None:
+    x = np.random.default_rng(1).standard_normal((96, 8)).astype(np.float32)
+    values = {"weights": "int4", "activations": "none", "solver": solver, "iterations": 10, "sequential": True}
+    result = compress(interleaved(), {"x": x}, Recipe.model_validate(values))
+    assert [layer.solver for layer in result.report.layers] == [solver] * 2
+    assert all(check.passed for check in result.report.checks)
+
+
 def _bytes(result: Result) -> bytes:
     import onnx_ir as ir
 
     return ir.to_proto(result.model).SerializeToString()
+
+
+@pytest.mark.slow
+def test_blocks_are_learned_again_for_other_levels(tmp_path: Path) -> None:
+    """At a level that one layer of a block lacks, the others' solutions depend on what else it can have."""
+    recipe = Recipe(solver="brecq", iterations=3)
+    build(MODEL, CALIBRATION, "2:4+int8,int8", tmp_path / "grown", recipe, data=FEW)
+    build(MODEL, CALIBRATION, "2:4+int8,int8,int6", tmp_path / "grown", recipe, data=FEW)
+    build(MODEL, CALIBRATION, "2:4+int8,int8,int6", tmp_path / "fresh", recipe, data=FEW)
+    grown, fresh = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name / "layers").rglob("*.saf*")}
+        for name in ("grown", "fresh")
+    )
+    assert grown == fresh
 
 
 @pytest.mark.slow
@@ -135,6 +171,8 @@ def test_a_database_by_layers_is_that_of_a_file(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="iterations: solver exact takes no gradient steps; leave it out"):
         make_recipe({"solver": "exact", "iterations": 5})
+    with pytest.raises(RecipeError, match="global_adaprune: solver adaquant trains biases already"):
+        make_recipe({"solver": "adaquant", "global_adaprune": 2})
     with pytest.raises(RecipeError, match="solver adaquant moves the scale of each row, but --target deepsparse has"):
         compress(MODEL, CALIBRATION, Recipe(solver="adaquant", target="deepsparse"), data=FEW)
     message = refused(capsys, MODEL, tmp_path / "x.onnx", "--calib", CALIBRATION, "--solver", "gmp", "--sequential")

@@ -34,7 +34,7 @@ def test_what_a_layer_cannot_take_costs_others_more() -> None:
 
 
 def test_other_levels_have_no_threshold() -> None:
-    with pytest.raises(RecipeError, match=r"not at 8w8a; use --levels unstructured, or --solver baseline"):
+    with pytest.raises(RecipeError, match=r"not at 8w8a; use --levels unstructured, or another --solver than gmp"):
         one_threshold([COST], [(Choice(FLOAT), parse_choice("8w8a"))], [COST[:2]], 80)
 
 

@@ -46,8 +46,10 @@ def solve_as_others(
     check_finite(weights)
     if method.solver == "lobs":
         pruned, mask = prune_lobs(weights, damped.inverse, level.sparsity)
-    else:
+    elif method.solver == "adaprune":
         pruned, mask = adaprune(weights, damped, level.sparsity, method.iterations, method.threads, progress)
+    else:
+        raise ValueError(f"{method.solver} is not a solver of single layers")
     rounded = _rounded(pruned, mask, level, method.grid, method.shared_scale)
     return replace(rounded, loss=layer_loss(weights, rounded.weights, damped.hessian))
 

@@ -1,7 +1,7 @@
 """AdaPrune (Hubara et al. 2021), iterated (Frantar, Kurtic and Alistarh 2021): prune by magnitude, refit, go on.
 
-What stays is fitted to the dense layer's outputs, min ‖WX − ŴX‖² with the pruned weights at zero, as published by
-gradient steps (Adam), or by the least squares that these approximate.
+What stays is fitted to the dense layer's outputs, min ‖WX − ŴX‖² with the pruned weights at zero, by gradient steps
+(Adam) as its authors do, or by the least squares that these approximate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def adaprune(
     """The weights, zero where the mask is False, and the mask; both (groups, rows, columns).
 
     The sparsity rises in steps; each prunes by the magnitude that the last one's refitted weights have, and starts from
-    these. iterations: gradient steps of Adam in all, shared out over the steps of sparsity; None: least squares.
+    these. iterations: gradient steps of Adam at each of these; None: least squares.
     progress: called with the rows done, of groups · rows.
     """
     current, rows = weights, weights.shape[0] * weights.shape[1]
@@ -43,8 +43,7 @@ def adaprune(
         if iterations is None:
             current = solve_kept(weights, mask, damped.hessian, damped.inverse, threads)
         else:
-            share = iterations * number // len(path) - iterations * (number - 1) // len(path)
-            current = refit_by_gradient(weights, np.where(mask, current, 0), mask, damped, share)
+            current = refit_by_gradient(weights, np.where(mask, current, 0), mask, damped, iterations)
         if progress is not None:
             progress(rows * number // len(path))
     return current, mask
@@ -56,7 +55,8 @@ def refit_by_gradient(weights: Float32, start: Float32, mask: Bool, damped: Damp
     All of the layer's positions are in H, so that a step sees the whole of the data. weights, start, mask, result:
     (groups, rows, columns).
     """
-    hessian = damped.hessian.astype(np.float32)  # (groups, columns, columns)
+    scale = np.diagonal(damped.hessian, axis1=1, axis2=2).mean(axis=1)[:, None, None]  # Adam asks for no unit
+    hessian = (damped.hessian / scale).astype(np.float32)  # (groups, columns, columns)
     moved = np.array(start)
     first, second = np.zeros_like(moved), np.zeros_like(moved)  # Adam's moments
     rate = RATE * 10 * float(np.sqrt(np.mean(weights.astype(np.float64) ** 2)))
@@ -65,9 +65,9 @@ def refit_by_gradient(weights: Float32, start: Float32, mask: Bool, damped: Damp
             gradient = np.where(mask, (moved - weights) @ hessian, 0)
             first += 0.1 * (gradient - first)
             second += 0.001 * (gradient**2 - second)
-            scale = np.sqrt(second / np.float32(1 - 0.999**number)) + np.finfo(np.float32).tiny
+            size = np.sqrt(second / np.float32(1 - 0.999**number)) + np.finfo(np.float32).tiny
             now = rate * (1 - (number - 1) / iterations)
-            moved -= np.float32(now / (1 - 0.9**number)) * first / scale
+            moved -= np.float32(now / (1 - 0.9**number)) * first / size
     return np.where(mask, moved, np.float32(0))
 
 

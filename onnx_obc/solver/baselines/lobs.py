@@ -1,8 +1,9 @@
-"""L-OBS (Dong, Chen and Pan 2017): every weight is scored once, and the lowest scores go at once.
+"""L-OBS (Dong, Chen and Pan 2017): every weight is scored once, and the lowest scores of a layer go.
 
 The score of a weight is what it costs to lose it alone, w²/(2 [H⁻¹]pp), and what its loss changes elsewhere is
-−(w / [H⁻¹]pp) H⁻¹ e_p (equation 5 there). Neither knows that others go as well: the changes are simply added up, and
-what was to be zero is set to zero again.
+−(w / [H⁻¹]pp) H⁻¹ e_p (equation 5 there). As in its authors' code, weights go in the order of their scores, each with
+what it has become by then, but with the inverse that all started from: what is gone moves again, and is set to zero in
+the end.
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ def prune_lobs(weights: Float32, inverse: Float64, sparsity: Sparsity) -> tuple[
 
     weights: (groups, rows, columns). inverse: of the damped Hessian, (groups, columns, columns).
     """
-    changes, scores = _alone(weights, inverse, width_of(sparsity))
-    mask = mask_of_scores(scores, sparsity, weights.shape[2])
-    moved = weights - np.where(mask, 0, changes) @ inverse  # (groups, rows, columns) float64
-    return np.where(mask, moved, 0).astype(np.float32), mask
+    groups, _, columns = weights.shape
+    width = width_of(sparsity)
+    scores = lobs_scores(weights, inverse, width)
+    mask = mask_of_scores(scores, sparsity, columns)
+    blocks = _blocks(inverse, width)  # (groups, parts, width, width)
+    room = blocks.shape[1] * width - columns
+    moved = np.pad(weights.astype(np.float64), ((0, 0), (0, 0), (0, room)))
+    for g in range(groups):
+        padded = np.pad(inverse[g], ((0, room), (0, room)))
+        _remove(moved[g], padded, blocks[g], scores[g], ~mask[g, :, ::width])
+    return np.where(mask, moved[:, :, :columns], 0).astype(np.float32), mask
 
 
 def lobs_scores(weights: Float32, inverse: Float64, width: int = 1) -> Float64:
@@ -30,21 +38,39 @@ def lobs_scores(weights: Float32, inverse: Float64, width: int = 1) -> Float64:
 
     (groups, rows, parts), in units of the layer loss; the last part may be shorter. Arguments as for `prune_lobs`.
     """
-    return _alone(weights, inverse, width)[1]
-
-
-def _alone(weights: Float32, inverse: Float64, width: int) -> tuple[Float64, Float64]:
-    """[H⁻¹]_PP⁻¹ w_P of every part P of a row, (groups, rows, columns), and the scores, (groups, rows, parts)."""
     groups, rows, columns = weights.shape
+    blocks = _blocks(inverse, width)
+    room = blocks.shape[1] * width - columns
+    w = np.pad(weights.astype(np.float64), ((0, 0), (0, 0), (0, room))).reshape(groups, rows, -1, width)
+    return np.asarray(0.5 * np.einsum("grpi,gpij,grpj->grp", w, np.linalg.inv(blocks), w))
+
+
+def _remove(w: Float64, inverse: Float64, blocks: Float64, scores: Float64, gone: Bool) -> None:
+    """Take the parts that go out of all rows, in place, each row's lowest score first.
+
+    w: (rows, parts · width). inverse: (parts · width, parts · width). blocks: (parts, width, width). scores, gone:
+    (rows, parts).
+    """
+    width = blocks.shape[1]
+    order = np.argsort(np.where(gone, scores, np.inf), axis=1, kind="stable")  # (rows, parts), those that go in front
+    counts = gone.sum(axis=1)
+    within = np.arange(width)
+    for step in range(int(counts.max(initial=0))):
+        rows = np.flatnonzero(counts > step)
+        parts = order[rows, step]
+        columns = parts[:, None] * width + within  # (rows, width)
+        values = np.take_along_axis(w[rows], columns, axis=1)  # (rows, width)
+        changes = np.linalg.solve(blocks[parts], values[:, :, None])  # (rows, width, 1)
+        w[rows] -= (changes.transpose(0, 2, 1) @ inverse[columns])[:, 0]
+
+
+def _blocks(inverse: Float64, width: int) -> Float64:
+    """The inverse among every `width` consecutive columns, (groups, parts, width, width); the unit matrix beyond."""
+    groups, columns = inverse.shape[:2]
     parts = -(-columns // width)
-    room = parts * width - columns
-    w = np.pad(weights.astype(np.float64), ((0, 0), (0, 0), (0, room)))
-    w = w.reshape(groups, rows, parts, width)
-    blocks = np.tile(np.eye(width), (groups, parts, 1, 1))  # (groups, parts, width, width)
+    blocks = np.tile(np.eye(width), (groups, parts, 1, 1))
     for part in range(parts):
         here = slice(part * width, min((part + 1) * width, columns))
         size = here.stop - here.start
         blocks[:, part, :size, :size] = inverse[:, here, here]
-    changes = np.linalg.solve(blocks[:, None], w[..., None])[..., 0]  # (groups, rows, parts, width)
-    scores: Float64 = 0.5 * np.einsum("grpw,grpw->grp", w, changes)
-    return np.asarray(changes.reshape(groups, rows, -1)[:, :, :columns]), scores
+    return blocks
