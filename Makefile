@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# One cell of each table of docs/results.md. It needs the models and images that CONTRIBUTING.md names.
+# The last column of each table of docs/results.md, on a part of the data. It needs the models and images that CONTRIBUTING.md names.
 evidence-quick: $(VENV)/.dev
 	$(VENV)/bin/python -m benchmarks.evidence --quick
 

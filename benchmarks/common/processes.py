@@ -34,17 +34,21 @@ def run(command: Sequence[str | Path], folder: Path, log: Path, timeout: float) 
     began = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    peak, timed_out = 0, False
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        seconds = time.perf_counter() - began
-        if pid:
-            break
-        if seconds > timeout and not timed_out:
+    peak, timed_out, pid = 0, False, 0
+    try:
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            seconds = time.perf_counter() - began
+            if pid:
+                break
+            if seconds > timeout and not timed_out:
+                os.killpg(process.pid, signal.SIGKILL)
+                timed_out = True
+            peak = max(peak, resident_bytes(process.pid))
+            time.sleep(INTERVAL)
+    finally:
+        if not pid:  # interrupted
             os.killpg(process.pid, signal.SIGKILL)
-            timed_out = True
-        peak = max(peak, resident_bytes(process.pid))
-        time.sleep(INTERVAL)
     process.returncode = os.waitstatus_to_exitcode(status)
     if timed_out:
         error: str | None = f"stopped after {timeout:.0f} s"

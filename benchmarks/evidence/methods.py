@@ -19,8 +19,9 @@ from onnx_obc import Recipe, Result, compress
 KEY = ("table", "model", "level", "method", "seed")
 SEEDS = 3
 SHORT = 600.0  # seconds; a cell that takes longer has one seed
-STEPS = {"ResNet-20": 1000, "ResNet-56": 1000, "EfficientNet-Lite0": 500, "MiniLM": 500}  # of each layer or block
-ADAPRUNE_STEPS = 1000
+STEPS = {"ResNet-20": 1000, "ResNet-56": 1000, "EfficientNet-Lite0": 500, "MiniLM": 500}  # of AdaRound and BRECQ, each
+ADAQUANT_STEPS = 1000  # as published
+ADAPRUNE_STEPS = 1000  # at each step of sparsity
 EPOCHS = 5  # of global AdaPrune
 
 Fields = Mapping[str, Any]  # of a recipe
@@ -50,13 +51,14 @@ PRUNERS: dict[str, Fields] = {
     "L-OBS": {"solver": "lobs"},
     "AdaPrune": {"solver": "adaprune", "iterations": ADAPRUNE_STEPS},
     "AdaPrune, least squares": {"solver": "adaprune"},
+    "AdaPrune, least squares, in order": {"solver": "adaprune", "sequential": True},
     "ExactOBS": {"refine": "none"},
     "refined": {},
     "refined, in order": {"sequential": True},
 }
 ROUNDERS: dict[str, Fields] = {
     "nearest": {"solver": "baseline"},
-    "AdaQuant": {"solver": "adaquant", "sequential": True},
+    "AdaQuant": {"solver": "adaquant", "sequential": True, "iterations": ADAQUANT_STEPS},
     "AdaRound": {"solver": "adaround", "sequential": True},
     "BRECQ": {"solver": "brecq", "sequential": True},
     "OBQ": {"refine": "none"},
@@ -76,11 +78,11 @@ TABLES = {
     "global": Table(
         "Global AdaPrune on top",
         "table 5",
-        {"2:4": _sparse("2:4"), "3 bits": _integers(3)},
+        {"4:8": _sparse("4:8"), "2:4": _sparse("2:4")},
         {
             f"{name} + global AdaPrune": {**fields, "global_adaprune": EPOCHS}
             for name, fields in {
-                "magnitude, nearest": {"solver": "baseline"},
+                "magnitude": {"solver": "gmp"},
                 "AdaPrune, least squares": {"solver": "adaprune"},
                 "refined": {},
             }.items()
@@ -141,7 +143,7 @@ def figures(found: Score, dense: Score, classifier: bool, result: Result) -> dic
 
 
 def _recipe(fields: dict[str, Any], model: str, seed: int, scale: float) -> Recipe:
-    if fields.get("solver") in ("adaround", "adaquant", "brecq"):
+    if fields.get("solver") in ("adaround", "brecq"):
         fields["iterations"] = STEPS[model]
     if "iterations" in fields:
         fields["iterations"] = max(1, int(fields["iterations"] * scale))

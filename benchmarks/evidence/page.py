@@ -31,12 +31,15 @@ def page(rows: Sequence[Row]) -> str:
 All of it: `python -m benchmarks.evidence`, on {machine()}; one cell of each table in minutes: `make evidence-quick`.
 Cells read *score · output loss*: top-1 accuracy in %, or for MiniLM Spearman's correlation on the STS benchmark; and
 KL(dense ‖ compressed) per sample in nats, or for MiniLM ‖y − ŷ‖² / ‖y‖² of its embeddings, which tells models apart
-that an accuracy on 500 images cannot. Mean ± standard deviation over three seeds, which draw the calibration samples,
-their positions and the order of gradient steps; ¹: one seed. Bold: the lowest output loss. Every method has the same
-calibration samples, grids, damping and corrections of statistics; only the solver differs. *In order*: each layer on
-the inputs that the compressed ones before it produce (`--sequential`), as AdaRound, AdaQuant and BRECQ do by
-themselves. Their steps are fewer than published, as the rows say: two cores are not a GPU. Seconds are those of the
-whole run of one model, on a machine that did other things as well.
+that an accuracy on 500 images cannot. Mean ± standard deviation over three seeds, which draw the positions that make up
+the Hessians and the order of gradient steps; calibration samples are the same. ¹: one seed. Bold: the lowest output
+loss. Every method has the same samples, grids, damping and corrections of statistics. *In order*: each layer on the
+inputs that the compressed ones before it produce (`--sequential`), kept by the tool only where outputs on held-out
+samples come closer: where they do not, the row is that of the method without it. AdaRound, AdaQuant and BRECQ are in
+order by themselves. Their steps are those that the rows say; published are 10,000, 1,000 and 20,000, on a GPU. What all
+of them and [L-OBS and AdaPrune](recipe.md#to-compare-with) do here, and where that differs from the papers, is said
+there. Weights have BatchNormalization folded in, as files that are deployed have: masks by magnitude depend on that.
+Seconds are those of the whole run of one model, on a machine that did other things as well.
 
 {chr(10).join(part for part in parts if part)}
 {_peers()}{_figure_2(rows)}
@@ -53,9 +56,10 @@ whole run of one model, on a machine that did other things as well.
 
 
 def _first(rows: Sequence[Row]) -> str:
-    """What a reader can know in a minute: where this tool is best, where not."""
+    """What a reader can know in a minute: where the best of this tool's rows is best, where not."""
     won, close, lost = 0, 0, []
-    for name, table in TABLES.items():
+    for name in ("patterns", "bits"):
+        table = TABLES[name]
         for model in NAMES:
             grid = _grid(rows, name, model)
             for level in table.levels:
@@ -73,7 +77,8 @@ def _first(rows: Sequence[Row]) -> str:
     behind = f" It is behind at: {'; '.join(lost)}." if lost else ""
     near = f" In {close} more it is within one standard deviation of the best." if close else ""
     cells = won + close + len(lost)
-    return f"In {won} of {cells} cells of the tables below this tool has the lowest output loss.{near}{behind}"
+    where = f"In {won} of {cells} columns of the first two tables"
+    return f"{where} a row of this tool has the lowest output loss.{near}{behind}"
 
 
 def _within(cell: Cell, leader: Cell) -> bool:
@@ -112,7 +117,8 @@ def _budgets(rows: Sequence[Row]) -> str:
     return f"""## Pruned anywhere, to a number of FLOPs
 
 OBC: table 1. All methods with the sparsities that the search chose for ExactOBS, and each with those that it chooses
-from its own losses; magnitude: one threshold for all layers. Solutions are not refined.
+from its own losses; magnitude: one threshold for all layers. *L-OBS, one threshold*: on the scores of all layers, from
+Hessians of the 512 samples that a database keeps. Solutions are not refined.
 
 {chr(10).join(parts)}"""
 

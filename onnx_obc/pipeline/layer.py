@@ -35,6 +35,7 @@ from ..solver.linalg.damping import CONSTANT
 from ..solver.method import SolverName
 from ..solver.ordered.compare import compare_on_rows
 from ..targets.registry import TARGETS
+from .options import LEARNED
 from .recipe import Recipe
 
 SOLVER = 3  # rises when the solver's results change, so that a database does not mix old solutions with new ones
@@ -300,6 +301,8 @@ def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -
         raised = int((damped.damping > prepared.damping).sum())
         change = f"from {prepared.damping:g} to {damped.damping.max():g}"
         notes.append(f"damping raised {change} in {raised} of {layer.groups} groups")
+    if how := _by_others(choice.level, method):
+        notes.append(how)
     if not prepared.judged and positions > 0:
         notes.append(f"no samples could be held out to choose the damping by: {prepared.damping:g}")
     if damped.dead and hessian.any():
@@ -313,6 +316,15 @@ def _notes(prepared: Prepared, choice: Choice, recipe: Recipe, method: Method) -
     if misled and positions > 0:
         notes.append(f"not refined: {few}, too few to trust small gains; give more samples, or --refine 8")
     return notes
+
+
+def _by_others(level: Level, method: Method) -> str | None:
+    """What of a level a method to compare with has no way for, and what was done instead."""
+    if method.solver in ("lobs", "adaprune") and level.bits is not None:
+        return f"rounded to nearest: {method.solver} only prunes"
+    if method.solver in LEARNED and level.sparsity is not None:
+        return f"pruned by magnitude: {method.solver} only rounds"
+    return None
 
 
 def round_embedding(embedding: Embedding, recipe: Recipe) -> tuple[Int32, Grid, int | None, EmbeddingReport]:
