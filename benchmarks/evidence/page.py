@@ -28,18 +28,22 @@ def page(rows: Sequence[Row]) -> str:
 
 {_first(rows)}
 
-All of it: `python -m benchmarks.evidence`, on {machine()}; one cell of each table in minutes: `make evidence-quick`.
+All of it: `python -m benchmarks.evidence`, on {machine()}; the last column of each table, on a part of the data,
+in minutes: `make evidence-quick`.
+
 Cells read *score · output loss*: top-1 accuracy in %, or for MiniLM Spearman's correlation on the STS benchmark; and
 KL(dense ‖ compressed) per sample in nats, or for MiniLM ‖y − ŷ‖² / ‖y‖² of its embeddings, which tells models apart
 that an accuracy on 500 images cannot. Mean ± standard deviation over three seeds, which draw the positions that make up
 the Hessians and the order of gradient steps; calibration samples are the same. ¹: one seed. Bold: the lowest output
-loss. Every method has the same samples, grids, damping and corrections of statistics. *In order*: each layer on the
-inputs that the compressed ones before it produce (`--sequential`), kept by the tool only where outputs on held-out
-samples come closer: where they do not, the row is that of the method without it. AdaRound, AdaQuant and BRECQ are in
-order by themselves. Their steps are those that the rows say; published are 10,000, 1,000 and 20,000, on a GPU. What all
-of them and [L-OBS and AdaPrune](recipe.md#to-compare-with) do here, and where that differs from the papers, is said
-there. Weights have BatchNormalization folded in, as files that are deployed have: masks by magnitude depend on that.
-Seconds are those of the whole run of one model, on a machine that did other things as well.
+loss. Every method has the same samples, grids, damping and corrections of statistics. Weights have BatchNormalization
+folded in, as files that are deployed have: masks by magnitude depend on that.
+
+*In order*: each layer on the inputs that the compressed ones before it produce (`--sequential`), kept by the tool only
+where outputs on held-out samples come closer: where they do not, the row is that of the method without it. AdaRound,
+AdaQuant and BRECQ are in order by themselves. Their steps are those that the rows say; published are 10,000, 1,000 and
+20,000, on a GPU. What they, L-OBS and AdaPrune do here, and where that differs from the papers:
+[to compare with](recipe.md#to-compare-with). Seconds are those of the whole run of one model, on a machine that did
+other things as well.
 
 {chr(10).join(part for part in parts if part)}
 {_peers()}{_figure_2(rows)}
