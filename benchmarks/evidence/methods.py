@@ -153,5 +153,5 @@ def _recipe(fields: dict[str, Any], model: str, seed: int, scale: float) -> Reci
 def _too_long(rows: Rows, key: tuple[Any, ...]) -> bool:
     first = (*key[:-1], 0)
     return key[-1] > 0 and any(
-        tuple(row[name] for name in KEY) == first and row["seconds"] > SHORT for row in rows.rows
+        tuple(row[name] for name in KEY) == first and (row["seconds"] or 0) > SHORT for row in rows.rows
     )

@@ -13,7 +13,7 @@ from benchmarks.common.tables import markdown
 
 @dataclass(frozen=True)
 class Cell:
-    """score: of the task; loss: of the outputs; (seeds,) each. seconds: mean."""
+    """score: of the task; loss: of the outputs; (seeds,) each. seconds: mean, NaN where a run was interrupted."""
 
     score: np.ndarray
     loss: np.ndarray
@@ -45,7 +45,7 @@ def cell_of(rows: Sequence[Row]) -> Cell | None:
     return Cell(
         np.array([row["score"] for row in rows]),
         np.array([row["loss"] for row in rows]),
-        float(np.mean([row["seconds"] for row in rows])),
+        float(np.mean([np.nan if row["seconds"] is None else row["seconds"] for row in rows])),
         rows[0]["metric"] == "top-1",
         rows[0]["steps"],
     )
@@ -82,7 +82,7 @@ def as_table(grid: dict[tuple[str, str], Cell], levels: Sequence[str], methods: 
             for level, cell in zip(levels, cells, strict=True)
         ]
         steps = next((f" ({cell.steps:,} steps)" for cell in there if cell.steps), "")
-        lines.append((method + steps, *texts, f"{np.mean([cell.seconds for cell in there]):.0f}"))
+        lines.append((method + steps, *texts, f"{np.nanmean([cell.seconds for cell in there]):.0f}"))
     return markdown(("method", *levels, "seconds"), lines)
 
 
