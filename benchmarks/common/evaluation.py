@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from PIL import Image
-from scipy.special import log_softmax
 from scipy.stats import spearmanr
 from tokenizers import Tokenizer
+
+from onnx_obc.runtime.output_loss import OutputLoss
 
 IMAGENET_EVALUATION = range(1, 1000, 2)  # even indices calibrate, odd ones evaluate
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,11 +46,9 @@ class Score:
 
 def output_loss(dense: Score, compressed: Score, classifier: bool) -> float:
     """KL(dense ‖ compressed) in nats, per sample; of embeddings ‖y − ŷ‖² / ‖y‖² over all of them."""
-    if not classifier:
-        y, found = (x.outputs.astype(np.float64) for x in (dense, compressed))
-        return float(((y - found) ** 2).sum() / (y**2).sum())
-    p, q = (log_softmax(x.outputs.astype(np.float64), axis=1) for x in (dense, compressed))  # (samples, classes)
-    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+    loss = OutputLoss(("outputs",) if classifier else ())
+    loss.add({"outputs": dense.outputs}, {"outputs": compressed.outputs})
+    return loss.value
 
 
 def imagenet_top1(

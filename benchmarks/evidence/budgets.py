@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.harness import Rows
 from benchmarks.common.subjects import Subject
 from benchmarks.evidence.methods import KEY, figures
+from benchmarks.quality.nonuniform import LADDER
 from onnx_obc import Recipe, SearchOptions, build, open_database, parse_budget
 from onnx_obc.calibration.capture import Chunk, capture
+from onnx_obc.core.arrays import Float64
 from onnx_obc.core.level import Choice
 from onnx_obc.database.open import Database
 from onnx_obc.pipeline.finish import Destination
@@ -23,7 +25,6 @@ from onnx_obc.search.profile import find_profile, sensitivities
 from onnx_obc.solver.baselines.lobs import lobs_scores
 
 BUDGETS = ("2x", "3x", "4x")
-LADDER = [round(1 - 0.9**step, 4) for step in range(2, 45, 3)]  # every third step of OBC's ladder, from 19 % to 99 %
 SOLVERS = {"magnitude": "gmp", "L-OBS": "lobs", "AdaPrune, least squares": "adaprune", "ExactOBS": "exact"}
 SHARED = "ExactOBS"  # whose allocation the others get as well
 THRESHOLD = "L-OBS, one threshold"  # on the scores of all layers
@@ -48,6 +49,7 @@ def cells(subject: Subject, databases: Path, rows: Rows, budgets: tuple[str, ...
         levels = ",".join(f"sparse-{sparsity}" for sparsity in LADDER)
         build(subject.path, subject.calibration, levels, folder, recipe, data=subject.options)
         database = open_database(folder)
+        scores = _scores(database, recipe) if method == "L-OBS" else []
         for budget in budgets:
             own = _profile(database, budget, recipe)
             level = f"FLOPs / {budget[:-1]}"
@@ -59,7 +61,7 @@ def cells(subject: Subject, databases: Path, rows: Rows, budgets: tuple[str, ...
                     continue
                 profile = shared[budget] if name == method else own
                 if name == THRESHOLD:
-                    profile = _threshold(database, budget, recipe)
+                    profile = _threshold(database, scores, budget)
                 began = time.perf_counter()
                 with tempfile.TemporaryDirectory() as scratch:
                     path = Path(scratch) / "model.onnx"
@@ -78,11 +80,15 @@ def names_of(method: str) -> tuple[str, ...]:
     return (method, *own, *((THRESHOLD,) if method == "L-OBS" else ()))
 
 
-def _threshold(database: Database, budget: str, recipe: Recipe) -> dict[str, Choice]:
-    """What one threshold on the scores of L-OBS leaves of every layer."""
+def _scores(database: Database, recipe: Recipe) -> list[Float64]:
+    """L-OBS's scores of every layer, (groups, rows, columns) each."""
     captured = capture(database.graph, Chunk(database.layers, (), choose_damping=True), database.samples["calibration"])
     prepared = [prepare_layer(layer, captured.of(layer), recipe) for layer in database.layers]
-    scores = [lobs_scores(x.weight, x.damped.inverse) for x in prepared]
+    return [lobs_scores(x.weight, x.damped.inverse) for x in prepared]
+
+
+def _threshold(database: Database, scores: Sequence[Float64], budget: str) -> dict[str, Choice]:
+    """What one threshold on the scores of all layers leaves of each."""
     choices = [database.choices[layer.name] for layer in database.layers]
     costs = cost_table("flops", database.layers, database.costs, choices, database.target)
     picked = one_threshold(scores, choices, costs.layers, parse_budget(f"flops={budget}").fraction * costs.dense)

@@ -167,7 +167,7 @@ class _Rounding:
 
     def now(self) -> torch.Tensor:
         """The weight, in the shape that nodes see."""
-        return _as_seen(self._layer, self._at(self._below + self._up()))
+        return _as_seen(self._layer, self._steps(self._up()) * self._scale)
 
     def penalty(self, beta: float) -> torch.Tensor:
         """The regulariser, summed over the kept weights."""
@@ -176,19 +176,16 @@ class _Rounding:
     def solution(self) -> Solution:
         """The layer with every weight at the code that its choice is nearer to."""
         assert self._start.grid is not None
-        steps = self._at(self._below + (self._choice >= 0).float()) / self._scale
-        return _with_codes(self._start, self._start.grid, steps)
+        return _with_codes(self._start, self._start.grid, self._steps((self._choice >= 0).float()))
 
     def _up(self) -> torch.Tensor:
         import torch
 
         return torch.clamp(torch.sigmoid(self._choice) * (STRETCH[1] - STRETCH[0]) + STRETCH[0], 0, 1)
 
-    def _at(self, steps: torch.Tensor) -> torch.Tensor:
-        """The weight (groups, rows, columns) so many steps from the zero point."""
-        import torch
-
-        return torch.minimum(torch.maximum(steps, self._low), self._high) * self._scale * self._kept
+    def _steps(self, up: torch.Tensor) -> torch.Tensor:
+        """How many steps from the zero point a weight lies that goes so far up, (groups, rows, columns)."""
+        return _clipped(self._below + up, self._low, self._high) * self._kept
 
 
 class _Straight:
@@ -215,7 +212,7 @@ class _Straight:
     def now(self) -> torch.Tensor:
         """The weight, in the shape that nodes see."""
         scale = self._scale()
-        return _as_seen(self._layer, self._steps(scale) * scale * self._kept)
+        return _as_seen(self._layer, self._steps(scale) * scale)
 
     def penalty(self, beta: float) -> torch.Tensor:
         """There is none."""
@@ -226,7 +223,7 @@ class _Straight:
         assert self._start.grid is not None
         scale = (self._span.detach() / self._codes).cpu().numpy()
         grid = replace(self._start.grid, scale=np.maximum(scale, np.finfo(np.float32).tiny))
-        return _with_codes(self._start, grid, self._steps(self._scale()) * self._kept)
+        return _with_codes(self._start, grid, self._steps(self._scale()))
 
     def _scale(self) -> torch.Tensor:
         """Of every weight, (groups, rows, columns)."""
@@ -234,11 +231,17 @@ class _Straight:
         return scale.repeat_interleave(self._width, dim=1).reshape(self._weight.shape)
 
     def _steps(self, scale: torch.Tensor) -> torch.Tensor:
-        import torch
-
+        """How many steps from the zero point a weight lies, (groups, rows, columns)."""
         steps = self._weight / scale
         rounded = steps + (steps.round() - steps).detach()
-        return torch.minimum(torch.maximum(rounded, self._low), self._high)
+        return _clipped(rounded, self._low, self._high) * self._kept
+
+
+def _clipped(steps: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Steps in the range of the grid; at its ends half of the gradient passes, which a clamp would let pass whole."""
+    import torch
+
+    return torch.minimum(torch.maximum(steps, low), high)
 
 
 def _biases(graph: TorchGraph, layers: Sequence[Layer], device: str) -> dict[str, torch.Tensor]:

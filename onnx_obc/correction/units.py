@@ -44,16 +44,9 @@ def layer_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
     units = []
     for node in model.graph:
         if node in owners:
-            nodes = [node]
-            while (follower := _only_reader(nodes[-1])) is not None:
-                bias = follower in adds and len(nodes) == 1
-                activation = follower.op_type in ACTIVATIONS and follower.domain == ""
-                if not bias and not activation:
-                    break
-                nodes.append(follower)
-                if activation:
-                    break
-            units.append(_unit(nodes, owners))
+            bias = _only_reader(node)
+            nodes = [node, bias] if bias is not None and bias in adds else [node]
+            units.append(_unit(_activated(nodes), owners))
     return units
 
 
@@ -71,9 +64,7 @@ def block_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
     for nodes in _between_cuts(model, [use.node.inputs[1 - use.index] for layer in layers for use in layer.uses]):
         inside = [owners[node] for node in nodes if node in owners]
         if 1 < len(inside) <= MOST and _forks(nodes):
-            follower = _only_reader(nodes[-1])
-            activated = follower is not None and follower.op_type in ACTIVATIONS and follower.domain == ""
-            units.append(_unit([*nodes, follower] if activated and follower is not None else nodes, owners))
+            units.append(_unit(_activated(nodes), owners))
         else:
             units += [alone[name] for name in inside]
     return units
@@ -120,6 +111,13 @@ def _forks(nodes: Sequence[ir.Node]) -> bool:
     """Whether the nodes are no chain: more than one of them reads the same value."""
     reads = Counter(value for node in nodes for value in set(node.inputs) if value and not value.is_initializer())
     return max(reads.values(), default=0) > 1
+
+
+def _activated(nodes: Sequence[ir.Node]) -> Sequence[ir.Node]:
+    """The nodes, and the activation function that alone reads what the last of them computes."""
+    follower = _only_reader(nodes[-1])
+    activation = follower is not None and follower.op_type in ACTIVATIONS and follower.domain == ""
+    return [*nodes, follower] if activation and follower is not None else nodes
 
 
 def _unit(nodes: Sequence[ir.Node], owners: Mapping[ir.Node, str]) -> Unit:

@@ -124,10 +124,16 @@ def correct_statistics(
 
 def check_trainable(recipe: Recipe) -> None:
     """Raise RecipeError if the recipe asks for global AdaPrune and what that needs is not installed."""
+    if recipe.global_adaprune:
+        require_torch("global AdaPrune")
+
+
+def require_torch(what: str) -> None:
+    """Raise RecipeError if what the user asked for needs gradients, and torch and onnx2torch are not installed."""
     missing = [name for name in ("torch", "onnx2torch") if importlib.util.find_spec(name) is None]
-    if recipe.global_adaprune and missing:
+    if missing:
         raise RecipeError(
-            f"global AdaPrune needs {' and '.join(missing)}, not installed; install onnx-obc[adaprune], or leave it out"
+            f"{what} needs {' and '.join(missing)}, not installed; install onnx-obc[adaprune], or leave it out"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
@@ -22,6 +21,7 @@ from ..graph.layers import Layer, find_layers
 from ..runtime.stepper import Stepper
 from ..solver.baselines import uncompensated
 from ..targets.registry import TARGETS
+from .correct import require_torch
 from .layer import solving_device
 from .options import LEARNED
 from .recipe import Recipe
@@ -33,10 +33,7 @@ def check_learning(recipe: Recipe) -> None:
     """Raise RecipeError if the recipe's solver learns and what that needs is not installed, or does not go with it."""
     if recipe.solver not in LEARNED:
         return
-    missing = [name for name in ("torch", "onnx2torch") if importlib.util.find_spec(name) is None]
-    if missing:
-        needs = f"solver {recipe.solver} needs {' and '.join(missing)}, not installed"
-        raise RecipeError(f"{needs}; install onnx-obc[adaprune], or leave it out")
+    require_torch(f"solver {recipe.solver}")
     if recipe.solver == "adaquant" and TARGETS[recipe.target].shared_scale:
         raise RecipeError(
             f"solver adaquant moves the scale of each row, but --target {recipe.target} has one for all; choose another"

@@ -112,6 +112,10 @@ def find_profile(
     limit = budget.fraction * costs.dense - costs.fixed
     check_reach(budget, costs.least, levels_of(database))
     names = list(database.choices)
+    if recipe.solver == "gmp":
+        magnitudes = [np.abs(layer.matrix()) for layer in database.layers]
+        picked = one_threshold(magnitudes, [database.choices[name] for name in names], costs.layers, limit)
+        return _profile(database, picked, losses, options.timings)
     values = [losses[name] for name in names]
     switches = None
     if budget.kind == "latency" and options.timings is not None and options.timings.switches:
@@ -120,12 +124,8 @@ def find_profile(
     def solve(losses: Sequence[Float64]) -> tuple[int, ...]:
         return choose(losses, costs.layers, limit, switches=switches)
 
-    if recipe.solver == "gmp":
-        magnitudes = [np.abs(layer.matrix()) for layer in database.layers]
-        picked = one_threshold(magnitudes, [database.choices[name] for name in names], costs.layers, limit)
-    else:
-        picked = solve(values)
-    if options.search == "spdy" and recipe.solver != "gmp":
+    picked = solve(values)
+    if options.search == "spdy":
         judge = _judge(database, recipe)
 
         def evaluate(picked: Sequence[int]) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...core.arrays import Bool, Float32, Float64
 from ...core.level import Sparsity
-from .mask import mask_of_scores, width_of
+from .mask import in_parts, mask_of_scores, width_of
 
 
 def prune_lobs(weights: Float32, inverse: Float64, sparsity: Sparsity) -> tuple[Float32, Bool]:
@@ -20,13 +20,12 @@ def prune_lobs(weights: Float32, inverse: Float64, sparsity: Sparsity) -> tuple[
 
     weights: (groups, rows, columns). inverse: of the damped Hessian, (groups, columns, columns).
     """
-    groups, _, columns = weights.shape
-    width = width_of(sparsity)
-    scores = lobs_scores(weights, inverse, width)
+    groups, rows, columns = weights.shape
+    width, room = width_of(sparsity), -columns % width_of(sparsity)
+    blocks, parts = _blocks(inverse, width), in_parts(weights, width)
+    scores = _scores(parts, blocks)
     mask = mask_of_scores(scores, sparsity, columns)
-    blocks = _blocks(inverse, width)  # (groups, parts, width, width)
-    room = blocks.shape[1] * width - columns
-    moved = np.pad(weights.astype(np.float64), ((0, 0), (0, 0), (0, room)))
+    moved = parts.reshape(groups, rows, -1)  # (groups, rows, parts · width)
     for g in range(groups):
         padded = np.pad(inverse[g], ((0, room), (0, room)))
         _remove(moved[g], padded, blocks[g], scores[g], ~mask[g, :, ::width])
@@ -38,11 +37,12 @@ def lobs_scores(weights: Float32, inverse: Float64, width: int = 1) -> Float64:
 
     (groups, rows, parts), in units of the layer loss; the last part may be shorter. Arguments as for `prune_lobs`.
     """
-    groups, rows, columns = weights.shape
-    blocks = _blocks(inverse, width)
-    room = blocks.shape[1] * width - columns
-    w = np.pad(weights.astype(np.float64), ((0, 0), (0, 0), (0, room))).reshape(groups, rows, -1, width)
-    return np.asarray(0.5 * np.einsum("grpi,gpij,grpj->grp", w, np.linalg.inv(blocks), w))
+    return _scores(in_parts(weights, width), _blocks(inverse, width))
+
+
+def _scores(parts: Float64, blocks: Float64) -> Float64:
+    """½ w_P [H⁻¹]_PP⁻¹ w_Pᵀ, (groups, rows, parts). parts: (groups, rows, parts, width); blocks: see `_blocks`."""
+    return np.asarray(0.5 * np.einsum("grpi,gpij,grpj->grp", parts, np.linalg.inv(blocks), parts))
 
 
 def _remove(w: Float64, inverse: Float64, blocks: Float64, scores: Float64, gone: Bool) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...core.arrays import Bool, Float64
+from ...core.arrays import Bool, Float32, Float64
 from ...core.level import NM, Block, Sparsity
 
 
 def width_of(sparsity: Sparsity) -> int:
     """How many consecutive columns go or stay as one."""
     return sparsity.size if isinstance(sparsity, Block) else 1
+
+
+def in_parts(weights: Float32, width: int) -> Float64:
+    """Every `width` consecutive columns of a row, (groups, rows, parts, width); the last filled up with zeros."""
+    groups, rows, columns = weights.shape
+    padded = np.pad(weights.astype(np.float64), ((0, 0), (0, 0), (0, -columns % width)))
+    return padded.reshape(groups, rows, -1, width)
 
 
 def mask_of_scores(scores: Float64, sparsity: Sparsity, columns: int) -> Bool:
