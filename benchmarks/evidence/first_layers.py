@@ -66,9 +66,11 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
-    for row in rows:
+    for row in sorted(rows, key=lambda row: list(METHODS).index(row["method"])):
         axes.plot(row["sparsities"], row["losses"], label=row["method"], marker=".", linewidth=1)
-    axes.set(xlabel="sparsity", ylabel="‖WX − ŴX‖² / ‖WX‖²", yscale="log", title=rows[0]["layer"])
+    axes.set(
+        xlabel="sparsity", ylabel="‖WX − ŴX‖² / ‖WX‖²", yscale="log", title=f"{rows[0]['model']}: {rows[0]['layer']}"
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
