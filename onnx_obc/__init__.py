@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         CalibrationError,
         DatabaseError,
         EngineError,
+        GateError,
         ModelError,
         ObcError,
         OutputError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .database.build import Built, build
     from .database.open import Database, open_database
     from .pipeline.compress import compress
+    from .pipeline.examine import Evaluation
     from .pipeline.finish import Result
     from .pipeline.recipe import Recipe, Rule
     from .search.budget import Budget, parse_budget
@@ -35,13 +37,14 @@ else:
         "calibration.options": ("DataOptions",),
         "calibration.samples": ("Batch", "Samples"),
         "core.errors": (
-            *("CalibrationError", "DatabaseError", "EngineError", "ModelError", "ObcError", "OutputError"),
-            *("RecipeError", "VerificationError"),
+            *("CalibrationError", "DatabaseError", "EngineError", "GateError", "ModelError", "ObcError"),
+            *("OutputError", "RecipeError", "VerificationError"),
         ),
         "core.progress": ("Feedback",),
         "database.build": ("Built", "build"),
         "database.open": ("Database", "open_database"),
         "pipeline.compress": ("compress",),
+        "pipeline.examine": ("Evaluation",),
         "pipeline.finish": ("Result",),
         "pipeline.recipe": ("Recipe", "Rule"),
         "search.budget": ("Budget", "parse_budget"),
@@ -71,7 +74,9 @@ __all__ = [
     "Database",
     "DatabaseError",
     "EngineError",
+    "Evaluation",
     "Feedback",
+    "GateError",
     "ModelError",
     "ObcError",
     "OutputError",

@@ -30,8 +30,8 @@ from onnx_obc.graph.model import read_model
 from onnx_obc.graph.save import save_model
 from onnx_obc.graph.write import Writer
 from onnx_obc.pipeline.plan import make_plan, possible, prepare
+from onnx_obc.pipeline.speed import subject_of
 from onnx_obc.runtime.session import Execution
-from onnx_obc.search.latency.layer_times import subject_of
 from onnx_obc.solver.baselines import uncompensated
 from onnx_obc.targets.bench import bench
 from onnx_obc.targets.engine import batch_of

@@ -24,13 +24,13 @@ from typing import Any
 from benchmarks.common.harness import Rows, arguments, measure
 from benchmarks.common.subjects import Subject
 from benchmarks.common.tables import machine, markdown
-from onnx_obc import ObcError, Recipe, SearchOptions, build, compress, open_database, parse_budget, retarget
+from onnx_obc import ObcError, Recipe, build, compress, open_database, parse_budget, retarget
 from onnx_obc.core.arrays import Feed
 from onnx_obc.core.level import FLOAT, Choice, parse_choice
 from onnx_obc.database.open import Database
 from onnx_obc.graph.save import file_bytes
 from onnx_obc.pipeline.finish import Destination
-from onnx_obc.search.latency.find import timing_feed
+from onnx_obc.pipeline.speed import timing_feed
 from onnx_obc.targets.bench import bench
 from onnx_obc.targets.check import check_file
 from onnx_obc.targets.registry import TARGETS
@@ -62,7 +62,8 @@ def run(subject: Subject, runtime: str, databases: Path, rows: Rows) -> None:
     print(f"{subject.name} {version}: built in {time.perf_counter() - began:.0f} s, {built.solved} solved", flush=True)
     database = open_database(folder)
     for batch in BATCHES:
-        feed = timing_feed(database, batch)  # what budgets of latency are about, so that figures compare
+        # what budgets of latency are about, so that figures compare
+        feed = timing_feed(database.folded, database.samples["calibration"], batch)
         with tempfile.TemporaryDirectory() as scratch:
             for name in NAMED:
                 if name == BLOCKS_OF_64 and (subject.name != "MiniLM" or runtime == "deepsparse"):
@@ -98,8 +99,7 @@ def make(database: Database, subject: Subject, name: str, batch: int, path: Path
         }
         database.write(profile, recipe, Destination(path))
         return {}
-    options = SearchOptions(timing_batch=batch)
-    (result,) = retarget(database, [parse_budget(name)], [path], options)
+    (result,) = retarget(database, [parse_budget(name)], [path], recipe={"timing_batch": batch})
     search = result.report.search or {}
     return {"latency": search["latency"], "predicted_loss": search["predicted_loss"]}
 

@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from ..core.arrays import Feed
+from ..core.arrays import Array, Feed
 from ..core.errors import CalibrationError
 from .options import KINDS
 
@@ -21,13 +18,13 @@ NEAR = 0.65  # of 1, how alike two names are that one can be a slip of: x and xx
 class Batch:
     """One feed for the model and the samples that it holds: `count` of them, from index `first` on.
 
-    labels: (count,) int64, the class of each sample, where the data says it; only a task loss looks at them.
+    labels: (count, …), what the data says of each sample, such as its class; only metrics and task losses look at them.
     """
 
     feed: Feed
     first: int
     count: int
-    labels: npt.NDArray[np.int64] | None = None
+    labels: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ..calibration.options import DataOptions
-from ..core.errors import RecipeError, plain
+from ..core.errors import GateError, RecipeError, plain
 from ..core.plural import counted
 from .options import (
     LEVELS,
@@ -20,9 +20,11 @@ from .options import (
     Budgets,
     Calib,
     CalibrationOptions,
+    Eval,
     FinishOptions,
     Flag,
     MethodOptions,
+    Metric,
     Output,
     Report,
     RunOptions,
@@ -34,6 +36,7 @@ from .options import (
 from .results import check_not_read, check_report, told_what_was_written
 
 if TYPE_CHECKING:
+    from ..pipeline.examine import Evaluation
     from ..pipeline.finish import Result
     from ..search.budget import Budget
     from ..search.profile import SearchOptions
@@ -53,6 +56,8 @@ def compress_command(
     database: Annotated[Path | None, Parameter(group=SEARCH)] = None,
     searching: SearchingOptions = SearchingOptions(),
     method: MethodOptions = MethodOptions(),
+    metric: Metric = None,
+    eval_data: Eval = None,
     finishing: FinishOptions = FinishOptions(),
     run: RunOptions = RunOptions(),
     data: CalibrationOptions = CalibrationOptions(),
@@ -96,14 +101,20 @@ def compress_command(
     with told_what_was_written(results, database):
         with progress_bar(quiet) as feedback:
             found = DataOptions(**{**given(data), "seed": chosen.seed})
-            if budgets:
-                options = replace(_search_options(searching), levels=levels, database=database)
-                made = compress_to_budget(
+            judged = _evaluation(metric, eval_data, found)
+
+            def make() -> list[Result]:
+                if not budgets:
+                    return [compress(source, calib, chosen, output, data=found, evaluation=judged, feedback=feedback)]
+                options = replace(_search_options(searching), levels=levels, database=database, evaluation=judged)
+                return compress_to_budget(
                     source, calib, budgets, outputs, chosen, options, data=found, feedback=feedback
                 )
-            else:
-                made = [compress(source, calib, chosen, output, data=found, feedback=feedback)]
+
+            made, refusal = _made(make)
         _show_results(made, budgets, output, report, quiet)
+    if refusal is not None:
+        raise refusal
 
 
 def build_command(
@@ -156,8 +167,11 @@ def search_command(
     *,
     budget: Budgets,
     searching: SearchingOptions = SearchingOptions(),
+    metric: Metric = None,
+    eval_data: Eval = None,
     finishing: FinishOptions = FinishOptions(),
     run: RunOptions = RunOptions(),
+    data: CalibrationOptions = CalibrationOptions(),
     report: Report = None,
     quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
 ) -> None:
@@ -185,9 +199,31 @@ def search_command(
     results = [path for path in (*outputs, report) if path is not None]
     check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
     with told_what_was_written(results):
+        if eval_data is None and (fixed := given(data)):
+            raise RecipeError(f"--{next(iter(fixed)).replace('_', '-')} has no effect without --eval; leave it out")
+        judged = _evaluation(metric, eval_data, DataOptions(**given(data)))
+        options = replace(_search_options(searching), evaluation=judged)
         with progress_bar(quiet) as feedback:
-            made = retarget(database, budgets, outputs, _search_options(searching), over, feedback=feedback)
+            made, refusal = _made(lambda: retarget(database, budgets, outputs, options, over, feedback=feedback))
         _show_results(made, budgets, output, report, quiet)
+    if refusal is not None:
+        raise refusal
+
+
+def _made(make: Callable[[], list[Result]]) -> tuple[Sequence[Result], GateError | None]:
+    """What was made, and the error if a gate refused some of it: reports are written of that too."""
+    try:
+        return make(), None
+    except GateError as error:
+        return error.results, error
+
+
+def _evaluation(metric: str | None, data: str | None, options: DataOptions) -> Evaluation | None:
+    from ..pipeline.examine import Evaluation
+
+    if metric is None and data is not None:
+        raise RecipeError(f"--eval {data} has no effect without --metric; add it, e.g. --metric top-1")
+    return None if metric is None else Evaluation(metric, data, replace(options, samples=None))
 
 
 def _search_options(options: SearchingOptions) -> SearchOptions:
@@ -199,10 +235,7 @@ def _search_options(options: SearchingOptions) -> SearchOptions:
         raise RecipeError("--task has no effect without --sensitivity task; add it")
     timings = None if options.timings is None else read_timings(options.timings)
     task = None if options.task is None else load_task(options.task)
-    batch = options.timing_batch
-    if batch < 1:
-        raise RecipeError(f"--timing-batch {batch}: ask for at least 1")
-    return SearchOptions(options.sensitivity, options.search, timings, batch, options.other_machine, task)
+    return SearchOptions(options.sensitivity, options.search, timings, options.other_machine, task)
 
 
 def _check_together(

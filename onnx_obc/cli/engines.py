@@ -156,9 +156,10 @@ def time_command(
     from ..graph.save import check_output
     from ..pipeline.plan import possible_choices, prepare
     from ..pipeline.recipe import make_recipe
+    from ..pipeline.speed import subject_of
     from ..report.engines import timing_table
     from ..report.table import show
-    from ..search.latency.layer_times import subject_of, time_layers
+    from ..search.latency.layer_times import time_layers
     from ..search.latency.table import write_timings
     from ..targets.registry import TARGETS
     from .terminal import progress_bar

@@ -23,7 +23,8 @@ DATA = Group("Calibration data", sort_key=2)
 METHOD = Group("How it is done", sort_key=4)
 SEARCH = Group("How a budget chooses", sort_key=3)
 STUDY = Group("What is studied", sort_key=1)
-RUN = Group("Run", sort_key=5)
+QUALITY = Group("What the file must reach", sort_key=5)
+RUN = Group("Run", sort_key=6)
 
 Flag = Parameter(negative="")
 Several = Parameter(consume_multiple=True)
@@ -43,6 +44,22 @@ Budgets: TypeAlias = Annotated[
         group=SEARCH,
         help="What the model may cost: bops=12x, obc-bops=8x, flops=3x, size=0.2x, latency=4x or drop=1%; a level is "
         "then chosen for every layer. Several give several files, and a plot of what they reach.",
+    ),
+]
+Metric: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        group=QUALITY,
+        help="Judge the model by top-1, top-5, agreement, mean-iou, map, spearman, perplexity, word-error-rate, or "
+        "file.py:function(outputs, labels) giving a number, the higher the better; --budget drop=1% is then about it.",
+    ),
+]
+Eval: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name="--eval",
+        group=QUALITY,
+        help="Labelled data for --metric, as for --calib and read like it. [default: calibration samples held out]",
     ),
 ]
 Output: TypeAlias = Annotated[Path, Parameter(name=("--output", "-o"), group="Arguments")]
@@ -78,9 +95,14 @@ if TYPE_CHECKING:
     StudyDataOptions: TypeAlias = data.DataOptions
     UniformOptions: TypeAlias = recipe.UniformOptions
 else:
+    _finish = {
+        **dict.fromkeys(("weight_form", "embeddings"), LEVELS),
+        **dict.fromkeys(("min_quality", "min_speedup", "fix_slow"), QUALITY),
+        **dict.fromkeys(("verify", "measure_speed", "timing_batch"), RUN),
+    }
     UniformOptions = _options(recipe.UniformOptions, LEVELS, {})
     MethodOptions = _options(recipe.MethodOptions, METHOD, {"target": LEVELS})
-    FinishOptions = _options(recipe.FinishOptions, METHOD, {"weight_form": LEVELS, "embeddings": LEVELS, "verify": RUN})
+    FinishOptions = _options(recipe.FinishOptions, METHOD, _finish)
     RunOptions = _options(recipe.RunOptions, RUN, {})
     _read = {"mean": Several, "std": Several, "allow_random": Flag, "seed": Parameter(parse=False)}
     CalibrationOptions = _options(data.DataOptions, DATA, {}, **_read, size=Parameter(name=("--image-size", "--size")))
@@ -100,8 +122,6 @@ class SearchingOptions:
     """module.py:function(outputs, labels) giving a loss, for --sensitivity task. [default: cross-entropy of labels]"""
     timings: Path | None = None
     """A table of seconds that onnx-obc time wrote, for --budget latency. [default: measured here]"""
-    timing_batch: int = 1
-    """Samples in a run that --budget latency is about. [default: 1]"""
     other_machine: Annotated[bool, Flag] = False
     """Let --timings of another machine pass: the speed-up is then predicted, not measured."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 
 class ObcError(Exception):
@@ -40,6 +42,19 @@ class VerificationError(ObcError):
     """The written file failed one of its checks; it was left under a `.rejected` name."""
 
     exit_code = 1
+
+
+class GateError(ObcError):
+    """A model is not good or fast enough for the user's own gates; it was left under a `.rejected` name.
+
+    results: of all models that were made, the refused ones too.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, results: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.results = tuple(results)
 
 
 LONGEST = 200  # characters of another's message, or of a value, that a message of ours quotes

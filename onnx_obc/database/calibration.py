@@ -33,7 +33,7 @@ def write_samples(path: Path, parts: Mapping[str, Samples], key: str) -> None:
             arrays |= {f"{name}/{number:05d}/{source}": _stored(array) for source, array in batch.feed.items()}
         info[name] = {
             "counts": counts,
-            "labels": [None if b.labels is None else b.labels.tolist() for b in samples.read(0, samples.count)],
+            "labels": [_classes(batch) for batch in samples.read(0, samples.count)],
             "source": samples.source,
             "synthetic": samples.synthetic,
             "notes": samples.notes,
@@ -80,7 +80,7 @@ def _text(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _parts(batch: Batch) -> Iterator[object]:
     yield batch.count
     yield from (part for name in sorted(batch.feed) for part in (name, np.asarray(batch.feed[name])))
-    yield None if batch.labels is None else batch.labels.tolist()
+    yield _classes(batch)
 
 
 def _samples(name: str, arrays: Mapping[str, npt.NDArray[Any]], info: Mapping[str, Any]) -> Samples:
@@ -104,3 +104,9 @@ def _samples(name: str, arrays: Mapping[str, npt.NDArray[Any]], info: Mapping[st
     names = info.get("names")  # of databases that know them
     name_of = Samples.name_of if names is None else names.__getitem__
     return Samples(first[-1], info["source"], read, *about, name_of)
+
+
+def _classes(batch: Batch) -> list[int] | None:
+    """The labels of a batch that are kept: classes."""
+    labels = batch.labels
+    return None if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" else labels.tolist()

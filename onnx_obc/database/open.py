@@ -18,6 +18,7 @@ from ..core.progress import Feedback
 from ..graph.cost import Cost
 from ..graph.layers import Layer, find_layers
 from ..graph.model import read_model
+from ..pipeline.examine import Examiner
 from ..pipeline.finish import Destination, Result, finish
 from ..pipeline.layer import LayerReport, Solved
 from ..pipeline.material import Material
@@ -90,11 +91,13 @@ class Database:
         destination: Destination = Destination(None),
         feedback: Feedback | None = None,
         source: object = None,
+        examiner: Examiner | None = None,
     ) -> Result:
         """A finished model with this profile: stitched, corrected, checked, and put at its destination.
 
         profile: the choice of each layer by name, or solutions of the caller's own, of a plan of `folded`.
-        source: what the report names the model by; None: the copy in the database. Raises what `finish` raises.
+        source: what the report names the model by; None: the copy in the database. examiner: measures the user's
+        metric. Raises what `finish` raises.
         """
         feedback = feedback or Feedback()
         if isinstance(profile, Solutions):
@@ -105,7 +108,7 @@ class Database:
         notes = list(about.pop("notes"))
         named = str(self.folder / "model.onnx") if source is None else source
         held_out = self.samples["held_out"]
-        material = Material(named, self.folded, self.samples["calibration"], held_out, about, notes)
+        material = Material(named, self.folded, self.samples["calibration"], held_out, about, notes, examiner)
         checks = [check_graph(self.dense, solutions.plan.model, held_out, recipe)] if recipe.verify else []
         return finish(material, solutions, recipe, destination, feedback, checks, rival)
 

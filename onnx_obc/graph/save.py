@@ -56,16 +56,16 @@ def place_model(path: Path, target: Path) -> None:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another folder or make room") from error
 
 
-def leave_rejected(path: Path, target: Path | None) -> str:
-    """Keep a file that failed a check under `.rejected`, and say where."""
+def leave_rejected(path: Path, target: Path | None) -> Path | None:
+    """Keep a file that is not to be used under `.rejected`; returns where, None for a model in memory."""
     if target is None:
-        return ""
+        return None
     rejected = target.with_name(f"{target.name}.rejected")
     if path.with_name(f"{path.name}.data").exists():  # weights beside it go by the name of the file
         save_model(ir.load(path), rejected)
     else:
         path.replace(rejected)
-    return f"; the file was left as {rejected} for you to look at: please report it"
+    return rejected
 
 
 def save_model(model: ir.Model, path: Path, external_threshold: int = PROTOBUF_LIMIT) -> None:

@@ -16,9 +16,9 @@ from ..graph.save import save_model
 from ..targets.agreement import Disagreement, Outputs, disagreement
 from ..targets.attribution import node_name
 from ..targets.registry import engines_of
-from .plan import Folded, make_plan
+from .plan import Folded
 from .recipe import Recipe
-from .solve import Solutions
+from .solve import Solutions, in_profile
 from .verify import Check
 
 NAMED = 4  # layers that are written in another form one by one, before all are
@@ -82,16 +82,11 @@ def in_another_form(
     if not at_fault or not profile:
         return None
     why = f"{fault.engine} computes something else with it than the file would say"
-    fresh = make_plan(folded, recipe, profile)
-    layers = {layer.name: layer for layer in fresh.layers}
-    found = {}
-    for name, layer in layers.items():
-        report = solutions.solved[name].report
-        if name in at_fault:
-            report = replace(report, activations="float", notes=(*report.notes, f"{why}: its input stays float"))
-        found[name] = replace(solutions.solved[name], layer=layer, report=report)
-    gone = [LeftOut(x.name, x.op, f"{why}: it stays float") for x in plan.layers if x.name not in layers]
-    notes = (*plan.notes, *(note for note in fresh.notes if note not in plan.notes))
-    known = tuple(activation for activation in fresh.activations if activation.value in solutions.ranges)
-    fresh = replace(fresh, activations=known, left_out=(*plan.left_out, *gone), notes=notes, remarks=plan.remarks)
-    return Solutions(fresh, found, solutions.ranges)
+    found = in_profile(solutions, profile, folded, recipe)
+    solved = dict(found.solved)
+    for name in at_fault & solved.keys():
+        report = solved[name].report
+        report = replace(report, activations="float", notes=(*report.notes, f"{why}: its input stays float"))
+        solved[name] = replace(solved[name], report=report)
+    gone = [LeftOut(x.name, x.op, f"{why}: it stays float") for x in plan.layers if x.name not in solved]
+    return replace(found, plan=replace(found.plan, left_out=(*plan.left_out, *gone)), solved=solved)

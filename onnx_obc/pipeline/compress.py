@@ -14,7 +14,9 @@ from ..core.progress import Feedback
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from .correct import check_trainable
-from .finish import Destination, Result, finish
+from .examine import Evaluation, open_examiner
+from .finish import Destination, Result, finish, hand_over
+from .gates import check_gates
 from .learned import check_learning
 from .material import Material
 from .options import LEARNED
@@ -32,6 +34,7 @@ def compress(
     output: str | Path | None = None,
     *,
     data: DataOptions | None = None,
+    evaluation: Evaluation | None = None,
     feedback: Feedback | None = None,
 ) -> Result:
     """Compress a trained ONNX model on calibration data, without labels and without training.
@@ -42,10 +45,12 @@ def compress(
     recipe:      what each layer is to become; None: int8 weights and activations.
     output:      where to write the result; None keeps it in memory.
     data:        how the calibration data is read.
+    evaluation:  what the user judges models by; None: only outputs are compared.
     feedback:    where progress, plans and times are told.
 
     Raises ModelError, CalibrationError, RecipeError or OutputError for what cannot be done, before anything is
-    written; VerificationError if the result fails a check: it is then left under a `.rejected` name.
+    written; VerificationError if the result fails a check, GateError if it fails one of the recipe's gates: it is then
+    left under a `.rejected` name.
     """
     recipe, feedback = recipe or Recipe(), feedback or Feedback()
     data = data or DataOptions(seed=recipe.seed)
@@ -55,6 +60,7 @@ def compress(
     watch = feedback.watch
     with watch("read"):
         dense = read_model(model)
+        check_gates(recipe, dense, evaluation is not None)
         if target is not None:
             check_beside(dense, target)
         folded = prepare(dense)
@@ -62,6 +68,7 @@ def compress(
         samples = open_samples(calibration, input_specs(dense), data)
         calibrating, held_out = split(samples)
         about, notes = describe(samples, calibrating, held_out)
+        examiner = open_examiner(dense, evaluation, held_out, recipe.execution(), feedback.progress)
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
     in_order, rival = recipe.sequential and bool(plan.layers), None
@@ -73,5 +80,7 @@ def compress(
     if in_order:
         plan = make_plan(folded, recipe)
         solutions = solve_sequentially(plan, folded, solutions.ranges, calibrating, recipe, feedback)
-    material = Material(model, folded, calibrating, held_out, about, notes)
-    return finish(material, solutions, recipe, Destination(target), feedback, checks, rival)
+    material = Material(model, folded, calibrating, held_out, about, notes, examiner)
+    result = finish(material, solutions, recipe, Destination(target), feedback, checks, rival)
+    hand_over([result])
+    return result

@@ -13,9 +13,9 @@ from ..targets.registry import TARGETS
 from .correct import CorrectionReport, correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
-from .plan import Folded, Plan, make_plan
+from .plan import Folded, Plan
 from .recipe import Recipe
-from .solve import Solutions
+from .solve import Solutions, in_profile
 from .unseen import without_unseen
 from .write import fit_to_biases, with_copies, write
 
@@ -80,38 +80,33 @@ def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions |
     }
     if not plain or recipe.solver not in ("auto", "exact", "ordered") or recipe.global_adaprune:
         return None
-    fresh = make_plan(folded, recipe, dict(choices))
-    known = tuple(activation for activation in fresh.activations if activation.value in solutions.ranges)
-    fresh = replace(fresh, activations=known, left_out=plan.left_out, notes=plan.notes, remarks=plan.remarks)
-    shared = TARGETS[recipe.target].shared_scale
-    solved = {}
-    for layer in fresh.layers:
-        entry = replace(solutions.solved[layer.name], layer=layer)
-        if layer.name in plain:
-            report, level = entry.report, choices[layer.name].level
-            loss = report.loss_baseline
-            report = replace(
-                report,
-                solver="baseline",
-                loss=loss,
-                loss_predicted=loss,
-                loss_greedy=loss,
-                loss_measured=loss,
-                loss_relative=report.baseline_relative,
-                loss_bound=None,
-                ordered_over_exact=None,
-                notes=(*report.notes, "rounded to nearest, which brings the outputs nearer to the dense model's"),
-            )
-            solution = replace(uncompensated(layer.matrix(), level, recipe.grid, shared), loss=loss)
-            entry = replace(entry, solution=solution, report=report)
-        solved[layer.name] = entry
-    return Solutions(fresh, solved, solutions.ranges)
+    found = in_profile(solutions, choices, folded, recipe)
+    shared, solved = TARGETS[recipe.target].shared_scale, dict(found.solved)
+    for name in plain:
+        entry = solved[name]
+        loss = entry.report.loss_baseline
+        report = replace(
+            entry.report,
+            solver="baseline",
+            loss=loss,
+            loss_predicted=loss,
+            loss_greedy=loss,
+            loss_measured=loss,
+            loss_relative=entry.report.baseline_relative,
+            loss_bound=None,
+            ordered_over_exact=None,
+            notes=(*entry.report.notes, "rounded to nearest, which brings the outputs nearer to the dense model's"),
+        )
+        solution = uncompensated(entry.layer.matrix(), choices[name].level, recipe.grid, shared)
+        solved[name] = replace(entry, solution=replace(solution, loss=loss), report=report)
+    return replace(found, solved=solved)
 
 
 def not_below_rounding(
     draft: Draft, solutions: Solutions, material: Material, recipe: Recipe, feedback: Feedback
 ) -> Draft:
-    """The draft, or the one that rounds to nearest where that alone is nearer to the dense model on held-out samples.
+    """The draft, or the one that rounds to nearest where that alone is clearly nearer to the dense model on held-out
+    samples.
 
     solutions: what the draft was made from. The one that rounds is corrected too where it goes on.
     """
@@ -122,7 +117,7 @@ def not_below_rounding(
     with feedback.watch("correct"):
         judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
         before, after = judge.losses(draft.plan.model), judge.losses(plain.plan.model)
-    kept, error = after.value < before.value, clearly_less(after, before)[1]
+    kept, error = clearly_less(after, before)
     attempt = CorrectionReport(("rounding",), len(other.plan.layers), before.value, after.value, error, kept)
     if not kept:
         return replace(draft, corrections=(*draft.corrections, attempt))

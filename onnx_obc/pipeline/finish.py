@@ -11,8 +11,9 @@ from typing import Any
 import onnx_ir as ir
 
 from ..core.arrays import Feed
-from ..core.errors import VerificationError
+from ..core.errors import GateError, VerificationError
 from ..core.files import scratch_prefix
+from ..core.plural import counted
 from ..core.progress import Feedback
 from ..graph.save import leave_rejected, place_model, save_model
 from ..runtime.session import open_session
@@ -24,18 +25,26 @@ from .draft import Draft, better, make_draft, not_below_rounding
 from .material import Material
 from .recipe import Recipe
 from .report import Report, make_report
-from .solve import Solutions
+from .solve import Solutions, left_in_float
+from .speed import measure_speed, timing_feed
 from .verify import Check, Verdict, check_lowered, verify
+
+FIXES = 3  # times that slow layers are looked for and returned to float
 
 
 @dataclass(frozen=True)
 class Result:
     """A compressed model, in the form that its target takes, and the report on it. `path` is where it was written, None
-    if it was kept in memory."""
+    if it was kept in memory; of a model that the user's gates refuse, its `.rejected` name."""
 
     model: ir.Model
     report: Report
     path: Path | None
+
+    @property
+    def refused(self) -> str:
+        """The gates that it did not pass, on one line; empty if there are none."""
+        return "; ".join(str(gate) for gate in self.report.gates if not gate.passed)
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ def finish(
 
     checks: what was checked before. rival: where layers were solved in order, the same ones solved each on dense
     inputs: the better of the two goes on. Raises VerificationError if the file fails a check: it is then left under a
-    `.rejected` name.
+    `.rejected` name, as one is that fails a gate of the user's, which only its report says; see `hand_over`.
     """
     draft = make_draft(material, solutions, recipe, feedback)
     if rival is not None and solutions.plan.layers:
@@ -69,35 +78,108 @@ def finish(
         with feedback.watch("correct"):
             draft = better(draft, other, material, recipe)
     draft = not_below_rounding(draft, solutions, material, recipe, feedback)
-    first, dense = next(material.held_out.feeds()), None
-    if recipe.verify:
-        with feedback.watch("verify"):
-            dense = open_session(material.dense, device="cpu", threads=recipe.threads).run(first)
-        draft, agreement = _agreeing(draft, first, dense, material, recipe, feedback)
-        checks = [*checks, *agreement]
     output = destination.path
-    folder = output.parent if output is not None else None
-    with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=folder) as scratch:
-        path = Path(scratch) / (output.name if output is not None else "model.onnx")
-        save_model(draft.plan.model, path)
-        verdict = Verdict()
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=None if output is None else output.parent) as scratch:
+        work = _Work(material, recipe, feedback, checks, Path(scratch), output)
+        made = work.write(draft)
+        if recipe.fix_slow:
+            made = _without_slow(made, work)
+        seconds = feedback.watch.seconds
+        report = make_report(material, made.draft, recipe, made.verdict, destination.search, made.path, seconds)
+        notes = (*report.notes, *made.notes, *destination.notes)
+        report = replace(report, output="" if output is None else str(output), notes=notes)
+        if faults := made.verdict.faults:
+            rejected = leave_rejected(made.path, output)
+            left = f"; the file was left as {rejected} for you to look at: please report it" if rejected else ""
+            raise VerificationError(f"{faults}{left}")
+        if any(not gate.passed for gate in report.gates):
+            rejected = leave_rejected(made.path, output)
+            return Result(made.model, replace(report, output=str(rejected or "")), rejected)
+        if output is not None:
+            place_model(made.path, output)
+    return Result(made.model, report, output)
+
+
+def hand_over(results: Sequence[Result]) -> None:
+    """Raise GateError if a gate refused one of the results."""
+    refused = [result for result in results if result.refused]
+    if refused:
+        said = "; ".join(f"{result.refused}{f' ({result.path})' if result.path else ''}" for result in refused)
+        raise GateError(said, results)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A draft in its file, checked and measured. model: as it is in the file, in its target's form."""
+
+    draft: Draft
+    model: ir.Model
+    path: Path
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What writing a draft takes. checks: what was checked before. folder: for files, until one is put in place."""
+
+    material: Material
+    recipe: Recipe
+    feedback: Feedback
+    checks: Sequence[Check]
+    folder: Path
+    output: Path | None
+
+    def write(self, draft: Draft) -> _Made:
+        """Make engines agree on a draft, write it, check the file, and measure it."""
+        material, recipe, watch, checks = self.material, self.recipe, self.feedback.watch, self.checks
+        first, dense = next(material.held_out.feeds()), None
         if recipe.verify:
-            with feedback.watch("verify"):
-                verdict = verify(path, material, draft, recipe, feedback.progress)
+            with watch("verify"):
+                dense = open_session(material.dense, device="cpu", threads=recipe.threads).run(first)
+            draft, agreement = _agreeing(draft, first, dense, material, recipe, self.feedback)
+            checks = [*checks, *agreement]
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        path, verdict = folder / (self.output.name if self.output is not None else "model.onnx"), Verdict()
+        save_model(draft.plan.model, path)
+        if recipe.verify:
+            with watch("verify"):
+                verdict = verify(path, material, draft, recipe, self.feedback.progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
+            if material.examiner is not None and not verdict.faults:
+                with watch("metric"):
+                    verdict = replace(verdict, metric=material.examiner.examine(path))
         model, path, verdict = _lower(draft, first, recipe, path, verdict)
         if recipe.verify and not verdict.faults:
-            with feedback.watch("verify"):
-                found = check_file(path, recipe.target, first, recipe.threads, str(output or path.name), dense)
+            with watch("verify"):
+                name = str(self.output or path.name)
+                found = check_file(path, recipe.target, first, recipe.threads, name, dense)
                 verdict = replace(verdict, file_check=found)
-        report = make_report(material, draft, recipe, verdict, destination.search, path, feedback.watch.seconds)
-        said = (*report.notes, *destination.notes)
-        report = replace(report, output="" if output is None else str(output), notes=said)
-        if verdict.faults:
-            raise VerificationError(f"{verdict.faults}{leave_rejected(path, output)}")
-        if output is not None:
-            place_model(path, output)
-    return Result(model, report, output)
+            if recipe.measure_speed:
+                with watch("time"):
+                    feed = timing_feed(material.folded, material.held_out, recipe.timing_batch)
+                    verdict = replace(verdict, speed=measure_speed(material.folded, path, feed, recipe))
+        return _Made(draft, model, path, verdict)
+
+
+def _without_slow(made: _Made, work: _Work) -> _Made:
+    """The same file without the layers that are slower than in the dense model, as long as that makes it faster."""
+    for _ in range(FIXES):
+        speed = made.verdict.speed
+        if made.verdict.faults or speed is None or not (slow := speed.slow_layers):
+            break
+        why = f"{speed.runtime} runs it slower than in float: it stays float"
+        solutions = left_in_float(made.draft.source, slow, work.material.folded, work.recipe, why)
+        if solutions is None:
+            note = f"every layer is slower than in float in {speed.runtime}: the dense model is the fastest"
+            return replace(made, notes=(*made.notes, note))
+        other = work.write(make_draft(work.material, solutions, work.recipe, work.feedback))
+        faster = other.verdict.speed
+        if other.verdict.faults or faster is None or faster.low <= speed.ratio:
+            break
+        note = f"{counted(len(slow), 'layer')} returned to float: {speed.ratio:.2f} → {faster.ratio:.2f} times faster"
+        made = replace(other, notes=(*made.notes, note))
+    return made
 
 
 def _lower(draft: Draft, feed: Feed, recipe: Recipe, path: Path, verdict: Verdict) -> tuple[ir.Model, Path, Verdict]:

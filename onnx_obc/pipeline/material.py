@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..calibration.samples import Samples
+from .examine import Examiner
 from .plan import Folded
 
 
@@ -18,6 +19,7 @@ class Material:
 
     source: what the user named the model by. folded: the model. feeds: samples that corrections look at; held_out:
     those that outputs are compared on. calibration: what the report says of the data; notes: what else it says.
+    examiner: measures the user's metric, if there is one.
     """
 
     source: object
@@ -26,6 +28,7 @@ class Material:
     held_out: Samples
     calibration: Mapping[str, Any]
     notes: Sequence[str]
+    examiner: Examiner | None = None
 
     @property
     def dense(self) -> ir.Model:

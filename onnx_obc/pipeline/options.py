@@ -113,6 +113,24 @@ class FinishOptions:
         Doc("Epochs of gradient steps on all remaining weights at the end; needs torch and onnx2torch."),
     ] = 0
     verify: Annotated[bool, Doc("Read the file back and check it.")] = True
+    measure_speed: Annotated[
+        bool, Doc("Time the file against the dense model in its target, where that is installed here.")
+    ] = True
+    timing_batch: Annotated[int, Ge(1), Le(65536), Doc("Samples in a run that is timed.")] = 1
+    min_quality: Annotated[
+        str | None,
+        Doc(
+            "Refuse a file below this: 30dB (of the worst output), agreement=99%, metric=0.82, or drop=1% of --metric."
+        ),
+    ] = None
+    min_speedup: Annotated[
+        float | None,
+        Gt(0),
+        Doc("Refuse a file that its target does not run so many times faster than the dense model."),
+    ] = None
+    fix_slow: Annotated[
+        bool, Doc("Return layers to float that the target runs slower than before, where the whole is then faster.")
+    ] = False
 
 
 @dataclass(frozen=True)

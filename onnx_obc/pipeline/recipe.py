@@ -19,6 +19,7 @@ from ..core.level import Choice, Level, parse_bits, parse_sparsity
 from ..core.options import names
 from ..runtime.session import Execution
 from ..targets.registry import TARGETS
+from .floor import parse_quality
 from .options import LEARNED, Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
 
 LARGEST, MOST_VALUES = 2**20, 20_000  # bytes and values of a recipe
@@ -95,6 +96,13 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
         if self.iterations is not None and self.solver not in ("adaprune", *LEARNED):
             raise ValueError(f"iterations: solver {self.solver} takes no gradient steps; leave it out")
         return self
+
+    @field_validator("min_quality")
+    @classmethod
+    def _quality_is_known(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_quality(value)
+        return value
 
     @field_validator("refine", mode="before")
     @classmethod

@@ -18,10 +18,13 @@ from ..graph.save import file_bytes
 from ..targets.check import FileCheck
 from .correct import CorrectionReport
 from .draft import Draft
+from .examine import MetricReport
+from .gates import Gate, judge
 from .layer import EmbeddingReport, LayerReport
 from .material import Material
 from .quality import quality_notes
 from .recipe import Recipe
+from .speed import Speed
 from .verify import Check, OutputMatch, Verdict
 
 SCHEMA = 1
@@ -47,6 +50,9 @@ class Report:
     output_loss: float | None
     checks: tuple[Check, ...]
     engine: Mapping[str, Any] | None
+    speed: Speed | None
+    metric: MetricReport | None
+    gates: tuple[Gate, ...]
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     file_bytes_before: int | None
@@ -111,6 +117,9 @@ def make_report(
         output_loss=verdict.loss,
         checks=verdict.checks,
         engine=None if verdict.file_check is None else _engine(verdict.file_check),
+        speed=verdict.speed,
+        metric=verdict.metric,
+        gates=judge(recipe, verdict.outputs, verdict.metric, verdict.speed) if recipe.verify else (),
         notes=tuple(notes),
         seconds=dict(seconds),
         file_bytes_before=_model_bytes(model),

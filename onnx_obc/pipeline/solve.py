@@ -13,12 +13,12 @@ from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..core.level import Choice
 from ..core.progress import Feedback, Progress
-from ..graph.layers import Layer
+from ..graph.layers import Layer, LeftOut
 from ..solver import Method, warm_up
 from ..solver.linalg.threads import one_blas_thread
 from .layer import Solved, method_of, prepare_layer, solve_layer, solving_device
 from .learned import LearnedOnDense, learned_on_dense
-from .plan import Plan
+from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .schedule import Schedule, make_schedule
 
@@ -158,6 +158,33 @@ def solve_plan(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback)
         return Solutions(plan, {}, {})
     choices = {name: (choice,) for name, choice in plan.choices.items()}
     return solve_choices(plan, choices, samples, recipe, feedback).of(plan)
+
+
+def in_profile(solutions: Solutions, profile: Mapping[str, Choice], folded: Folded, recipe: Recipe) -> Solutions:
+    """The same solutions in a fresh plan of a profile, which may leave layers out, or their inputs in float.
+
+    folded: what the plan was made from. What the plan says of layers and of what was left out stays.
+    """
+    plan = solutions.plan
+    fresh = make_plan(folded, recipe, profile)
+    known = tuple(activation for activation in fresh.activations if activation.value in solutions.ranges)
+    notes = (*plan.notes, *(note for note in fresh.notes if note not in plan.notes))
+    fresh = replace(fresh, activations=known, left_out=plan.left_out, notes=notes, remarks=plan.remarks)
+    solved = {layer.name: replace(solutions.solved[layer.name], layer=layer) for layer in fresh.layers}
+    return Solutions(fresh, solved, solutions.ranges)
+
+
+def left_in_float(
+    solutions: Solutions, names: Collection[str], folded: Folded, recipe: Recipe, why: str
+) -> Solutions | None:
+    """The same solutions without those of some layers, which stay float; None where no layer would be left."""
+    plan = solutions.plan
+    profile = {name: choice for name, choice in plan.choices.items() if name not in names}
+    if not profile:
+        return None
+    found = in_profile(solutions, profile, folded, recipe)
+    gone = [LeftOut(layer.name, layer.op, why) for layer in plan.layers if layer.name in names]
+    return replace(found, plan=replace(found.plan, left_out=(*plan.left_out, *gone)))
 
 
 def capture_ranges(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback) -> Mapping[str, RangeObserver]:

@@ -25,9 +25,11 @@ from ..runtime.session import Device, Execution, open_session
 from ..runtime.sqnr import Match, is_float, is_numeric, worst_sqnr
 from ..targets.check import FileCheck
 from .draft import Draft
+from .examine import MetricReport
 from .layer import LayerReport, Solved
 from .material import Material
 from .recipe import Recipe
+from .speed import Speed
 
 SAME_DB = 40  # two float32 graphs of the same function agree to some 120 dB; what is below is another function
 LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
@@ -62,12 +64,15 @@ class OutputMatch:
 @dataclass(frozen=True)
 class Verdict:
     """All checks of a file, and how far its outputs are from the dense model's; loss: all of them, by `OutputLoss`.
-    file_check: what the target's rules and its engine say of the file; None where they were not asked."""
+    file_check: what the target's rules and its engine say of the file; None where they were not asked. speed, metric:
+    against the dense model, None where they were not measured."""
 
     checks: tuple[Check, ...] = ()
     outputs: tuple[OutputMatch, ...] = ()
     loss: float | None = None
     file_check: FileCheck | None = None
+    speed: Speed | None = None
+    metric: MetricReport | None = None
 
     @property
     def faults(self) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..pipeline.report import Report
 
 ATTEMPTS: dict[tuple[str, ...], str] = {("sequential",): "solved in order", ("rounding",): "8 bits rounded to nearest"}
+SLOW = 5  # layers that are named of those that make a file slow
 NAME_WIDTH = 40  # what the layers' names get at least, by leaving out other columns
 
 
@@ -131,8 +132,15 @@ def report_table(report: Report, width: int) -> RenderableType:
             lines.append(
                 Text(f"{engine['runtime']}: {count} layers with integer weights alone run in kernels for them")
             )
+    if (metric := report.metric) is not None:
+        spread = "" if metric.standard_error is None else f" ± {100 * metric.standard_error:.2f}"
+        worse = f"{100 * abs(metric.drop):.2f}{spread} % {'worse' if metric.drop > 0 else 'better'}"
+        told = f"{metric.dense:.5g} → {metric.compressed:.5g}, {worse} on {counted(metric.samples, 'sample')}"
+        lines.append(Text(f"{metric.name}: {told}"))
     lines += [Text(f"note: {note}", "yellow") for note in report.notes]
-    return Group(table, *lines, *_left_out(report.left_out), Text(_sizes(report)))
+    last = [Text(_sizes(report)), *_speed(report)]
+    last += [Text(f"refused: {gate}", "red") for gate in report.gates if not gate.passed]
+    return Group(table, *lines, *_left_out(report.left_out), *last)
 
 
 def show(render: Callable[[int], RenderableType]) -> None:
@@ -192,6 +200,20 @@ def _left_out(left: Sequence[LeftOut]) -> list[Text]:
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         lines.append(Text(f"left as it is: {shown}: {reason}", "yellow"))
     return lines
+
+
+def _speed(report: Report) -> list[Text]:
+    """How fast the file is; where it is slower than the dense model, the layers that cost most."""
+    if (speed := report.speed) is None:
+        return []
+    where = f"{speed.runtime}, batch {speed.batch}, {counted(speed.threads, 'thread')}"
+    ratio = f"{speed.ratio:.2f} ({speed.low:.2f} … {speed.high:.2f})"
+    if not speed.slower:
+        return [Text(f"speed: {ratio} times the dense model's in {where}")]
+    layers = speed.layers or {}
+    costly = [f"{name} (+{1e3 * (layers[name][1] - layers[name][0]):.2g} ms)" for name in speed.slow_layers[:SLOW]]
+    who = f"; the layers that cost most: {', '.join(costly)}; --fix-slow returns such layers to float" if costly else ""
+    return [Text(f"slower than the dense model: {ratio} times its speed in {where}{who}", "yellow")]
 
 
 def _sizes(report: Report) -> str:

@@ -18,6 +18,7 @@ from ..core.level import FLOAT, Choice
 from ..core.progress import Progress
 from ..database.files import content_key, read_report
 from ..database.open import Database, stitch
+from ..pipeline.examine import Evaluation, Examiner
 from ..pipeline.recipe import Recipe
 from ..pipeline.write import write
 from ..runtime.judge import Judge
@@ -34,6 +35,7 @@ from .spdy import spdy_search
 Sensitivity: TypeAlias = Literal["layer", "output", "task"]
 SENSITIVE = 64  # samples that each (layer, level) is run on
 JUDGED = 128  # samples that whole profiles are compared on while searching
+QUICK = {"verify": False, "min_quality": None, "min_speedup": None, "fix_slow": False}  # of models that are tried
 STEPS = 8  # halvings of the interval between the largest and the smallest model, for a budget of loss
 
 
@@ -43,8 +45,9 @@ class SearchOptions:
 
     sensitivity: what a level of a layer is said to cost in quality: its relative layer loss, the output loss of the
     model with only that layer at that level, or the same by a task. search: the dynamic program alone, or with SPDY's
-    search around it. timings: for budgets of latency; None: measured here. timing_batch: samples in a run that is
-    timed. other_machine: `timings` may be of another machine than this one. task: for `task`; None: labels.
+    search around it. timings: for budgets of latency; None: measured here. other_machine: `timings` may be of
+    another machine than this one. task: for `task`; None: labels. evaluation: what the user judges models by, which a
+    budget of `drop` is then about; None: the output loss.
     levels, database: what `compress_to_budget` builds, by default what fits the first budget, and where; None: a
     temporary folder.
     """
@@ -52,9 +55,9 @@ class SearchOptions:
     sensitivity: Sensitivity = "output"
     search: Literal["dp", "spdy"] = "dp"
     timings: Timings | None = None
-    timing_batch: int = 1
     other_machine: bool = False
     task: Task | None = None
+    evaluation: Evaluation | None = None
     levels: str | None = None
     database: str | Path | None = None
 
@@ -101,13 +104,15 @@ def find_profile(
     options: SearchOptions,
     recipe: Recipe,
     progress: Progress,
+    examiner: Examiner | None = None,
 ) -> Profile:
     """The choices that lose least within the budget; of the solver gmp, those of one threshold for all layers.
 
-    Raises RecipeError if none meets it.
+    examiner: of the metric that a budget of `drop` is about; None: the output loss. Raises RecipeError if no profile
+    meets the budget.
     """
     if budget.kind == "drop":
-        return _smallest(database, budget, losses, options, recipe, progress)
+        return _smallest(database, budget, losses, options, recipe, progress, examiner)
     costs = _costs(database, budget.kind, options.timings)
     limit = budget.fraction * costs.dense - costs.fixed
     check_reach(budget, costs.least, levels_of(database))
@@ -188,21 +193,30 @@ def _smallest(
     options: SearchOptions,
     recipe: Recipe,
     progress: Progress,
+    examiner: Examiner | None,
 ) -> Profile:
-    """The smallest profile whose measured output loss stays under the budget's: bisection over sizes, on a log scale.
+    """The smallest profile whose measured drop stays under the budget's: bisection over sizes, on a log scale.
 
-    Measured on the samples that are held out, on models finished as the recipe says.
+    The drop is that of the metric, or else the output loss on the samples that are held out; of models finished as the
+    recipe says.
     """
     least = _costs(database, "size", None).least_of(list(losses.values()))
     check_smaller(budget, least)
     judge = Judge(database.dense, list(database.samples["held_out"].feeds()), recipe.execution())
+
+    def drop(choices: Mapping[str, Choice]) -> float:
+        if examiner is None or all(choice.level == FLOAT for choice in choices.values()):
+            return _loss(database, choices, recipe, judge, finished=True)
+        quick = recipe.model_copy(update=QUICK)
+        return examiner.examine(database.write(choices, quick).model).drop
+
     low, high = np.log(least), 0.0  # of the fraction that is left
     best = None
     for step in range(STEPS + 1):
         middle = low if step == 0 else (low + high) / 2  # the smallest of all comes first
         size = Budget("size", min(float(np.exp(middle)) * (1 + 1e-9), 1 - 1e-9))
         profile = find_profile(database, size, losses, options, recipe, progress)
-        found = _loss(database, profile.choices, recipe, judge, finished=True)
+        found = drop(profile.choices)
         progress("drop", 1, STEPS + 1)
         if found <= budget.value:
             best, high = profile, middle
@@ -221,7 +235,7 @@ def _loss(
     """The output loss of a profile as it is stitched; finished: solved in order and corrected, as the recipe says."""
     if all(choice.level == FLOAT for choice in choices.values()):
         return 0.0
-    quick = recipe.model_copy(update={"verify": False, "sequential": recipe.sequential and finished})
+    quick = recipe.model_copy(update={**QUICK, "sequential": recipe.sequential and finished})
     if finished:
         return judge.loss(database.write(choices, quick).model)
     solutions = stitch(database, choices, quick)

@@ -33,7 +33,9 @@ from ..graph.layers import find_embeddings, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from ..pipeline.correct import check_trainable
-from ..pipeline.finish import Destination, Result
+from ..pipeline.examine import open_examiner
+from ..pipeline.finish import Destination, Result, hand_over
+from ..pipeline.gates import check_gates
 from ..pipeline.options import FinishOptions, RunOptions
 from ..pipeline.plan import possible_choices, prepare
 from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
@@ -78,6 +80,9 @@ def retarget(
     _check_pattern(chosen, [choice for found in choices for choice in found])
     check_budgets(budgets, database.layers, database.costs, choices, levels, database.target, options.timings)
     check_trainable(chosen)
+    check_gates(chosen, database.dense, options.evaluation is not None)
+    held_out, execution = database.samples["held_out"], chosen.execution()
+    examiner = open_examiner(database.dense, options.evaluation, held_out, execution, progress)
     if chosen.solver == "gmp":  # one threshold decides, and no loss
         options = replace(options, sensitivity="layer", search="dp")
     losses = sensitivities(database, options, chosen, progress)
@@ -91,7 +96,9 @@ def retarget(
             timed = None
             if budget.kind == "latency":
                 timed = find_in_time(database, budget, losses, options, chosen, progress)
-            profile = timed.profile if timed else find_profile(database, budget, losses, options, chosen, progress)
+                profile = timed.profile
+            else:
+                profile = find_profile(database, budget, losses, options, chosen, progress, examiner)
         feedback.say(f"{budget}: {_in_words(profile)}")
         search = {
             "budget": str(budget),
@@ -102,7 +109,8 @@ def retarget(
             "latency": None if timed is None or options.timings is None else speed_in_words(timed, options.timings),
         }
         destination = Destination(target, search, _beside_the_layers(budget, database, chosen))
-        results.append(database.write(profile.choices, chosen, destination, feedback, source))
+        results.append(database.write(profile.choices, chosen, destination, feedback, source, examiner))
+    hand_over(results)
     return results
 
 
@@ -146,6 +154,7 @@ def compress_to_budget(
     recipe = recipe or Recipe()
     levels = options.levels or ("unstructured" if recipe.solver == "gmp" else default_levels(budgets[0], recipe.target))
     check_trainable(recipe)
+    check_gates(recipe, dense, options.evaluation is not None)
     over = {name: value for name, value in dict(recipe).items() if name in (*SEARCHED, "layers")}
     samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
     folded = prepare(dense)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from ..calibration.samples import Batch
@@ -29,7 +28,7 @@ from ..runtime.stepper import Stepper
 
 Candidates: TypeAlias = Mapping[str, Sequence[tuple[Choice, Callable[[], Float32]]]]
 Span: TypeAlias = Callable[[str, int], tuple[float, float, bool]]
-Task: TypeAlias = Callable[[dict[str, Array], "npt.NDArray[np.int64] | None"], float]
+Task: TypeAlias = Callable[[dict[str, Array], Array | None], float]
 
 SEPARATED = 1e-4  # of the outputs' energy: what cutting the graph in two may change
 
@@ -239,10 +238,12 @@ class _Tasks:
 
 
 def _cross_entropy(output: str) -> Task:
-    def task(outputs: dict[str, Array], labels: npt.NDArray[np.int64] | None) -> float:
+    def task(outputs: dict[str, Array], labels: Array | None) -> float:
         scores = outputs[output].astype(np.float64)
         assert labels is not None
-        if labels.shape != (len(scores),) or labels.min() < 0 or labels.max() >= scores.shape[-1]:
+        if labels.shape != (len(scores),) or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels are {labels.dtype.name}{list(labels.shape)}, not a class for each sample")
+        if labels.min() < 0 or labels.max() >= scores.shape[-1]:
             raise ValueError(f"labels {labels.min()} … {labels.max()} for {output} of shape {scores.shape}")
         if (scores >= 0).all() and np.allclose(scores.sum(axis=-1), 1, atol=1e-3):  # behind a Softmax already
             scores = np.log(np.maximum(scores, np.finfo(np.float32).tiny))

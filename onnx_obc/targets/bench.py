@@ -73,6 +73,7 @@ def bench(
     threads: int | None = None,
     rounds: int = ROUNDS,
     progress: Progress = lambda stage, done, total: None,
+    turn_seconds: float = TURN_SECONDS,
 ) -> Benchmark:
     """Load the files into an engine and run them in turn. Raises EngineError if it is not here or refuses one."""
     engine = TARGETS[runtime].engine
@@ -83,7 +84,7 @@ def bench(
             loaded.append(engine.load(path, feed, threads))
             stack.callback(loaded[-1].close)
         outputs = [one.run(feed) for one in loaded]
-        runs = [int(np.clip(TURN_SECONDS / max(min(one.seconds(feed, 2)), 1e-9), 1, MOST_RUNS)) for one in loaded]
+        runs = [int(np.clip(turn_seconds / max(min(one.seconds(feed, 2)), 1e-9), 1, MOST_RUNS)) for one in loaded]
         turns: list[list[float]] = [[] for _ in files]
         every: list[list[float]] = [[] for _ in files]
         for turn in range(rounds):

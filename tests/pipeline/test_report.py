@@ -23,8 +23,11 @@ from onnx_obc.graph.cost import layer_costs
 from onnx_obc.graph.layers import LeftOut, find_layers
 from onnx_obc.graph.model import read_model
 from onnx_obc.pipeline.correct import CorrectionReport
+from onnx_obc.pipeline.examine import MetricReport
+from onnx_obc.pipeline.gates import Gate
 from onnx_obc.pipeline.layer import EmbeddingReport, LayerReport
 from onnx_obc.pipeline.report import Report
+from onnx_obc.pipeline.speed import Speed
 from onnx_obc.pipeline.verify import Check, OutputMatch
 from onnx_obc.report.as_json import write_json
 from onnx_obc.report.table import layer_table, report_table
@@ -80,9 +83,13 @@ def test_a_report_that_cannot_be_written_leaves_nothing(report: Report, tmp_path
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
 
 
-@pytest.mark.parametrize("kind", [Report, LayerReport, LeftOut, EmbeddingReport, CorrectionReport, OutputMatch, Check])
+@pytest.mark.parametrize(
+    "kind",
+    [Report, LayerReport, LeftOut, EmbeddingReport, CorrectionReport, OutputMatch, Check, Speed, MetricReport, Gate],
+)
 def test_every_field_is_documented(kind: type[Any]) -> None:
     section = {Report: "", LayerReport: "layers", LeftOut: "left_out", EmbeddingReport: "embeddings"}
+    section |= {Speed: "speed", MetricReport: "metric", Gate: "gates"}
     section |= {OutputMatch: "outputs", Check: "checks", CorrectionReport: "corrections"}
     title, *parts = re.split(r"^## `(\w+)`$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     text = {"": title, **dict(zip(parts[::2], parts[1::2], strict=True))}[section[kind]]

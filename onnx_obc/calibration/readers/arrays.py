@@ -39,7 +39,7 @@ from .feeds import as_arrays, check_dtype, check_names, check_shape, convert, de
 from .magnitudes import magnitude_notes, magnitudes
 
 SUFFIXES = (".npz", ".npy")
-LABELS = "labels"  # an array of this name says the class of every sample, for a task loss
+LABELS = "labels"  # an array of this name says something of every sample, such as its class, for metrics
 
 
 @dataclass(frozen=True)
@@ -120,21 +120,21 @@ def _open(files: Sequence[ArrayFile], source: str, inputs: list[InputSpec], opti
             feed[spec.name] = convert(np.asarray(part), spec, name_of(position))
         return feed
 
-    def label(position: int) -> int:
+    def label(position: int) -> Any:
         number, row = place(position)
-        return int(opened(number)(LABELS)[row])
+        return opened(number)(LABELS)[row]
 
     def notes_on_values() -> tuple[str, ...]:
         return magnitude_notes([magnitudes(load(position)) for position in range(len(plan.order))], name_of)
 
-    labelled = not whole and all(_has_labels(file, inputs) for file in files)
+    labelled = all(_has_labels(file, inputs) for file in files)
     kind = f"{_kind(whole)} of {source}"
     samples = deliver(plan, load, inputs, kind, name_of, whole=whole, label=label if labelled else None)
     return replace(samples, notes_on_values=notes_on_values)
 
 
 def _has_labels(file: ArrayFile, inputs: list[InputSpec]) -> bool:
-    """Whether a file says the class of each sample, in an array `labels` that is no input of the model."""
+    """Whether a file says something of each sample, in an array `labels` that is no input of the model."""
     return LABELS in file.names and all(spec.name != LABELS for spec in inputs)
 
 
@@ -169,12 +169,12 @@ def _examine(file: ArrayFile, inputs: list[InputSpec]) -> tuple[bool, int]:
             + ("" if whole else ", or give whole feeds: arrays with one more axis in front")
         )
     count = next(iter(counts.values()), 1)
-    if labelled and not whole:
+    if labelled:
         header = file.headers[LABELS]
-        if header.shape != (count,) or header.dtype.kind not in "iu":
+        if header.shape[:1] != (count,):
             raise CalibrationError(
-                f"{file.name}: {LABELS!r} is {header.dtype.name}{list(header.shape)}; give the class of each of the "
-                f"{counted(count, 'sample')}, integers of shape ({count},), or leave it out"
+                f"{file.name}: {LABELS!r} is {header.dtype.name}{list(header.shape)}; give the class, or another "
+                f"label, of each of the {counted(count, _kind(whole)[:-1])} along its first axis, or leave it out"
             )
     return whole, count
 

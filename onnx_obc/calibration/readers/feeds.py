@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,13 +107,13 @@ def deliver(
     *,
     whole: bool = False,
     synthetic: bool = False,
-    label: Callable[[int], int] | None = None,
+    label: Callable[[int], Any] | None = None,
 ) -> Samples:
     """Samples of a plan.
 
     load(position): the sample at this position of the order, every array without its batch axis (an input of rank 0 as
-    it is); if `whole`, the feed at this position. name_of(position): what the user calls it. label(position): its
-    class, if the data says it.
+    it is); if `whole`, the feed at this position. name_of(position): what the user calls it. label(position): what
+    the data says of it, such as its class, if it does.
     Samples share a feed as long as it has room and they have the same shapes, and the same values for inputs of rank 0.
     """
     count = len(plan.order)
@@ -124,7 +124,7 @@ def deliver(
         for position in range(start, stop):
             sample = load(position)
             if whole:
-                yield Batch(sample, position, 1)
+                yield Batch(sample, position, 1, labels_of([position]))
                 continue
             if held and (len(held) == plan.batch or not _alike(held[0], sample, inputs, plan.step, position)):
                 yield batch(held, position)
@@ -135,10 +135,22 @@ def deliver(
 
     def batch(held: list[Feed], stop: int) -> Batch:
         first = stop - len(held)
-        labels = None if label is None else np.array([label(position) for position in range(first, stop)], np.int64)
-        return Batch(_stack(held, inputs), first, len(held), labels)
+        return Batch(_stack(held, inputs), first, len(held), labels_of(range(first, stop)))
+
+    def labels_of(positions: Iterable[int]) -> Array | None:
+        return None if label is None else stack_labels([label(position) for position in positions])
 
     return Samples(count, source, read, synthetic, plan.notes, plan.step, plan.batch, name_of)
+
+
+def stack_labels(labels: Sequence[Any]) -> Array:
+    """Labels of samples as one array, (samples, …); of objects where they have different shapes."""
+    arrays = [np.asarray(label) for label in labels]
+    if len({(array.shape, array.dtype.kind) for array in arrays}) == 1:
+        return np.stack(arrays)
+    stacked = np.empty(len(arrays), object)
+    stacked[:] = arrays
+    return stacked
 
 
 def check_range(start: int, stop: int, count: int, step: int) -> None:

@@ -1,6 +1,7 @@
 """Calibration data that Python code makes: a function that yields feeds, or a list of feeds.
 
-Every feed is a dict of input name to array, used whole, as it is; one sample is one feed. A function is called without
+Every feed is a dict of input name to array, used whole, as it is; one sample is one feed. An entry `labels` that is no
+input is what metrics compare its outputs with. A function is called without
 arguments every time the data is read, and must yield the same feeds each time. It is called once at opening, to count
 and check them; at most as many feeds are taken as samples were asked for, the first ones.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,8 @@ from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
 from ..samples import Batch, Samples
-from .feeds import SAMPLES, check_feed, check_range, deliver, plan_samples, too_few
+from .arrays import LABELS
+from .feeds import SAMPLES, check_feed, check_range, deliver, plan_samples, stack_labels, too_few
 from .magnitudes import magnitude_notes, magnitudes
 
 
@@ -33,11 +35,16 @@ def open_list(data: Sequence[object], inputs: list[InputSpec], options: DataOpti
         return f"feed {plan.order[position]} of the list"
 
     def load(position: int) -> Feed:
-        return check_feed(data[plan.order[position]], inputs, name_of(position))
+        return _split(data[plan.order[position]], inputs, name_of(position))[0]
 
+    def label(position: int) -> Any:
+        return _split(data[plan.order[position]], inputs, name_of(position))[1]
+
+    labelled = all(label(position) is not None for position in range(len(plan.order)))
     sizes = [magnitudes(load(position)) for position in range(len(plan.order))]
     plan = replace(plan, notes=plan.notes + magnitude_notes(sizes, name_of))
-    return deliver(plan, load, inputs, "feeds from Python", name_of, whole=True)
+    named = label if labelled else None
+    return deliver(plan, load, inputs, "feeds from Python", name_of, whole=True, label=named)
 
 
 def open_function(
@@ -49,11 +56,11 @@ def open_function(
     def name_of(position: int) -> str:
         return f"feed {position} of {name}"
 
-    def feeds(stop: int) -> Iterator[Feed]:
+    def feeds(stop: int) -> Iterator[tuple[Feed, Any]]:
         for index, feed in enumerate(islice(_call(function, name), stop)):
-            yield check_feed(feed, inputs, name_of(index))
+            yield _split(feed, inputs, name_of(index))
 
-    sizes = [magnitudes(feed) for feed in feeds(options.samples or SAMPLES)]
+    sizes = [magnitudes(feed) for feed, _ in feeds(options.samples or SAMPLES)]
     count = len(sizes)
     if count == 0:
         raise CalibrationError(f"{name} yields no feed: calibration needs at least one")
@@ -61,9 +68,9 @@ def open_function(
     def read(start: int, stop: int) -> Iterator[Batch]:
         check_range(start, stop, count, 1)
         index = -1
-        for index, feed in enumerate(feeds(stop)):
+        for index, (feed, label) in enumerate(feeds(stop)):
             if index >= start:
-                yield Batch(feed, index, 1)
+                yield Batch(feed, index, 1, None if label is None else stack_labels([label]))
         if index + 1 < stop:
             raise CalibrationError(
                 f"{name} yielded {counted(count, 'feed')} at first, and now {index + 1}; "
@@ -72,6 +79,15 @@ def open_function(
 
     notes = too_few(count, f"feeds of {name}", options) + magnitude_notes(sizes, name_of)
     return Samples(count, f"feeds of {name}", read, notes=notes, name_of=name_of)
+
+
+def _split(feed: object, inputs: list[InputSpec], where: str) -> tuple[Feed, Any]:
+    """A feed of the user's own making, and what its entry `labels` says of it, if that is no input of the model."""
+    label = None
+    if isinstance(feed, Mapping) and LABELS in feed and all(spec.name != LABELS for spec in inputs):
+        label = feed[LABELS]
+        feed = {name: array for name, array in feed.items() if name != LABELS}
+    return check_feed(feed, inputs, where), label
 
 
 def load_function(path: Path, name: str) -> Callable[[], Any]:

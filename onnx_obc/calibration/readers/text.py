@@ -7,6 +7,10 @@
   words is the header, if no later row is like it, and skipped. A column in which half of the cells or more repeat
   another holds labels and is left out, and a note says so.
 
+Metrics compare with labels: in a table whose rows hold one text and one column of numbers or of labels, that is the
+text's label, words as their place in alphabetical order; where rows hold two texts and a number, each text has the row
+and its number. A `.jsonl` line may have a field `label`, a number or text.
+
 Sentences are cut to `max_tokens` (128), or to what the graph fixes if that is less. They fill input_ids,
 attention_mask, token_type_ids and position_ids (0, 1, 2, …), as far as the model has them.
 
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -60,8 +65,8 @@ def open_text(path: Path, inputs: list[InputSpec], options: DataOptions) -> Samp
     """Samples of a text file. Raises CalibrationError."""
     length = _check_inputs(inputs)
     limit = min(length or MAX_TOKENS, options.max_tokens or length or MAX_TOKENS)
-    tokenizer, padding = _open_tokenizer(options.tokenizer, limit)
-    sentences, notes = read_sentences(path)
+    tokenizer, padding = _tokenizer_for(options.tokenizer, limit)
+    sentences, notes, labels = read_sentences(path)
     plan = plan_samples(len(sentences), f"sentences in {path}", inputs, options)
     encoded = tokenizer.encode_batch([sentences[index] for index in plan.order])
     for index, encoding in zip(plan.order, encoded, strict=True):
@@ -81,8 +86,13 @@ def open_text(path: Path, inputs: list[InputSpec], options: DataOptions) -> Samp
         values = dict(zip(INPUTS, _values(tokens[position], wanted, padding), strict=True))
         return {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs}
 
+    def label(position: int) -> object:
+        assert labels is not None
+        return labels[plan.order[order[position]]]
+
     plan = replace(plan, notes=plan.notes + notes)
-    return deliver(plan, load, inputs, f"sentences of {path}", name_of)
+    named = None if labels is None else label
+    return deliver(plan, load, inputs, f"sentences of {path}", name_of, label=named)
 
 
 def _values(tokens: Tokens, length: int, padding: Padding) -> tuple[np.ndarray[Any, Any], ...]:
@@ -134,18 +144,23 @@ def _check_inputs(inputs: list[InputSpec]) -> int | None:
     return next(iter(lengths), None)
 
 
-def _open_tokenizer(path: str | None, limit: int) -> tuple[Tokenizer, Padding]:
-    if path is None:
-        raise CalibrationError("text needs --tokenizer: the tokenizer.json that the model was trained with")
+def open_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, or in a folder with one. Raises CalibrationError."""
     file = existing(Path(path))
     if file.is_dir():
         file = existing(file / "tokenizer.json")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise CalibrationError(
             f"{file}: no valid tokenizer ({' '.join(str(error).split())}); give the model's tokenizer.json"
         ) from error
+
+
+def _tokenizer_for(path: str | None, limit: int) -> tuple[Tokenizer, Padding]:
+    if path is None:
+        raise CalibrationError("text needs --tokenizer: the tokenizer.json that the model was trained with")
+    tokenizer = open_tokenizer(path)
     kept = tokenizer.padding or {}
     token = kept.get("pad_id")
     for name in ("[PAD]", "<pad>"):
@@ -162,14 +177,19 @@ def _open_tokenizer(path: str | None, limit: int) -> tuple[Tokenizer, Padding]:
     return tokenizer, padding
 
 
-def read_sentences(path: Path) -> tuple[list[str], tuple[str, ...]]:
-    """The sentences of a file, in order, and notes for the user. Raises CalibrationError."""
+def read_sentences(path: Path) -> tuple[list[str], tuple[str, ...], list[Any] | None]:
+    """The sentences of a file, in order, notes for the user, and a label for each sentence, if the file has them.
+
+    Raises CalibrationError.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".jsonl":
-                return list(_jsonl(file, path)), ()
+                found = list(_jsonl(file, path))
+                labels = [label for _, label in found]
+                return [text for text, _ in found], (), None if None in labels else labels
             if path.suffix.lower() == ".txt":
-                return [line.strip() for line in file if line.strip()], ()
+                return [line.strip() for line in file if line.strip()], (), None
             return _cells(list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")), path)
     except UnicodeDecodeError as error:
         raise CalibrationError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
@@ -177,7 +197,8 @@ def read_sentences(path: Path) -> tuple[list[str], tuple[str, ...]]:
         raise CalibrationError(f"{path}: cannot be read ({error}); check the file") from error
 
 
-def _jsonl(lines: Iterator[str], path: Path) -> Iterator[str]:
+def _jsonl(lines: Iterator[str], path: Path) -> Iterator[tuple[str, Any]]:
+    """The texts of the lines, each with the line's label, or None."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -190,11 +211,13 @@ def _jsonl(lines: Iterator[str], path: Path) -> Iterator[str]:
         fields = value if isinstance(value, dict) else {"text": value}
         if not isinstance(fields.get("text", ""), str):
             raise CalibrationError(f'{path}: line {number} holds no text; write objects such as {{"text": "…"}}')
+        label = fields.get("label") if "text" in fields else None
+        label = label if isinstance(label, str | int | float) else None
         found = [fields["text"]] if "text" in fields else fields.values()
-        yield from (text for text in found if isinstance(text, str) and _is_text(text))
+        yield from ((text, label) for text in found if isinstance(text, str) and _is_text(text))
 
 
-def _cells(rows: list[list[str]], path: Path) -> tuple[list[str], tuple[str, ...]]:
+def _cells(rows: list[list[str]], path: Path) -> tuple[list[str], tuple[str, ...], list[Any] | None]:
     rows = [row for row in rows if any(row)]
     if len(rows) > 1 and _is_header(rows[0]) and not any(map(_is_header, rows[1:])):
         rows = rows[1:]
@@ -203,8 +226,33 @@ def _cells(rows: list[list[str]], path: Path) -> tuple[list[str], tuple[str, ...
     notes = tuple(
         f"column {number + 1} of {path} repeats itself like labels, and is left out" for number in sorted(labels)
     )
-    cells = [cell.strip() for row in rows for number, cell in enumerate(row) if number not in labels and _is_text(cell)]
-    return cells, notes
+    texts = [[cell.strip() for n, cell in enumerate(row) if n not in labels and _is_text(cell)] for row in rows]
+    cells = [cell for row in texts for cell in row]
+    return cells, notes, _labels(rows, texts, sorted(labels))
+
+
+def _labels(rows: list[list[str]], texts: list[list[str]], repeating: list[int]) -> list[Any] | None:
+    """A label for each text of a table, see above; None if it has none. repeating: the columns of words that repeat."""
+    each = {len(row) for row in texts}
+    width = min(map(len, rows), default=0)
+    numbers = [n for n in range(width) if all(_is_number(row[n]) for row in rows)]
+    if each == {1} and not numbers and len(repeating) == 1 and repeating[0] < width:
+        words = [row[repeating[0]].strip() for row in rows]
+        places = {word: place for place, word in enumerate(sorted(set(words)))}
+        return [places[word] for word in words]
+    if each not in ({1}, {2}) or len(numbers) != 1:
+        return None
+    values = [float(row[numbers[0]]) for row in rows]
+    if each == {1}:
+        return [int(x) for x in values] if all(x.is_integer() for x in values) else values
+    return [(row, value) for row, value in enumerate(values) for _ in range(2)]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _is_header(row: list[str]) -> bool:

@@ -8,23 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...calibration.readers.feeds import fixed_batch
 from ...core.arrays import Feed, Float64
 from ...core.errors import RecipeError
 from ...core.level import Choice
 from ...core.machine import this_machine, workers
 from ...core.progress import Progress
 from ...database.open import Database, stitch
-from ...graph.model import input_specs
 from ...pipeline.recipe import Recipe
+from ...pipeline.speed import Subject, subject_of, time_file, timing_feed
 from ...pipeline.write import write
 from ...targets.bench import bench
 from ...targets.registry import TARGETS, save_for
 from ..budget import Budget
 from ..profile import Profile, SearchOptions, fastest_profiles, find_profile
-from .layer_times import Subject, subject_of, time_file, time_layers
+from .layer_times import RUN_SECONDS, time_layers
 from .table import Timings, check_timings, read_timings, write_timings
 
 SEARCHES = 5  # for a profile that is fast enough
@@ -72,7 +69,8 @@ def find_in_time(
     if table.machine != this_machine():
         first = find_profile(database, budget, losses, options, recipe, progress)
         return Measured(first, 1 / first.costs["latency"], None, 1, 0)
-    feed, enough = timing_feed(database, options.timing_batch), (1 - SHORT) / budget.fraction
+    feed = timing_feed(database.folded, database.samples["calibration"], recipe.timing_batch)
+    enough = (1 - SHORT) / budget.fraction
     timings, asked, retimed = table, budget, 0
     tried: list[tuple[float, Measured]] = []
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
@@ -126,14 +124,14 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
     """
     if options.timings is not None:
         check_timings(options.timings, recipe.target, None if options.other_machine else this_machine())
-        if options.timings.batch and options.timings.batch != options.timing_batch:
+        if options.timings.batch and options.timings.batch != recipe.timing_batch:
             raise RecipeError(
-                f"--timings: the table is for batches of {options.timings.batch}, not {options.timing_batch}; "
+                f"--timings: the table is for batches of {options.timings.batch}, not {recipe.timing_batch}; "
                 f"say --timing-batch {options.timings.batch}, or measure again"
             )
         return options.timings
     threads = workers(recipe.threads)
-    path = database.folder / "timings" / f"{recipe.target}-batch{options.timing_batch}-threads{threads}.json"
+    path = database.folder / "timings" / f"{recipe.target}-batch{recipe.timing_batch}-threads{threads}.json"
     version = TARGETS[recipe.target].engine.version()
     if path.exists():
         kept = read_timings(path)
@@ -142,22 +140,10 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
         )
         if (kept.runtime, kept.machine) == (version, this_machine()) and complete:
             return kept
-    feed = timing_feed(database, options.timing_batch)
+    feed = timing_feed(database.folded, database.samples["calibration"], recipe.timing_batch)
     measured = time_layers(subject_of(database.folded), database.choices, feed, recipe, progress)
     write_timings(measured, path)
     return measured
-
-
-def timing_feed(database: Database, batch: int) -> Feed:
-    """The first calibration samples of a database, tiled to `batch`; unchanged where the model fixes its batch, or
-    where they are a whole feed of the user's own."""
-    samples = database.samples["calibration"]
-    first = next(iter(samples.read(0, samples.count)))
-    whole = any(array.shape[0] != first.count for array in first.feed.values() if array.ndim)
-    if whole or fixed_batch(input_specs(database.dense)) is not None:
-        return first.feed
-    copies = -(-batch // first.count)
-    return {n: np.concatenate([a] * copies)[:batch] if a.ndim else a for n, a in first.feed.items()}
 
 
 def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, path: Path) -> None:
@@ -174,7 +160,7 @@ def _in_place(
 
     What a layer takes beyond its own time counts as a switch where the next layer is of another kind.
     """
-    seconds, _ = time_file(subject, path, feed, recipe)
+    seconds, _ = time_file(subject, path, feed, recipe, RUN_SECONDS)
     layers: dict[str, dict[str, float]] = {}
     switches: dict[str, dict[str, float]] = {}
     for name, following in zip(choices, [*list(choices)[1:], None], strict=True):

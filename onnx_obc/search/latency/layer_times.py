@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -20,37 +18,16 @@ from ...core.arrays import Feed
 from ...core.errors import RecipeError
 from ...core.level import FLOAT, Block, Choice, Unstructured
 from ...core.machine import this_machine, workers
-from ...graph.cost import layer_costs
-from ...graph.layers import Layer, find_layers
-from ...pipeline.plan import Folded
 from ...pipeline.recipe import Recipe
+from ...pipeline.speed import Subject, time_file
 from ...pipeline.write import write_quickly
-from ...targets.attribution import node_name, seconds_of_layers
 from ...targets.engine import batch_of
 from ...targets.registry import TARGETS, save_for
 from .table import Timings
 
 RUN_SECONDS = 1.0  # that a file is timed for, and as long under the profiler
-RUNS = (5, 200)  # at least and at most
-SHORTEST = 1e-9  # seconds
 TIMED = 6  # sparsities of a ladder that are timed; those in between are interpolated
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A model to be timed. layers: those of the folded graph. shares: the operations of each layer."""
-
-    folded: Folded
-    layers: tuple[Layer, ...]
-    shares: Mapping[str, float]
-
-
-def subject_of(folded: Folded) -> Subject:
-    """What timing has to know about a model, which stays as it is."""
-    layers, _ = find_layers(folded.model)
-    costs = layer_costs(folded.model, layers)
-    return Subject(folded, tuple(layers), {n: float(cost.flops or cost.parameters) for n, cost in costs.items()})
 
 
 def time_layers(
@@ -127,25 +104,7 @@ def time_profile(
             write_quickly(subject.folded, profile, feed, recipe, path)
         else:
             save_for(recipe.target, recipe.weight_form, subject.folded.model, path)
-        return time_file(subject, path, feed, recipe)
-
-
-def time_file(subject: Subject, path: Path, feed: Feed, recipe: Recipe) -> tuple[dict[str, float], float]:
-    """Seconds of each layer in a file, and of what belongs to none: together what a run takes."""
-    loaded = TARGETS[recipe.target].engine.load(path, feed, recipe.threads)
-    try:
-        first = min(loaded.seconds(feed, 2))
-        repeats = int(np.clip(RUN_SECONDS / max(first, 1e-9), *RUNS))
-        whole = median(loaded.seconds(feed, repeats))
-        kernels = loaded.kernels(feed, repeats)
-    finally:
-        loaded.close()
-    total = sum(kernel.seconds for kernel in kernels)
-    scaled = [replace(kernel, seconds=kernel.seconds * (whole / total if total > 0 else 1)) for kernel in kernels]
-    nodes = {node_name(use.node): layer.name for layer in subject.layers for use in layer.uses}
-    found, rest = seconds_of_layers(scaled, nodes, subject.shares)
-    # A layer that an engine computes beforehand, or hides in another one, takes next to no time.
-    return {layer.name: max(found.get(layer.name, 0.0), SHORTEST) for layer in subject.layers}, rest
+        return time_file(subject, path, feed, recipe, RUN_SECONDS)
 
 
 def timed_choices(wanted: Sequence[Choice]) -> list[Choice]:

@@ -342,9 +342,17 @@ def test_labels_come_with_their_samples(tmp_path: Path) -> None:
             for x, label in zip(batch.feed["x"], batch.labels, strict=True):
                 assert label == classes[[np.array_equal(x, row) for row in ROWS].index(True)]
     assert next(open_samples({"x": ROWS}, X, DataOptions()).read(0, 7)).labels is None
-    for wrong in (classes[:-1], classes.astype(np.float32), classes[:, None]):
-        with pytest.raises(CalibrationError, match=r"'labels' is .* give the class of each of the 7 samples"):
+    for wrong in (classes[:-1], np.int64(3)):
+        with pytest.raises(CalibrationError, match=r"'labels' is .* of each of the 7 samples along its first axis"):
             open_samples({"x": ROWS, "labels": wrong}, X, DataOptions())
+
+
+@pytest.mark.parametrize("labels", [np.arange(7.0), np.arange(14).reshape(7, 2), np.array(list("abcdefg"))])
+def test_labels_may_be_anything_that_there_is_one_of_for_each_sample(labels: np.ndarray) -> None:
+    for batch in open_samples({"x": ROWS, "labels": labels}, X, DataOptions(batch=3)).read(0, 7):
+        assert batch.labels is not None and batch.labels.shape[1:] == labels.shape[1:]
+        for x, label in zip(batch.feed["x"], batch.labels, strict=True):
+            assert np.array_equal(label, labels[[np.array_equal(x, row) for row in ROWS].index(True)])
 
 
 def test_an_input_named_labels_is_an_input() -> None:

@@ -142,13 +142,13 @@ def test_batch_changes_no_sample(tmp_path: Path, tokenizer: str) -> None:
 def test_sentences(tmp_path: Path, name: str, content: str, sentences: list[str]) -> None:
     path = tmp_path / name
     path.write_text(content, encoding="utf-8-sig")
-    assert read_sentences(path) == (sentences, ())
+    assert read_sentences(path)[:2] == (sentences, ())
 
 
 def test_label_columns_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "reviews.csv"
     path.write_text("review,sentiment\nGood film.,positive\nBad film.,negative\nFine film.,positive\nOh no.,negative\n")
-    sentences, notes = read_sentences(path)
+    sentences, notes, _ = read_sentences(path)
     assert sentences == ["Good film.", "Bad film.", "Fine film.", "Oh no."]
     assert "column 2" in notes[0]
 
@@ -205,6 +205,29 @@ def test_inputs_that_text_cannot_fill(tmp_path: Path, tokenizer: str, inputs: li
 
 
 def test_shared_sentences(shared: Path) -> None:
-    sentences, notes = read_sentences(shared / "data/stsb/stsb_train.csv")
+    sentences, notes, _ = read_sentences(shared / "data/stsb/stsb_train.csv")
     assert len(sentences) == 2 * 5749 and notes == ()
     assert sentences[:2] == ["A plane is taking off.", "An air plane is taking off."]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "labels"),
+    [
+        ("a.csv", "good film,1\nbad film,0\n", [1, 0]),
+        (
+            "a.csv",
+            "text,label\ngood film,positive\nbad film,negative\na fine film,positive\nno film,negative\n",
+            [1, 0, 1, 0],
+        ),
+        ("a.csv", "a cat,a dog,2.5\nmen play,boys play,5\n", [(0, 2.5), (0, 2.5), (1, 5.0), (1, 5.0)]),
+        ("a.tsv", "0.5\tgood film\n0.25\tbad film\n", [0.5, 0.25]),
+        ("a.csv", "good film,1,2\nbad film,0,3\n", None),
+        ("a.csv", "good film\nbad film\n", None),
+        ("a.txt", "good film\nbad film\n", None),
+        ("a.jsonl", '{"text": "good film", "label": 1}\n{"text": "bad film", "label": 0}\n', [1, 0]),
+        ("a.jsonl", '{"text": "good film", "label": 1}\n{"text": "bad film"}\n', None),
+    ],
+)
+def test_labels_for_metrics(tmp_path: Path, name: str, text: str, labels: list[object] | None) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_sentences(tmp_path / name)[2] == labels

@@ -16,8 +16,9 @@ from small_graphs import random
 from onnx_obc import Database, Recipe, RecipeError, build, open_database
 from onnx_obc.core.level import FLOAT, Choice
 from onnx_obc.core.machine import this_machine
+from onnx_obc.pipeline.speed import timing_feed
 from onnx_obc.search.budget import parse_budget
-from onnx_obc.search.latency.find import find_in_time, table_of, timing_feed
+from onnx_obc.search.latency.find import find_in_time, table_of
 from onnx_obc.search.latency.table import Timings, read_timings, write_timings
 from onnx_obc.search.profile import SearchOptions, fastest_profiles, sensitivities
 from onnx_obc.targets.bench import Benchmark, Timed
@@ -95,7 +96,7 @@ def test_a_table_of_another_machine_predicts_only(database: Database, speed: dic
 @pytest.mark.slow
 def test_the_table_is_measured_once_and_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnx_obc.search.latency.layer_times.RUN_SECONDS", 0.01)
-    options = SearchOptions(timing_batch=2)
+    options = SearchOptions()
     first = table_of(database, options, Recipe(threads=1), QUIET)
     assert first.batch == 2 and first.threads == 1
     monkeypatch.setattr("onnx_obc.search.latency.find.time_layers", lambda *_: pytest.fail("it is there"))
@@ -108,7 +109,8 @@ def test_the_table_is_measured_once_and_kept(database: Database, monkeypatch: py
 
 def test_feeds_of_any_batch(database: Database) -> None:
     for batch in (1, 3, 100):
-        assert {array.shape[0] for array in timing_feed(database, batch).values()} == {batch}
+        feed = timing_feed(database.folded, database.samples["calibration"], batch)
+        assert {array.shape[0] for array in feed.values()} == {batch}
 
 
 def test_the_fastest_profile_is_all_integers_where_they_are_faster(database: Database) -> None:
@@ -175,7 +177,7 @@ def test_bad_input(database: Database, tmp_path: Path, capsys: pytest.CaptureFix
     assert "the table is for openvino 2026.0" in refused(capsys, *search, "--timings", table)
     write_timings(by_hand(database, this_machine()), table)
     assert "batches of 1, not 4" in refused(capsys, *search, "--timings", table, "--timing-batch", 4)
-    assert "at least 1" in refused(capsys, *search, "--timing-batch", 0)
+    assert "greater than or equal to 1" in refused(capsys, *search, "--timing-batch", 0)
     assert "at most was measured" in refused(capsys, *search[:3], "latency=300x", *search[4:], "--timings", table)
     assert not (tmp_path / "o.onnx").exists()
 
@@ -185,7 +187,8 @@ def test_a_whole_feed_is_timed_as_it_is(tmp_path: Path) -> None:
     model = onnx_model(nodes, {"x": (8, 4), "v": (3, 8)}, {"y": (3, 2)}, {"w": random(4, 2)})
     feeds = [{"x": random(8, 4, seed=i), "v": random(3, 8, seed=i + 50)} for i in range(20)]
     build(model, feeds, "8w8a", tmp_path / "db", Recipe(refine="none"))
-    feed = timing_feed(open_database(tmp_path / "db"), 16)
+    database = open_database(tmp_path / "db")
+    feed = timing_feed(database.folded, database.samples["calibration"], 16)
     assert {name: array.shape for name, array in feed.items()} == {"x": (8, 4), "v": (3, 8)}
 
 

@@ -15,7 +15,8 @@ from onnx_obc.core.level_sets import read_levels
 from onnx_obc.core.machine import this_machine
 from onnx_obc.graph.model import read_model
 from onnx_obc.pipeline.plan import possible, prepare
-from onnx_obc.search.latency.layer_times import subject_of, time_layers, timed_choices
+from onnx_obc.pipeline.speed import subject_of
+from onnx_obc.search.latency.layer_times import time_layers, timed_choices
 from onnx_obc.search.latency.table import Timings, check_timings, read_timings, write_timings
 from onnx_obc.targets.engine import batch_of
 
