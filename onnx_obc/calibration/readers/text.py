@@ -35,7 +35,7 @@ from ...core.errors import CalibrationError
 from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
-from ..samples import Samples, existing
+from ..samples import Samples, Shown, existing
 from .feeds import HANDS, deliver, plan_samples
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -81,8 +81,11 @@ def open_text(path: Path, inputs: list[InputSpec], options: DataOptions) -> Samp
         values = dict(zip(INPUTS, _values(tokens[position], wanted, padding), strict=True))
         return {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs}
 
+    def shown(position: int) -> Shown:
+        return Shown(text=sentences[plan.order[order[position]]])
+
     plan = replace(plan, notes=plan.notes + notes)
-    return deliver(plan, load, inputs, f"sentences of {path}", name_of)
+    return replace(deliver(plan, load, inputs, f"sentences of {path}", name_of), shown=shown)
 
 
 def _values(tokens: Tokens, length: int, padding: Padding) -> tuple[np.ndarray[Any, Any], ...]:
