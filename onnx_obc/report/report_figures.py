@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from .pareto import front
-from .plain_report import LayerPart, PlainReport
-from .plot import Scale, axes, circle, figure, fitted, line, number, rectangles, text, ticks
+from .plain_report import PlainReport
+from .plot import Scale, axes, circle, figure, fitted, line, rectangles, text
 
 SHADES = 7
 
@@ -36,32 +36,27 @@ def level_order(reports: Sequence[PlainReport]) -> list[str]:
 
 def level_shades(levels: Sequence[str]) -> dict[str, int]:
     """The colour of each level: evenly spread over all, alike where there are more levels than colours."""
+    if len(levels) == 1:
+        return {levels[0]: SHADES // 2}
     last = max(len(levels) - 1, 1)
     return {level: round(number * (SHADES - 1) / last) for number, level in enumerate(levels)}
 
 
-def sizes_by_layer(layers: Sequence[LayerPart]) -> str:
-    """Bytes of each layer in the order of the model, before and after."""
-    width, height, left = 1000.0, 190.0, 64.0
-    most = max((max(layer.bytes_before, layer.bytes_after) for layer in layers), default=1) or 1
-    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes")) if most >= u)
-    y = Scale(0, 1.08 * most / unit, height - 8, 8)
-    x = Scale(0, len(layers), left, width - 4)
-    each = (x.end - x.start) / max(len(layers), 1)
-    room = min(0.18 * each, 4.0)
+def sizes_by_layer(sizes: Sequence[tuple[int, int]]) -> str:
+    """Bytes of each layer in the order of the model, before and after; the highest bar is the largest layer's."""
+    width, height = 1000.0, 150.0
+    y = Scale(0, max(map(max, sizes), default=1) or 1, height, 2)
+    x = Scale(0, max(len(sizes), 1), 0, width)
+    room = min(0.15 * width / max(len(sizes), 1), 3.0)
 
-    def bars(sizes: Iterable[int]) -> Iterable[tuple[tuple[float, float], tuple[float, float]]]:
-        for place, count in enumerate(sizes):
+    def bars(counts: Iterable[int]) -> Iterable[tuple[tuple[float, float], tuple[float, float]]]:
+        for place, count in enumerate(counts):
             if count:
-                yield (x(place) + room, y(0)), (x(place + 1) - room, y(count / unit))
+                yield (x(place) + room, y(0)), (x(place + 1) - room, y(count))
 
-    before, after = bars(layer.bytes_before for layer in layers), bars(layer.bytes_after for layer in layers)
-    lines = "".join(f"M{number(left)} {number(y(value))}H{number(width - 4)}" for value in ticks(y, 4))
-    parts = [f'<path class="grid" d="{lines}"/>', rectangles(before, "was"), rectangles(after, "now")]
-    parts += [text(left - 8, y(value) + 4, f"{value:g}", "tick", "end") for value in ticks(y, 4)]
-    parts.append(text(4, 20, name, "label"))
-    total = f"bytes of {len(layers)} layers before and after, in the order of the model"
-    return figure(width, height, total, parts, "plot wide")
+    parts = [rectangles(bars(before for before, _ in sizes), "was"), rectangles(bars(after for _, after in sizes), "now")]
+    about = f"bytes of {len(sizes)} layers before and after, in the order of the model"
+    return figure(width, height, about, parts, "by-layer", stretched=True)
 
 
 def budgets_plot(labels: Sequence[str], ratios: Sequence[float | None], losses: Sequence[float | None]) -> str | None:
@@ -70,7 +65,8 @@ def budgets_plot(labels: Sequence[str], ratios: Sequence[float | None], losses: 
     if len(known) < 2:
         return None
     width, height = 620.0, 320.0
-    x, y = fitted([r for r, _, _ in known], 74, width - 80), fitted([0, *(q for _, q, _ in known)], height - 44, 14)
+    most = max(q for _, q, _ in known) or 1.0
+    x, y = fitted([r for r, _, _ in known], 96, width - 90), Scale(0, 1.12 * most, height - 44, 14)
     parts = [axes(x, y, ("times smaller than dense, by the budget's own measure", "output loss"))]
     where = [(r, q) for r, q, _ in known]
     parts.append(line([(x(where[i][0]), y(where[i][1])) for i in front(where)], "run q slim"))

@@ -42,6 +42,13 @@ class Row:
         """The layer in the first run that compresses it."""
         return next((layer for layer in self.layers if layer is not None), None)
 
+    def sizes(self, run: int) -> tuple[int, int]:
+        """Bytes before and after in a run; the same where it was left as it is, if another run knows them; else 0."""
+        layer = self.layers[run]
+        if layer is not None:
+            return layer.bytes_before, layer.bytes_after
+        return (0, 0) if self.first is None else (self.first.bytes_before, self.first.bytes_before)
+
     @property
     def kinds(self) -> str:
         """What the filter of levels finds it by."""
@@ -70,7 +77,8 @@ def report_values(reports: Sequence[PlainReport]) -> dict[str, Any]:
     times, losses = [times_of(report) for report in reports], _losses(reports)
     timed = all(report.speed is not None and report.speed.layers for report in reports)
     seconds = span([second for each in times for second in each.values()])
-    ends = {"loss": [words.figure(x) for x in losses], "time": [words.duration(x) for x in seconds]}
+    told = [words.duration(x) for x in seconds] if seconds[1] > 0 else None
+    ends = {"loss": [words.figure(x) for x in losses], "time": told}
     cells = [_cells(rows, i, levels, times, (losses, seconds)) for i in range(len(reports))]
     names = [words.budget_of(report, i) for i, report in enumerate(reports, 1)]
     reduced = [_reduction(report) for report in reports]
@@ -86,7 +94,7 @@ def report_values(reports: Sequence[PlainReport]) -> dict[str, Any]:
         "vast": len(rows) > VAST,
         "dense": len(rows) > DENSE,
         "plot": budgets_plot(names, reduced, [report.output_loss for report in reports]),
-        "sizes": [sizes_by_layer(report.layers) for report in reports],
+        "sizes": [sizes_by_layer([row.sizes(i) for row in rows]) for i in range(len(reports))],
         "island": island(_island(rows, reports, names, times if timed else None)),
         "words": words,
         "shortened": shortened,
@@ -138,7 +146,7 @@ def _cells(
         cells.append(
             Cell(
                 row.place,
-                about if took is None else f"{about}, {words.duration(took)}",
+                about if not took else f"{about}, {words.duration(took)}",
                 shade(layer.loss_relative, *losses, log=True),
                 colours[layer.level],
                 shade(took, *seconds),
@@ -176,11 +184,11 @@ def _island(
 def _opened(
     layer: LayerPart | None, report: PlainReport, weight: WeightPart | None, times: Mapping[str, float] | None
 ) -> dict[str, Any] | None:
-    """A layer in one run. Losses: baseline, greedy, refined and bound, and what they are relative to."""
+    """A layer in one run. Losses: the baseline's and its own; then greedy, refined and bound, on the damped Hessian."""
     if layer is None:
         return None
     energy = layer.loss / layer.loss_relative if layer.loss and layer.loss_relative else None
-    losses = (layer.loss_baseline, layer.loss_greedy, layer.loss_measured, layer.loss_bound)
+    losses = (layer.loss_baseline, layer.loss, layer.loss_greedy, layer.loss_measured, layer.loss_bound)
     own = report.weights.get(layer.name)
     found: dict[str, Any] = {
         "facts": _facts(layer, times),
@@ -209,7 +217,7 @@ def _facts(layer: LayerPart, times: Mapping[str, float] | None) -> list[tuple[st
         facts.append(("time in the runtime", words.duration(times[layer.name])))
     if layer.zeros is not None:
         facts.append(("zeros", words.percent(layer.zeros)))
-    solver = layer.solver + (f", {words.duration(layer.seconds)}" if layer.seconds is not None else "")
+    solver = layer.solver + (f", {words.duration(layer.seconds)}" if layer.seconds else "")
     facts.append(("solver", solver))
     facts.append(("positions", f"{layer.positions:,}"))
     if layer.damping is not None:

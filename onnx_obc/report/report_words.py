@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..core.errors import shortened
 from ..core.plural import counted
-from .plain_report import LayerPart, PlainReport, SpeedPart
+from .plain_report import EnginePart, LayerPart, PlainReport, SpeedPart
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -172,10 +172,44 @@ def correction_words(kinds: Sequence[str], sites: int) -> str:
     return f"{' and '.join(kinds)} at {counted(sites, 'place')}"
 
 
-def mean_loss(report: PlainReport) -> float | None:
-    """The mean of the layers' relative losses."""
-    known = [layer.loss_relative for layer in report.layers if layer.loss_relative is not None]
-    return sum(known) / len(known) if known else None
+def budgets_words(runs: Sequence[tuple[str, PlainReport, object]]) -> str:
+    """How much smaller each budget's model is, and how much faster, where that was measured."""
+    parts = []
+    for name, report, _ in runs:
+        ratio, speed = smaller(report), report.speed
+        how = size(report.file_bytes_after) if ratio is None else f"{ratio:.3g}× smaller"
+        parts.append(f"{name}: {how}" + (f", {speed.ratio:.3g}× as fast" if speed is not None else ""))
+    return " · ".join(parts)
+
+
+def quality_title(reports: Sequence[PlainReport]) -> str:
+    """What `quality_figure` shows of all of them."""
+    return "same class" if all(_agreement(report) is not None for report in reports) else "SQNR"
+
+
+def quality_figure(report: PlainReport) -> str:
+    """How often the dense model's class was kept, or else how close the outputs are."""
+    if (share := _agreement(report)) is not None:
+        return percent(share)
+    known = [one.sqnr_db for one in report.outputs if one.sqnr_db is not None]
+    return f"{figure(min(known))} dB" if known else "equal" if report.outputs else "–"
+
+
+def _agreement(report: PlainReport) -> float | None:
+    return min((one.top1_agreement for one in report.outputs if one.top1_agreement is not None), default=None)
+
+
+def engine_words(engine: EnginePart) -> str:
+    """What the runtime does with the file."""
+    if not engine.ran:
+        return f"Not run in its runtime: {engine.runtime}"
+    parts = []
+    if engine.quantized:
+        parts.append(f"{engine.in_integers} of {engine.quantized} quantized layers run in integers")
+    if engine.integer_weights:
+        count = f"{engine.in_weight_kernels} of {engine.integer_weights}"
+        parts.append(f"{count} layers with integer weights alone run in kernels for them")
+    return f"{engine.runtime}: {'; '.join(parts) or 'it runs'}"
 
 
 def over_bound(layer: LayerPart) -> float | None:
@@ -194,6 +228,11 @@ def time_after(report: PlainReport, layer: LayerPart) -> float | None:
 def total(layers: Sequence[LayerPart], field: str) -> int:
     """The sum of a field."""
     return sum(int(getattr(layer, field)) for layer in layers)
+
+
+def largest(layers: Sequence[LayerPart]) -> int:
+    """The bytes of the largest layer, before or after."""
+    return max((max(layer.bytes_before, layer.bytes_after) for layer in layers), default=0)
 
 
 def key(value: float | None) -> str:

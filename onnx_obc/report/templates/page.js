@@ -56,16 +56,20 @@
   const svg = (tag, attributes, ...children) => made(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
   const shown = (number) => (number === null || number === undefined ? "–" : String(Number(number.toPrecision(3))).replace("-", "−"));
 
-  const bars = (run, names) => {
-    const most = Math.max(...run.loss.map((loss) => loss || 0)) || 1;
-    const rows = run.loss.map((loss, i) => (loss === null ? null : html("tr", {},
-      html("th", { scope: "row" }, names[i]),
+  const losses = [["rounding, magnitude", "m0"], ["this solution", "m2"], ["greedy", "m1"], ["refined", "m2"], ["lower bound", "m3"]];
+  const bars = (run, from, to) => {
+    const part = run.loss.slice(from, to);
+    const most = Math.max(...part.map((loss) => loss || 0)) || 1;
+    const rows = part.map((loss, i) => (loss === null ? null : html("tr", {},
+      html("th", { scope: "row" }, losses[from + i][0]),
       html("td", {}, svg("svg", { class: "measure", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
-        svg("rect", { class: `m${i}`, x: 0, y: 0, width: Math.max(100 * loss / most, 0.4), height: 8 }))),
+        svg("rect", { class: losses[from + i][1], x: 0, y: 0, width: Math.max(100 * loss / most, 0.4), height: 8 }))),
       html("td", {}, shown(run.energy ? loss / run.energy : loss)))));
-    return html("figure", {}, html("table", { class: "losses" }, html("tbody", {}, ...rows)),
-      html("figcaption", {}, run.energy ? "Layer losses, as shares of ‖WX‖²" : "Layer losses"));
+    return html("table", { class: "losses" }, html("tbody", {}, ...rows));
   };
+  const lossFigure = (run) => html("figure", {}, bars(run, 0, 2),
+    html("figcaption", {}, run.energy ? "Layer loss as a share of ‖WX‖²" : "Layer loss"), bars(run, 2, 5),
+    html("figcaption", {}, "The same on the damped Hessian, which is solved on"));
 
   const histogram = ([low, high, counts], about, marks) => {
     const width = 340, height = 96, floor = 76;
@@ -118,11 +122,11 @@
       const facts = run.facts.flatMap(([term, said]) => [html("dt", {}, term), html("dd", {}, said)]);
       const notes = run.notes.map((note) => html("li", {}, note));
       parts.push(html("div", { class: "opened" }, html("dl", {}, ...facts),
-        bars(run, ["rounding, magnitude", "greedy", "refined", "lower bound"]),
+        lossFigure(run),
         layer.weight ? weightFigure(layer.weight, run) : null, run.input ? inputFigure(run.input) : null));
       if (notes.length) parts.push(html("ul", { class: "notes" }, ...notes));
     });
-    const more = html("tr", { class: "more shut" }, html("td", { colspan: heads.length }, html("div", {}, ...parts)));
+    const more = html("tr", { class: "more shut" }, html("td", { colspan: heads.length }, html("div", { class: "lazy" }, ...parts)));
     body.append(more);
     return more;
   };
