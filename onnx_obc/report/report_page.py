@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,20 @@ from .plain_report import HistogramPart, LayerPart, LeftPart, PlainReport, Weigh
 from .render import island, render_page, write_page
 from .report_figures import budgets_plot, level_order, level_shades, shade, sizes_by_layer, span
 
-VAST = 300  # layers from which on the page is laid out only where it is seen
+FIRST = 200  # layers that are laid out at once; others when the table is scrolled that far
 DENSE = 160  # layers from which on the cells of the strip are small
+LONGEST = 80  # characters of a name in the table
+STEPS = string.digits + string.ascii_lowercase + string.ascii_uppercase  # heights of a histogram's bins
+TERMS = ("level", "weight matrix", "bytes", "time in the runtime", "zeros", "solver", "positions", "damping") + (
+    "inputs always zero",
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A layer of one run in the strip. shades: of loss, level and time; None for a layer left as it is."""
+    """A layer of one run in the strip: its shades of loss, level and time; None for a layer left as it is."""
 
     place: int
-    label: str
     loss: int | None
     level: int
     time: int
@@ -54,6 +60,12 @@ class Row:
         """What the filter of levels finds it by."""
         found = dict.fromkeys("left" if layer is None else layer.level.replace(" ", "") for layer in self.layers)
         return " ".join(found)
+
+    def said(self, single: bool) -> str:
+        """What else than its cells it is found by: a name that is too long for them, notes, and why it was left."""
+        notes = [note for layer in self.layers[:1] if single and layer is not None for note in layer.notes]
+        left = [one.reason for one in self.left if one is not None]
+        return " ".join(dict.fromkeys([*([self.name] if len(self.name) > LONGEST else []), *notes, *left]))
 
     @property
     def op(self) -> str:
@@ -91,7 +103,7 @@ def report_values(reports: Sequence[PlainReport]) -> dict[str, Any]:
         "levels": level_shades(levels),
         "timed": timed,
         "ends": ends,
-        "vast": len(rows) > VAST,
+        "first": FIRST,
         "dense": len(rows) > DENSE,
         "plot": budgets_plot(names, reduced, [report.output_loss for report in reports]),
         "sizes": [sizes_by_layer([row.sizes(i) for row in rows]) for i in range(len(reports))],
@@ -136,22 +148,12 @@ def _cells(
     colours, (losses, seconds) = level_shades(levels), ends
     cells = []
     for row in rows:
-        layer, label = row.layers[run], shortened(row.name, 80)
+        layer = row.layers[run]
         if layer is None:
-            cells.append(Cell(row.place, f"{label}: left as it is", None, 0, 0))
+            cells.append(Cell(row.place, None, 0, 0))
             continue
-        took = times[run].get(row.name)
-        loss = words.figure(layer.loss_relative)
-        about = f"{label}: {layer.level}, relative loss {loss}, {words.size(layer.bytes_after)}"
-        cells.append(
-            Cell(
-                row.place,
-                about if not took else f"{about}, {words.duration(took)}",
-                shade(layer.loss_relative, *losses, log=True),
-                colours[layer.level],
-                shade(took, *seconds),
-            )
-        )
+        took = shade(times[run].get(row.name), *seconds)
+        cells.append(Cell(row.place, shade(layer.loss_relative, *losses, log=True), colours[layer.level], took))
     return cells
 
 
@@ -178,7 +180,7 @@ def _island(
         runs = [_opened(layer, reports[i], weight, times and times[i]) for i, layer in enumerate(row.layers)]
         about = {"name": row.name, "runs": runs, "left": [one and one.reason for one in row.left]}
         layers.append(about if weight is None else {**about, "weight": _bins(weight.histogram)})
-    return {"names": [] if len(reports) == 1 else list(names), "layers": layers}
+    return {"names": [] if len(reports) == 1 else list(names), "terms": TERMS, "layers": layers}
 
 
 def _opened(
@@ -206,29 +208,27 @@ def _opened(
     return found
 
 
-def _facts(layer: LayerPart, times: Mapping[str, float] | None) -> list[tuple[str, str]]:
-    """A layer's figures, as words."""
-    facts = [
-        ("level", f"{layer.level}, input {layer.activations}"),
-        ("weight matrix", f"{layer.groups} × {layer.rows} × {layer.columns}"),
-        ("bytes", f"{words.size(layer.bytes_before)} → {words.size(layer.bytes_after)}"),
+def _facts(layer: LayerPart, times: Mapping[str, float] | None) -> list[str | None]:
+    """A layer's figures, as words, in the order of TERMS."""
+    return [
+        f"{layer.level}, input {layer.activations}",
+        f"{layer.groups} × {layer.rows} × {layer.columns}",
+        f"{words.size(layer.bytes_before)} → {words.size(layer.bytes_after)}",
+        words.duration(times[layer.name]) if times and layer.name in times else None,
+        None if layer.zeros is None else words.percent(layer.zeros),
+        layer.solver + (f", {words.duration(layer.seconds)}" if layer.seconds else ""),
+        f"{layer.positions:,}",
+        None if layer.damping is None else words.figure(layer.damping),
+        str(layer.dead_columns) if layer.dead_columns else None,
     ]
-    if times and layer.name in times:
-        facts.append(("time in the runtime", words.duration(times[layer.name])))
-    if layer.zeros is not None:
-        facts.append(("zeros", words.percent(layer.zeros)))
-    solver = layer.solver + (f", {words.duration(layer.seconds)}" if layer.seconds else "")
-    facts.append(("solver", solver))
-    facts.append(("positions", f"{layer.positions:,}"))
-    if layer.damping is not None:
-        facts.append(("damping", words.figure(layer.damping)))
-    if layer.dead_columns:
-        facts.append(("inputs always zero", str(layer.dead_columns)))
-    return facts
 
 
 def _bins(found: HistogramPart) -> list[Any]:
-    return [_short(found.low), _short(found.high), list(found.counts)]
+    """The ends, and the height of each bin as a character: logarithms of counts, of STEPS steps."""
+    most = math.log1p(max(found.counts)) or 1.0
+    last = len(STEPS) - 1
+    heights = [min(math.ceil(last * math.log1p(count) / most), last) for count in found.counts]
+    return [_short(found.low), _short(found.high), "".join(STEPS[height] for height in heights)]
 
 
 def _short(value: float | None) -> float | None:

@@ -9,8 +9,10 @@
   /* Sorting. What has no value comes last. */
   const value = (body, column) => {
     const cell = body.rows[0].cells[column];
-    const text = cell && cell.dataset.s !== undefined ? cell.dataset.s : "";
-    return text === "" ? null : heads[column].dataset.as === "words" ? text.toLowerCase() : Number(text);
+    const text = !cell ? "" : cell.dataset.s !== undefined ? cell.dataset.s : cell.textContent.trim();
+    if (text === "" || text === "–") return null;
+    if (heads[column].dataset.as === "words") return text.toLowerCase();
+    return Number.isNaN(Number(text)) ? null : Number(text);
   };
   const collator = new Intl.Collator("en", { numeric: true });
   const sort = (column, ascending) => {
@@ -21,6 +23,7 @@
       return (ascending ? order : -order) || i - j;
     });
     table.append(...keyed.map((entry) => entry[2]));
+    if (end) show();
     heads.forEach((head, i) => head.setAttribute("aria-sort", i !== column ? "none" : ascending ? "ascending" : "descending"));
   };
   heads.forEach((head, column) => {
@@ -32,16 +35,40 @@
   const words = document.getElementById("words");
   const kind = document.getElementById("kind");
   const found = document.getElementById("found");
+  const texts = new Map();
+  const said = (body) => {
+    if (!texts.has(body)) texts.set(body, `${body.dataset.words || ""} ${body.rows[0].textContent}`.toLowerCase());
+    return texts.get(body);
+  };
+  const step = 200; /* rows that are laid out at a time: the others when the table is scrolled that far */
+  let most = step;
+  const show = () => {
+    let shown = 0;
+    for (const body of table.tBodies) {
+      if (body.hidden) continue;
+      shown += 1;
+      body.classList.toggle("late", shown > most);
+    }
+  };
+  const end = document.getElementById("end");
+  if (end && bodies.length > step) {
+    new IntersectionObserver((seen) => {
+      if (!seen[0].isIntersecting || !table.querySelector(":scope > .late:not([hidden])")) return;
+      most += step;
+      show();
+    }, { root: end.parentElement, rootMargin: "400px" }).observe(end);
+  }
   const filter = () => {
     const wanted = words.value.trim().toLowerCase();
     let shown = 0;
     for (const body of bodies) {
-      const fits = (!wanted || body.dataset.words.toLowerCase().includes(wanted))
+      const fits = (!wanted || said(body).includes(wanted))
         && (!kind.value || body.dataset.kinds.split(" ").includes(kind.value));
       if (body.hidden === fits) body.hidden = !fits;
       shown += fits;
     }
     found.textContent = `${shown} of ${bodies.length} layers`;
+    if (end) show();
   };
   words.addEventListener("input", filter);
   kind.addEventListener("change", filter);
@@ -71,14 +98,14 @@
     html("figcaption", {}, run.energy ? "Layer loss as a share of ‖WX‖²" : "Layer loss"), bars(run, 2, 5),
     html("figcaption", {}, "The same on the damped Hessian, which is solved on"));
 
-  const histogram = ([low, high, counts], about, marks) => {
+  const STEPS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+  const histogram = ([low, high, bins], about, marks) => {
     const width = 340, height = 96, floor = 76;
     const x = (at) => (width * (at - low)) / (high - low);
-    const most = Math.log1p(Math.max(...counts)) || 1;
-    const each = width / counts.length;
-    const drawn = counts.map((count, i) => {
-      const up = (floor - 4) * Math.log1p(count) / most;
-      return count ? `M${(i * each).toFixed(1)} ${floor}v${(-up).toFixed(1)}h${(each * 0.86).toFixed(1)}V${floor}z` : "";
+    const each = width / bins.length;
+    const drawn = [...bins].map((bin, i) => {
+      const up = (floor - 4) * STEPS.indexOf(bin) / (STEPS.length - 1);
+      return up ? `M${(i * each).toFixed(1)} ${floor}v${(-up).toFixed(1)}h${(each * 0.86).toFixed(1)}V${floor}z` : "";
     });
     const label = (at, text, anchor) => svg("text", { x: at, y: height - 5, "text-anchor": anchor }, text);
     const zero = low < 0 && high > 0 && x(0) > 60 && x(0) < width - 60 ? label(x(0), "0", "middle") : null;
@@ -109,9 +136,12 @@
 
   const island = document.getElementById("data");
   let data = null;
-  const build = (body) => {
+  const layerOf = (row) => {
     data = data || JSON.parse(island.textContent);
-    const layer = data.layers[Number(body.dataset.row)];
+    return data.layers[Number(row)];
+  };
+  const build = (body) => {
+    const layer = layerOf(body.dataset.row);
     const parts = layer.name.length > 80 ? [html("p", { class: "whole" }, layer.name)] : [];
     layer.runs.forEach((run, i) => {
       if (data.names.length) parts.push(html("h3", {}, data.names[i]));
@@ -119,7 +149,7 @@
         parts.push(html("p", {}, `Left as it is: ${layer.left[i] || "no reason is known"}`));
         return;
       }
-      const facts = run.facts.flatMap(([term, said]) => [html("dt", {}, term), html("dd", {}, said)]);
+      const facts = run.facts.flatMap((said, j) => (said ? [html("dt", {}, data.terms[j]), html("dd", {}, said)] : []));
       const notes = run.notes.map((note) => html("li", {}, note));
       parts.push(html("div", { class: "opened" }, html("dl", {}, ...facts),
         lossFigure(run),
@@ -163,12 +193,19 @@
       words.value = kind.value = "";
       filter();
     }
+    body.classList.remove("late");
     open(body, true);
     body.scrollIntoView({ block: "nearest" });
     body.querySelector(".open-row").focus({ preventScroll: true });
   };
-  for (const strip of strips) {
+  strips.forEach((strip, number) => {
     const all = [...strip.children];
+    const named = (cell) => {
+      const layer = layerOf(cell.dataset.row), run = layer.runs[number];
+      const loss = run && run.energy ? `, relative loss ${shown(run.loss[1] / run.energy)}` : "";
+      cell.title = `${layer.name.length > 100 ? `${layer.name.slice(0, 99)}…` : layer.name}: ${run ? `${run.facts[0]}${loss}, ${run.facts[2]}` : "left as it is"}`;
+    };
+    if (!strip.classList.contains("fine")) all.forEach(named);
     const across = () => all.findIndex((cell) => cell.offsetTop !== all[0].offsetTop);
     strip.addEventListener("click", (event) => {
       const cell = event.target.closest("button");
@@ -176,6 +213,7 @@
     });
     const tell = (event) => {
       const cell = event.target.closest("button");
+      if (cell && !cell.title) named(cell);
       if (cell) pointed.textContent = `${Number(cell.dataset.row) + 1} of ${all.length}. ${cell.title}`;
     };
     strip.addEventListener("mouseover", tell);
@@ -191,7 +229,7 @@
       next.tabIndex = 0;
       next.focus();
     });
-  }
+  });
   for (const choice of document.querySelectorAll(".switch input")) {
     choice.addEventListener("change", () => {
       strips.forEach((strip) => { strip.dataset.by = choice.value; });
