@@ -1,9 +1,9 @@
 """How large a report's page is, and how long a browser takes to open it: `python -m benchmarks.speed.page`.
 
-Reports that nobody made, of 200 and of 4,000 layers with all that a page shows. Prints bytes, the time to write the page,
-and from a headless Chromium (selenium, chromium and its driver are needed) the time from the navigation's start until the
-page's scripts have run (domInteractive is before them, domContentLoadedEventEnd behind them), until it is painted, and
-what a click on a layer, a search and a sort take.
+Reports that nobody made, of 200 and of 4,000 layers with all that a page shows. Prints bytes, the time to write the
+page, and from a headless Chromium (selenium, chromium and its driver are needed) the time from the navigation's start
+until the page's scripts have run (domContentLoadedEventEnd), until it is painted, and what a click on a layer, a
+search and a sort take.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def main() -> None:
             write_report_page(checked_reports(plain, "benchmark"), page)
             wrote = time.perf_counter() - began
             size = len(json.dumps(plain))
-            print(f"{count} layers: report {size:,} bytes, page {page.stat().st_size:,} bytes, written in {wrote:.2f} s")
+            print(
+                f"{count} layers: report {size:,} bytes, page {page.stat().st_size:,} bytes, written in {wrote:.2f} s"
+            )
             rounds = [timed(browser, page) for _ in range(options.rounds)]
             for name in rounds[0]:
                 print(f"  {name}: {statistics.median(one[name] for one in rounds):.0f} ms")

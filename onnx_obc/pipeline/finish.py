@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..core.arrays import Feed
+from ..core.display import shown
 from ..core.errors import VerificationError
 from ..core.files import scratch_prefix
 from ..core.progress import Feedback
@@ -36,6 +37,10 @@ class Result:
     model: ir.Model
     report: Report
     path: Path | None
+
+    def _repr_html_(self) -> str | None:
+        """The page of the report, for notebooks."""
+        return shown(self)
 
 
 @dataclass(frozen=True)

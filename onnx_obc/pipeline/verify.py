@@ -240,7 +240,8 @@ def compare_outputs(
 ) -> tuple[list[OutputMatch], float | None, Check]:
     """Run the dense and the written model on the samples in turn, and compare every output that is a numeric array.
 
-    look: called with each feed and the outputs of both models. Returns how far each is, the output loss of all, None if they cannot be compared, and the check.
+    look: called with each feed and the outputs of both models. Returns how far each is, the output loss of all, None if
+    they cannot be compared, and the check.
     """
     reference = open_session(dense, device=execution.device, threads=execution.threads)
     session = open_session(path, device=execution.device, threads=execution.threads)

@@ -52,7 +52,7 @@ class WorstSamples:
         self._kept: list[_Seen] = []
 
     def add(self, batch: Batch, dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> None:
-        """Add the outputs of one feed; those that do not lie along its samples say nothing of one, unless it has one."""
+        """Add the outputs of one feed. Those that do not lie along its samples say nothing of one of several."""
         names = [name for name, y in dense.items() if is_float(y) and (batch.count == 1 or _along(y, batch.count))]
         for index in range(batch.count if names else 0):
             one = slice(None) if batch.count == 1 else slice(index, index + 1)

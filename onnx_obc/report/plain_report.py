@@ -275,9 +275,8 @@ def _checked(plain: object, where: str) -> PlainReport:
     if not isinstance(plain, dict) or "schema" not in plain or "layers" not in plain:
         raise ReportError(f"{where}: is no report of a run of onnx-obc; give the file that --report wrote")
     if plain["schema"] != SCHEMA:
-        raise ReportError(
-            f"{where}: schema {quoted(plain['schema'])}, and this version reads {SCHEMA}; use the onnx-obc that wrote it"
-        )
+        found = quoted(plain["schema"])
+        raise ReportError(f"{where}: schema {found}, but this version reads {SCHEMA}; use the onnx-obc that wrote it")
     try:
         return PlainReport.model_validate(plain)
     except (ValidationError, RecursionError, ValueError) as error:

@@ -54,7 +54,10 @@ def sizes_by_layer(sizes: Sequence[tuple[int, int]]) -> str:
             if count:
                 yield (x(place) + room, y(0)), (x(place + 1) - room, y(count))
 
-    parts = [rectangles(bars(before for before, _ in sizes), "was"), rectangles(bars(after for _, after in sizes), "now")]
+    parts = [
+        rectangles(bars(before for before, _ in sizes), "was"),
+        rectangles(bars(after for _, after in sizes), "now"),
+    ]
     about = f"bytes of {len(sizes)} layers before and after, in the order of the model"
     return figure(width, height, about, parts, "by-layer", stretched=True)
 

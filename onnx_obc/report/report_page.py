@@ -19,7 +19,8 @@ FIRST = 200  # layers that are laid out at once; others when the table is scroll
 DENSE = 160  # layers from which on the cells of the strip are small
 LONGEST = 80  # characters of a name in the table
 STEPS = string.digits + string.ascii_lowercase + string.ascii_uppercase  # heights of a histogram's bins
-TERMS = ("level", "weight matrix", "bytes", "time in the runtime", "zeros", "solver", "positions", "damping") + (
+TERMS = (
+    *("level", "weight matrix", "bytes", "time in the runtime", "zeros", "solver", "positions", "damping"),
     "inputs always zero",
 )
 
@@ -89,8 +90,7 @@ def report_values(reports: Sequence[PlainReport]) -> dict[str, Any]:
     times, losses = [times_of(report) for report in reports], _losses(reports)
     timed = all(report.speed is not None and report.speed.layers for report in reports)
     seconds = span([second for each in times for second in each.values()])
-    told = [words.duration(x) for x in seconds] if seconds[1] > 0 else None
-    ends = {"loss": [words.figure(x) for x in losses], "time": told}
+    ends = {"loss": [*map(words.figure, losses)], "time": [*map(words.duration, seconds)] if seconds[1] > 0 else []}
     cells = [_cells(rows, i, levels, times, (losses, seconds)) for i in range(len(reports))]
     names = [words.budget_of(report, i) for i, report in enumerate(reports, 1)]
     reduced = [_reduction(report) for report in reports]
@@ -119,7 +119,7 @@ def rows_of(reports: Sequence[PlainReport]) -> list[Row]:
     order = {name: place for report in reports for place, name in enumerate(report.order)}
     found = [{x.name: x for x in report.layers} for report in reports]
     left = [{x.name: x for x in report.left_out} for report in reports]
-    names = list(dict.fromkeys(name for part in (*found, *left) for name in part))
+    names = list(dict.fromkeys([name for part in found for name in part] + [name for part in left for name in part]))
     names.sort(key=lambda name: order.get(name, len(order)))
     return [
         Row(i, name, tuple(part.get(name) for part in found), tuple(part.get(name) for part in left))
@@ -177,7 +177,10 @@ def _island(
     layers = []
     for row in rows:
         weight = next((report.weights[row.name] for report in reports if row.name in report.weights), None)
-        runs = [_opened(layer, reports[i], weight, times and times[i]) for i, layer in enumerate(row.layers)]
+        runs = [
+            _opened(layer, reports[i], weight, None if times is None else times[i])
+            for i, layer in enumerate(row.layers)
+        ]
         about = {"name": row.name, "runs": runs, "left": [one and one.reason for one in row.left]}
         layers.append(about if weight is None else {**about, "weight": _bins(weight.histogram)})
     return {"names": [] if len(reports) == 1 else list(names), "terms": TERMS, "layers": layers}
@@ -203,7 +206,7 @@ def _opened(
         first = -(2 ** (grid.bits - 1)) if grid.symmetric else 0
         found["grid"] = [_short(grid.scale), grid.zero_point - first, grid.bits]
         found["scales"] = [_short(grid.smallest), _short(grid.largest)]
-    if own is not None and own.input in report.histograms:
+    if own is not None and own.input is not None and own.input in report.histograms:
         found["input"] = [own.input, _bins(report.histograms[own.input]), report.activations.get(own.input)]
     return found
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 LEVELS = ("int8", "int4-asym", "2:4+int8", "sparse-0.60+int4")
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 
 
 def make_report(count: int = 6, names: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
@@ -20,8 +22,12 @@ def make_report(count: int = 6, names: tuple[str, ...] = (), **others: Any) -> d
         name: {
             "histogram": {"low": -0.5, "high": 0.6, "counts": [int(x) for x in random.integers(0, 900, 64)]},
             "grid": {
-                **{"scale": 0.013, "zero_point": 7, "bits": 4, "symmetric": False},
-                **{"smallest": 0.004, "largest": 0.02},
+                "scale": 0.013,
+                "zero_point": 7,
+                "bits": 4,
+                "symmetric": False,
+                "smallest": 0.004,
+                "largest": 0.02,
             },
             "nodes": [name],
             "input": f"{name}_input",
@@ -53,7 +59,14 @@ def make_report(count: int = 6, names: tuple[str, ...] = (), **others: Any) -> d
         ],
         "outputs": [{"name": "logits", "sqnr_db": 24.1, "top1_agreement": 0.9, "not_finite": []}],
         "worst": [
-            {"name": f"data/{i}.png", "loss": 0.5 / (i + 1), "sqnr_db": 9.0, "dense_class": 3, "found_class": i, "image": PIXEL}
+            {
+                "name": f"data/{i}.png",
+                "loss": 0.5 / (i + 1),
+                "sqnr_db": 9.0,
+                "dense_class": 3,
+                "found_class": i,
+                "image": PIXEL,
+            }
             for i in range(8)
         ],
         "output_loss": 0.012,
@@ -72,12 +85,30 @@ def make_layer(name: str, random: np.random.Generator) -> dict[str, Any]:
     loss = float(10 ** random.uniform(-6, -2))
     rows, columns = int(random.integers(8, 512)), int(random.integers(9, 2304))
     return {
-        **{"name": name, "op": "Conv", "groups": 1, "rows": rows, "columns": columns},
-        **{"level": LEVELS[int(random.integers(len(LEVELS)))], "activations": "int8", "solver": "exact"},
-        **{"loss_predicted": 5 * loss, "loss_greedy": 6 * loss, "loss_measured": 5 * loss, "loss_bound": 3 * loss},
-        **{"loss": 4 * loss, "loss_relative": loss, "loss_baseline": 12 * loss, "baseline_relative": 3 * loss},
-        **{"ordered_over_exact": None, "zeros": 0.04, "damping": 0.01, "dead_columns": 0, "positions": 4000},
-        **{"seconds": float(random.uniform(0.1, 3)), "bytes_before": 4 * rows * columns, "bytes_after": rows * columns},
+        "name": name,
+        "op": "Conv",
+        "groups": 1,
+        "rows": rows,
+        "columns": columns,
+        "level": LEVELS[int(random.integers(len(LEVELS)))],
+        "activations": "int8",
+        "solver": "exact",
+        "loss_predicted": 5 * loss,
+        "loss_greedy": 6 * loss,
+        "loss_measured": 5 * loss,
+        "loss_bound": 3 * loss,
+        "loss": 4 * loss,
+        "loss_relative": loss,
+        "loss_baseline": 12 * loss,
+        "baseline_relative": 3 * loss,
+        "ordered_over_exact": None,
+        "zeros": 0.04,
+        "damping": 0.01,
+        "dead_columns": 0,
+        "positions": 4000,
+        "seconds": float(random.uniform(0.1, 3)),
+        "bytes_before": 4 * rows * columns,
+        "bytes_after": rows * columns,
         "notes": ["its first note"] if random.random() < 0.2 else [],
     }
 
@@ -88,7 +119,11 @@ def budgets(*asked: str, count: int = 6) -> list[dict[str, Any]]:
     for number, budget in enumerate(asked, 2):
         costs = {"bops": 1 / (4 * number), "size": 1 / number}
         search = {"budget": budget, "search": "dp", "sensitivity": "output", "predicted_loss": 0.1, "costs": costs}
-        others = {"output": f"out/net-{number}.onnx", "output_loss": 0.01 * number, "file_bytes_after": 4_000_000 // number}
+        others = {
+            "output": f"out/net-{number}.onnx",
+            "output_loss": 0.01 * number,
+            "file_bytes_after": 4_000_000 // number,
+        }
         found.append(make_report(count, search={**search, "latency": None}, **others))
     first, *rest = found[-1]["layers"]
     left = {"name": first["name"], "op": first["op"], "reason": "float, as the budget allows"}
