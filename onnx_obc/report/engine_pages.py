@@ -36,9 +36,15 @@ def write_check_page(found: FileCheck, path: Path) -> None:
 def write_bench_page(found: Benchmark, path: Path) -> None:
     """The page of a benchmark. Raises OutputError."""
     most = max(one.ratio for one in found.files)
+    named = Counter(words.file_name(one.file) for one in found.files)
+
+    def name(path: str) -> str:
+        short = words.file_name(path)
+        return shortened(short if named[short] == 1 else path, 60)
+
     rows = [
         {
-            "name": shortened(words.file_name(one.file), 60),
+            "name": name(one.file),
             "path": one.file,
             "one": one,
             "bar": _bar(one.ratio, one.low, one.high, most),
@@ -48,6 +54,7 @@ def write_bench_page(found: Benchmark, path: Path) -> None:
     ]
     best = max(found.files[1:], key=lambda one: one.ratio)
     values = {"found": found, "rows": rows, "best": best, "first": found.files[0], "words": words}
+    values |= {"title": f"{name(best.file)} against {name(found.files[0].file)}"}
     write_page("bench.html.j2", values, path)
 
 

@@ -41,13 +41,14 @@
     return texts.get(body);
   };
   const step = 200; /* rows that are laid out at a time: the others when the table is scrolled that far */
+  const asked = new Set(); /* rows that were opened from the strip */
   let most = step;
   const show = () => {
     let shown = 0;
     for (const body of table.tBodies) {
       if (body.hidden) continue;
       shown += 1;
-      body.classList.toggle("late", shown > most);
+      body.classList.toggle("late", shown > most && !asked.has(body));
     }
   };
   const end = document.getElementById("end");
@@ -80,7 +81,10 @@
     return node;
   };
   const html = (tag, attributes, ...children) => made(document.createElement(tag), attributes, children);
-  const svg = (tag, attributes, ...children) => made(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+  const drawings = made(document.createElement("template"));
+  drawings.innerHTML = "<svg></svg>";
+  const space = drawings.content.firstChild.namespaceURI;
+  const svg = (tag, attributes, ...children) => made(document.createElementNS(space, tag), attributes, children);
   const shown = (number) => (number === null || number === undefined ? "–" : String(Number(number.toPrecision(3))).replace("-", "−"));
 
   const losses = [["rounding, magnitude", "m0"], ["this solution", "m2"], ["greedy", "m1"], ["refined", "m2"], ["lower bound", "m3"]];
@@ -193,6 +197,7 @@
       words.value = kind.value = "";
       filter();
     }
+    asked.add(body);
     body.classList.remove("late");
     open(body, true);
     body.scrollIntoView({ block: "nearest" });
