@@ -18,6 +18,7 @@ from ..graph.model import read_model
 from ..graph.save import save_model
 from .plain_report import LayerPart, PlainReport
 from .report_figures import level_order, level_shades, shade, span
+from .report_words import faster
 
 LOSS_COLOURS = ("#f8ede4", "#f1d5be", "#e8b78f", "#dc9460", "#c66f37", "#a04b1b", "#6f2c0c")
 LEVEL_COLOURS = ("#dfeaf3", "#b9d3e6", "#8db8d7", "#5f9ac5", "#377bad", "#1d5c8c", "#0b3d63")
@@ -84,7 +85,7 @@ def _in_words(report: PlainReport, layer: LayerPart) -> dict[str, str]:
         said["relative loss"] = f"{layer.loss_relative:.4g}"
     if layer.baseline_relative is not None:
         said["relative loss of the baseline"] = f"{layer.baseline_relative:.4g}"
-    if (ratio := _faster(report, layer)) is not None:
+    if (ratio := faster(report, layer)) is not None:
         said["times faster"] = f"{ratio:.3g}"
     return said
 
@@ -93,7 +94,7 @@ def _node_data(report: PlainReport) -> dict[str, dict[str, Any]]:
     """Each figure in Model Explorer's form."""
     low, high = span([layer.loss_relative for layer in report.layers], log=True)
     levels = level_shades(level_order([report]))
-    speeds = {layer.name: _faster(report, layer) for layer in report.layers}
+    speeds = {layer.name: faster(report, layer) for layer in report.layers}
     slowest, fastest = span(speeds.values())
     most = max((layer.bytes_after for layer in report.layers), default=1)
     results: dict[str, dict[str, Any]] = {figure: {} for figure in FIGURES}
@@ -122,9 +123,3 @@ def _node_data(report: PlainReport) -> dict[str, dict[str, Any]]:
 def _nodes(report: PlainReport, layer: LayerPart) -> tuple[str, ...]:
     weight = report.weights.get(layer.name)
     return weight.nodes if weight is not None and weight.nodes else (layer.name,)
-
-
-def _faster(report: PlainReport, layer: LayerPart) -> float | None:
-    times = report.speed.layers if report.speed is not None else None
-    before, after = times[layer.name] if times and layer.name in times else (None, None)
-    return before / after if before and after else None

@@ -111,6 +111,7 @@ class CorrectionPart(Part):
     sites: Count
     loss_before: Number
     loss_after: Number
+    standard_error: Number = None
     kept: bool
 
 

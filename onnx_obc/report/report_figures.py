@@ -75,5 +75,5 @@ def budgets_plot(labels: Sequence[str], ratios: Sequence[float | None], losses: 
     parts.append(line([(x(where[i][0]), y(where[i][1])) for i in front(where)], "run q slim"))
     for r, q, label in known:
         parts.append(circle(x(r), y(q), 4.5, "dot q", f"{label}: {r:.3g} times, output loss {q:.3g}"))
-        parts.append(text(x(r) + 8, y(q) - 8, label, "on q"))
+        parts.append(text(x(r) + 9, y(q) + 14, label, "on q"))
     return figure(width, height, "output loss against size, one point for each budget", parts)

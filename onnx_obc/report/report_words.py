@@ -43,7 +43,7 @@ def figure(value: float | None) -> str:
     """A number in three digits; a dash where it is not known."""
     if value is None:
         return "–"
-    return f"{value:.3g}".replace("-", "−")
+    return re.sub("e([-+])0", r"e\1", f"{value:.3g}").replace("-", "−").replace("+", "")
 
 
 def percent(share: float | None) -> str:
@@ -103,8 +103,9 @@ def metric_words(report: PlainReport) -> str | None:
     one = report.metric
     if one is None:
         return None
-    error = "" if one.standard_error is None else f" ± {figure(one.standard_error)}"
-    drop = "" if one.drop is None else f", a drop of {figure(one.drop)}{error}"
+    error = "" if one.standard_error is None else f" ± {percent(one.standard_error)}"
+    how = "a drop of" if (one.drop or 0) >= 0 else "better by"
+    drop = "" if one.drop is None else f", {how} {percent(abs(one.drop))}{error}"
     on = "" if one.samples is None else f" on {counted(one.samples, 'sample')}"
     return f"{one.name} {figure(one.dense)} → {figure(one.compressed)}{drop}{on}"
 
@@ -172,14 +173,18 @@ def correction_words(kinds: Sequence[str], sites: int) -> str:
     return f"{' and '.join(kinds)} at {counted(sites, 'place')}"
 
 
-def budgets_words(runs: Sequence[tuple[str, PlainReport, object]]) -> str:
-    """How much smaller each budget's model is, and how much faster, where that was measured."""
-    parts = []
-    for name, report, _ in runs:
-        ratio, speed = smaller(report), report.speed
-        how = size(report.file_bytes_after) if ratio is None else f"{ratio:.3g}× smaller"
-        parts.append(f"{name}: {how}" + (f", {speed.ratio:.3g}× as fast" if speed is not None else ""))
-    return " · ".join(parts)
+def budgets_words(reports: Sequence[PlainReport]) -> str:
+    """How much smaller the models of several budgets are, and how much faster, where that was measured."""
+    ratios = [ratio for report in reports if (ratio := smaller(report)) is not None]
+    speeds = [report.speed.ratio for report in reports if report.speed is not None]
+    parts = [f"{_between(ratios)} smaller"] if ratios else []
+    parts += [f"{_between(speeds)} as fast"] if speeds else []
+    return f"{len(reports)} budgets: {', '.join(parts) or 'sizes below'}"
+
+
+def _between(ratios: Sequence[float]) -> str:
+    low, high = times(min(ratios)), times(max(ratios))
+    return low if low == high else f"{low} to {high}"
 
 
 def quality_title(reports: Sequence[PlainReport]) -> str:
@@ -223,6 +228,18 @@ def time_after(report: PlainReport, layer: LayerPart) -> float | None:
     """The seconds that a layer takes in the runtime now."""
     found = report.speed.layers if report.speed is not None else None
     return found[layer.name][1] if found and layer.name in found else None
+
+
+def faster(report: PlainReport, layer: LayerPart) -> float | None:
+    """How many times faster a layer is than in the dense model."""
+    found = report.speed.layers if report.speed is not None else None
+    before, after = found[layer.name] if found and layer.name in found else (None, None)
+    return before / after if before and after else None
+
+
+def refused(report: PlainReport) -> bool:
+    """Whether the file misses what the user demanded."""
+    return any(not gate.passed for gate in report.gates)
 
 
 def total(layers: Sequence[LayerPart], field: str) -> int:

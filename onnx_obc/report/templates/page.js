@@ -85,7 +85,12 @@
   drawings.innerHTML = "<svg></svg>";
   const space = drawings.content.firstChild.namespaceURI;
   const svg = (tag, attributes, ...children) => made(document.createElementNS(space, tag), attributes, children);
-  const shown = (number) => (number === null || number === undefined ? "–" : String(Number(number.toPrecision(3))).replace("-", "−"));
+  const shown = (number) => {
+    if (number === null || number === undefined) return "–";
+    const short = Number(number.toPrecision(3));
+    const text = short && Math.abs(short) < 1e-4 ? short.toExponential().replace("+", "") : String(short);
+    return text.replace(/-/g, "−");
+  };
 
   const losses = [["rounding, magnitude", "m0"], ["this solution", "m2"], ["greedy", "m1"], ["refined", "m2"], ["lower bound", "m3"]];
   const bars = (run, from, to) => {
