@@ -11,7 +11,8 @@ STORED = 512  # calibration samples that a database keeps, at most
 TRAINING = 512  # samples of global AdaPrune, at most
 LEARNING = 1024  # samples that learned rounding looks at, at most
 CORRECTING = 96  # samples that corrections of statistics look at, at most
-JUDGING = 32  # others, besides those held out, that they are judged on, at most: few samples make up a divergence
+ENOUGH = 32  # samples held out that judge corrections alone: few make up a divergence, and with fewer,
+JUDGING = 32  # at most so many others, that the corrections did not look at, judge too
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from ..calibration.split import CORRECTING, JUDGING, TRAINING, first_samples
-from ..core.arrays import Float32
+from ..calibration.split import CORRECTING, ENOUGH, JUDGING, TRAINING, first_samples
+from ..core.arrays import Feed, Float32
 from ..core.errors import RecipeError
 from ..core.progress import Progress
 from ..core.solution import Solution
@@ -18,7 +18,7 @@ from ..correction.sites import Kind, Site, find_sites
 from ..correction.statistics import WrittenLayer, correct
 from ..graph.layers import find_layers
 from ..graph.write import Writer, WrittenWeight
-from ..runtime.judge import Judge
+from ..runtime.judge import Judge, clearly_less
 from ..targets.registry import TARGETS
 from .layer import Solved, solving_device
 from .material import Material
@@ -35,15 +35,17 @@ class CorrectionReport:
     kinds: what was corrected: the output of layers that had a BatchNormalization behind them (mean and variance), the
     output of other normalisations (mean and variance), the bias of other layers (mean); or `global AdaPrune`, or
     `sequential`. sites: at how many places.
-    loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out and on others that the
-    correction did not look at; on the calibration samples where none could be held out. kept: whether it was lower, and
-    the correction stayed.
+    loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out, and, where these are
+    few, on others that the correction did not look at; on the calibration samples where none could be held out.
+    standard_error: of the difference, over these samples; None where it cannot be told. kept: whether the loss fell by
+    more than that, and the correction stayed.
     """
 
     kinds: tuple[str, ...]
     sites: int
     loss_before: float
     loss_after: float
+    standard_error: float | None
     kept: bool
 
 
@@ -77,18 +79,21 @@ def correct_statistics(
     """Correct the plan's model, in place. Returns the layers as they are then, and what was tried.
 
     reference, sites: the plan's model and its sites before it was written into. All kinds together come first; if they
-    make the output loss worse on samples that they did not look at, each on its own, and what still does is dropped.
+    do not lower the output loss clearly on samples that they did not look at, each on its own, and what still does not
+    is dropped.
     """
     kinds = tuple(kind for kind in KINDS if any(site.kind == kind for site in sites))
     if not kinds:
         return solved, ()
     samples = first_samples(material.feeds, CORRECTING)
     feeds = list(samples.feeds())
-    unseen = first_samples(material.feeds.part(samples.count, material.feeds.count), JUDGING)
-    judge = Judge(material.dense, [*material.held_out.feeds(), *unseen.feeds()], recipe.execution())
+    unseen: list[Feed] = []
+    if material.held_out.count < ENOUGH:
+        unseen = list(first_samples(material.feeds.part(samples.count, material.feeds.count), JUDGING).feeds())
+    judge = Judge(material.dense, [*material.held_out.feeds(), *unseen], recipe.execution())
     weights = {weight.layer: weight for weight in written}
     attempts: list[CorrectionReport] = []
-    loss = judge.loss(plan.model)
+    loss = judge.losses(plan.model)
     rounds = 1 if len(kinds) == 1 else 2
 
     def attempt(chosen: tuple[Kind, ...]) -> bool:
@@ -104,9 +109,9 @@ def correct_statistics(
             execution=recipe.execution(),
             progress=lambda done: progress("correct", done, rounds * len(sites)),
         )
-        after = judge.loss(plan.model)
-        kept = after < loss
-        attempts.append(CorrectionReport(chosen, len(found), loss, after, kept))
+        after = judge.losses(plan.model)
+        kept, error = clearly_less(after, loss)
+        attempts.append(CorrectionReport(chosen, len(found), loss.value, after.value, error, kept))
         if kept:
             loss = after
             solved = {name: replace(entry, solution=solutions[name]) for name, entry in solved.items()}
@@ -165,10 +170,10 @@ def train_all(
     )
     judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
     before, after = (
-        judge.loss(_float_model(plan, weights, biases))
+        judge.losses(_float_model(plan, weights, biases))
         for weights, biases in ((solutions, {}), (found.solutions, found.biases))
     )
-    kept = after < before
+    kept, error = clearly_less(after, before)
     if kept:
         _set_biases(plan.model, found.biases)
         note = "trained by global AdaPrune afterwards: the layer losses here are those before"
@@ -180,7 +185,7 @@ def train_all(
             )
             for name, entry in solved.items()
         }
-    return solved, (CorrectionReport(("global AdaPrune",), len(solved), before, after, kept),)
+    return solved, (CorrectionReport(("global AdaPrune",), len(solved), before.value, after.value, error, kept),)
 
 
 def _float_model(plan: Plan, solutions: Mapping[str, Solution], biases: Mapping[str, Float32]) -> ir.Model:

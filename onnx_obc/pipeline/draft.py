@@ -1,4 +1,4 @@
-"""A model that was written and corrected, but not checked yet."""
+"""A model that was written and corrected, but not checked yet; and which of several is the better one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from dataclasses import dataclass, replace
 
 from ..core.progress import Feedback
 from ..graph.write import WrittenWeight
-from ..runtime.judge import Judge
+from ..runtime.judge import Judge, clearly_less
+from ..solver.baselines import uncompensated
+from ..targets.registry import TARGETS
 from .correct import CorrectionReport, correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
-from .plan import Plan
+from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .solve import Solutions
 from .unseen import without_unseen
 from .write import fit_to_biases, with_copies, write
+
+PLAIN_BITS = 8  # at which rounding to nearest is a rival of the solver
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,76 @@ def make_draft(material: Material, solutions: Solutions, recipe: Recipe, feedbac
     return Draft(solutions, solved, written, embeddings, intervals, corrections)
 
 
+def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions | None:
+    """The same solutions in a fresh plan, those of PLAIN_BITS without zeros by rounding to nearest; None if none is.
+
+    At so many bits rounding loses next to nothing, so that a solver's gain on the layers can be a loss on the outputs.
+    """
+    plan, choices = solutions.plan, solutions.plan.choices
+    plain = {
+        layer.name
+        for layer in plan.layers
+        if (level := choices[layer.name].level).bits == PLAIN_BITS and level.sparsity is None
+    }
+    if not plain or recipe.solver not in ("auto", "exact", "ordered") or recipe.global_adaprune:
+        return None
+    fresh = make_plan(folded, recipe, dict(choices))
+    known = tuple(activation for activation in fresh.activations if activation.value in solutions.ranges)
+    fresh = replace(fresh, activations=known, left_out=plan.left_out, notes=plan.notes, remarks=plan.remarks)
+    shared = TARGETS[recipe.target].shared_scale
+    solved = {}
+    for layer in fresh.layers:
+        entry = replace(solutions.solved[layer.name], layer=layer)
+        if layer.name in plain:
+            report, level = entry.report, choices[layer.name].level
+            loss = report.loss_baseline
+            report = replace(
+                report,
+                solver="baseline",
+                loss=loss,
+                loss_predicted=loss,
+                loss_greedy=loss,
+                loss_measured=loss,
+                loss_relative=report.baseline_relative,
+                loss_bound=None,
+                ordered_over_exact=None,
+                notes=(*report.notes, "rounded to nearest, which brings the outputs nearer to the dense model's"),
+            )
+            solution = replace(uncompensated(layer.matrix(), level, recipe.grid, shared), loss=loss)
+            entry = replace(entry, solution=solution, report=report)
+        solved[layer.name] = entry
+    return Solutions(fresh, solved, solutions.ranges)
+
+
+def not_below_rounding(
+    draft: Draft, solutions: Solutions, material: Material, recipe: Recipe, feedback: Feedback
+) -> Draft:
+    """The draft, or the one that rounds to nearest where that alone is nearer to the dense model on held-out samples.
+
+    solutions: what the draft was made from. The one that rounds is corrected too where it goes on.
+    """
+    other = rounded(solutions, material.folded, recipe)
+    if other is None:
+        return draft
+    plain = make_draft(material, other, recipe.model_copy(update={"correct": False}), feedback)
+    with feedback.watch("correct"):
+        judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
+        before, after = judge.losses(draft.plan.model), judge.losses(plain.plan.model)
+    kept, error = after.value < before.value, clearly_less(after, before)[1]
+    attempt = CorrectionReport(("rounding",), len(other.plan.layers), before.value, after.value, error, kept)
+    if not kept:
+        return replace(draft, corrections=(*draft.corrections, attempt))
+    again = rounded(solutions, material.folded, recipe)
+    assert again is not None
+    chosen = make_draft(material, again, recipe, feedback) if recipe.correct else plain
+    return replace(chosen, corrections=(attempt, *chosen.corrections))
+
+
 def better(ordered: Draft, rival: Draft, material: Material, recipe: Recipe) -> Draft:
     """The draft with the lower output loss on held-out samples: of layers solved in order, or each for itself."""
     judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
-    before, after = (judge.loss(draft.plan.model) for draft in (rival, ordered))
-    attempt = CorrectionReport(("sequential",), len(ordered.solved), before, after, after < before)
+    before, after = (judge.losses(draft.plan.model) for draft in (rival, ordered))
+    kept, error = clearly_less(after, before)
+    attempt = CorrectionReport(("sequential",), len(ordered.solved), before.value, after.value, error, kept)
     best = ordered if attempt.kept else rival
     return replace(best, corrections=(*best.corrections, attempt))

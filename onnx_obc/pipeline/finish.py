@@ -21,7 +21,7 @@ from ..targets.agreement import Outputs
 from ..targets.check import check_file
 from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
-from .draft import Draft, better, make_draft
+from .draft import Draft, better, make_draft, not_below_rounding
 from .material import Material
 from .recipe import Recipe
 from .report import Report, make_report
@@ -73,6 +73,7 @@ def finish(
         other = make_draft(material, rival, recipe, feedback)
         with feedback.watch("correct"):
             draft = better(draft, other, material, recipe)
+    draft = not_below_rounding(draft, solutions, material, recipe, feedback)
     first, dense = next(material.held_out.feeds()), None
     if recipe.verify:
         with feedback.watch("verify"):
@@ -122,7 +123,7 @@ def _agreeing(
     draft: Draft, feed: Feed, dense: Outputs, material: Material, recipe: Recipe, feedback: Feedback
 ) -> tuple[Draft, list[Check]]:
     """A draft that engines compute as ONNX says, with layers in another form where they would not; and the check."""
-    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds == ("sequential",))
+    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds in (("sequential",), ("rounding",)))
     for attempt in range(NAMED + 2):
         with feedback.watch("verify"):
             fault, tried = find_fault(draft.plan.model, dense, feed, recipe)

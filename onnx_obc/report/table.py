@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..pipeline.layer import EmbeddingReport, LayerReport
     from ..pipeline.report import Report
 
+ATTEMPTS: dict[tuple[str, ...], str] = {("sequential",): "solved in order", ("rounding",): "8 bits rounded to nearest"}
 NAME_WIDTH = 40  # what the layers' names get at least, by leaving out other columns
 
 
@@ -113,7 +114,7 @@ def report_table(report: Report, width: int) -> RenderableType:
         where = "other samples" if report.calibration["held_out"] else "the calibration samples themselves"
         change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on {where}"
         dropped = "" if attempt.kept else ": dropped"
-        what = "solved in order" if attempt.kinds == ("sequential",) else f"corrected {' and '.join(attempt.kinds)}"
+        what = ATTEMPTS.get(attempt.kinds) or f"corrected {' and '.join(attempt.kinds)}"
         lines.append(Text(f"{what} at {counted(attempt.sites, 'place')}, {change}{dropped}"))
     for output in report.outputs:
         agreement = "" if output.top1_agreement is None else f", top-1 agreement {100 * output.top1_agreement:.1f} %"

@@ -26,13 +26,12 @@ class OutputLoss:
     def __init__(self, scores: Collection[str]) -> None:
         """`scores`: the names of the outputs that are class scores; see `class_scores`."""
         self._scores = frozenset(scores)
-        self._divergence: dict[str, float] = {}
-        self._rows: dict[str, int] = {}
-        self._error: dict[str, float] = {}
-        self._energy: dict[str, float] = {}
+        self._feeds: list[dict[str, Float64]] = []  # by output: the divergence or error of each slice of the first axis
+        self._scale: dict[str, float] = {}  # rows of classes, or the dense output's energy
 
     def add(self, dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> None:
         """Add the outputs of one feed, by name; all the dense ones must be among the compressed ones."""
+        parts: dict[str, Float64] = {}
         for name, wanted in dense.items():
             if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
                 continue
@@ -43,20 +42,47 @@ class OutputLoss:
                 p, q = _log_probabilities(y[told].reshape(-1, classes)), _log_probabilities(found[told])
                 share = np.exp(p)  # (rows, classes)
                 with np.errstate(invalid="ignore"):  # classes that a mask rules out, at −∞, have no share
-                    parts = np.where(share > 0, share * (p - q), 0)
-                self._divergence[name] = self._divergence.get(name, 0.0) + float(parts.sum())
-                self._rows[name] = self._rows.get(name, 0) + len(p)
+                    each = np.where(share > 0, share * (p - q), 0).sum(axis=1)
+                loss = np.zeros(told.shape)  # (first axis, …)
+                loss[told] = each
+                scale = float(len(p))
             else:
                 usable = np.isfinite(y)
-                self._error[name] = self._error.get(name, 0.0) + float(((y[usable] - found[usable]) ** 2).sum())
-                self._energy[name] = self._energy.get(name, 0.0) + float((y[usable] ** 2).sum())
+                loss = np.zeros(y.shape)
+                loss[usable] = (y[usable] - found[usable]) ** 2
+                scale = float((y[usable] ** 2).sum())
+            parts[name] = np.atleast_1d(loss.sum(axis=tuple(range(1, loss.ndim))))  # (first axis,)
+            self._scale[name] = self._scale.get(name, 0.0) + scale
+        self._feeds.append(parts)
 
     @property
     def value(self) -> float:
         """The loss over all that was added."""
-        total = sum(self._divergence[name] / self._rows[name] for name in self._rows if self._rows[name])
-        total += sum(self._error[name] / self._energy[name] for name in self._energy if self._energy[name] > 0)
+        total = sum(
+            float(parts[name].sum()) / self._scale[name]
+            for parts in self._feeds
+            for name in parts
+            if self._scale[name] > 0
+        )
         return total if np.isfinite(total) else float("inf")
+
+    def by_sample(self) -> Float64:
+        """The loss of each sample, (samples,), in units in which their mean is `value`.
+
+        Samples are the slices of the first axis, where the outputs of a feed agree on their number; of a feed where
+        they do not, all count as one.
+        """
+        feeds = []
+        for parts in self._feeds:
+            lengths = {len(part) for part in parts.values()}
+            size = lengths.pop() if len(lengths) == 1 else 1
+            total = np.zeros(size)
+            for name, part in parts.items():
+                if self._scale[name] > 0:
+                    total += (part if len(part) == size else part.sum()) / self._scale[name]
+            feeds.append(total)
+        found = np.concatenate(feeds) if feeds else np.zeros(0)
+        return np.asarray(found * len(found), np.float64)
 
 
 def of_classes(shape: tuple[int, ...]) -> bool:
