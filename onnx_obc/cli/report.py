@@ -46,6 +46,8 @@ def write_beside(made: Sequence[Report], beside: Beside) -> None:
     reports = [replace(report, command=typed.get()) for report in made]
     if beside.report is not None:
         write_json(reports if len(reports) > 1 else reports[0], beside.report)
+    if beside.html is None and beside.overlay is None:
+        return
     plain_reports = checked_reports([report.to_dict() for report in reports], "the report")
     if beside.html is not None:
         write_report_page(plain_reports, beside.html)
