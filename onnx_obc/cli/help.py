@@ -58,9 +58,8 @@ class Help:
 
     def shown(self, entry: HelpEntry) -> bool:
         """Whether an option is to be shown."""
-        more = {**dict.fromkeys(("check", "bench", "time"), ENGINES), "study": STUDY}
+        more = {**dict.fromkeys(("check", "bench", "time"), ENGINES), "study": STUDY, "report": {"--overlay"}}
         wanted = EVERYDAY | more.get(self.command, set())
-        wanted |= {"--overlay"} if self.command == "report" else set()
         return self.everything or bool(wanted.intersection(entry.all_options)) or entry.positional_label is not None
 
 
