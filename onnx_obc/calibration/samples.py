@@ -28,6 +28,18 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A sample as a person sees it: its text, or a small picture as a data: URI."""
+
+    text: str | None = None
+    image: str | None = None
+
+
+def _not_shown(position: int) -> Shown | None:
+    return None
+
+
+@dataclass(frozen=True)
 class Samples:
     """Samples that can be read any number of times, always in the same order.
 
@@ -37,6 +49,7 @@ class Samples:
     read(start, stop): the feeds that hold the samples start … stop−1, in order; a batch holds no other sample. Raises
     CalibrationError for values that cannot be used, ValueError for a range that does not fit `count` and `step`.
     name_of(position): what the user calls the sample at this position: by its index in the data, or its file.
+    shown(position): the sample itself, for people, None where its reader cannot show it.
     step: samples come in multiples of this: start and stop must be, and count is. It is the batch where the graph
     fixes that, and otherwise 1. batch: the most samples in one feed.
 
@@ -54,6 +67,7 @@ class Samples:
     batch: int = 1
     name_of: Callable[[int], str] = "sample {}".format
     notes_on_values: Callable[[], tuple[str, ...]] = tuple
+    shown: Callable[[int], Shown | None] = _not_shown
 
     def feeds(self) -> Iterator[Feed]:
         """All feeds, in order."""
@@ -68,7 +82,8 @@ class Samples:
             for batch in self.read(start + first, start + last):
                 yield replace(batch, first=batch.first - start)
 
-        return replace(self, count=stop - start, read=read, name_of=lambda position: self.name_of(start + position))
+        named, shown = (lambda position, of=of: of(start + position) for of in (self.name_of, self.shown))
+        return replace(self, count=stop - start, read=read, name_of=named, shown=shown)
 
 
 def existing(path: Path) -> Path:

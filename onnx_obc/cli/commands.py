@@ -23,9 +23,11 @@ from .options import (
     Eval,
     FinishOptions,
     Flag,
+    Html,
     MethodOptions,
     Metric,
     Output,
+    Overlay,
     Report,
     RunOptions,
     SearchingOptions,
@@ -33,7 +35,8 @@ from .options import (
     chosen_recipe,
     given,
 )
-from .results import check_not_read, check_report, told_what_was_written
+from .report import Beside, check_beside, write_beside
+from .results import check_not_read, told_what_was_written
 
 if TYPE_CHECKING:
     from ..pipeline.examine import Evaluation
@@ -62,6 +65,8 @@ def compress_command(
     run: RunOptions = RunOptions(),
     data: CalibrationOptions = CalibrationOptions(),
     report: Report = None,
+    html: Html = None,
+    overlay: Overlay = None,
     quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
 ) -> None:
     """Compress the model SOURCE on calibration data and write OUTPUT.
@@ -82,6 +87,10 @@ def compress_command(
         Keep all solutions in this folder, for other budgets later.
     report
         Write the report to this file, as JSON.
+    html
+        Write the report to this file as a page, which opens in a browser and loads nothing.
+    overlay
+        Write the layers' figures for a graph viewer: a .json file for Model Explorer, an .onnx file for Netron.
     quiet
         Print nothing but errors.
     """
@@ -94,8 +103,7 @@ def compress_command(
     budgets = [parse_budget(text) for text in budget]
     outputs = output_names(output, budgets)
     _check_together(bool(budgets), {"--levels": levels, "--database": database}, uniform, searching)
-    check_report(report, outputs, source)
-    results = [path for path in (*outputs, report) if path is not None]
+    results = check_beside(outputs, Beside(report, html, overlay), budgets, source)
     read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
     check_not_read(results, {**read, "--timings": searching.timings})
     with told_what_was_written(results, database):
@@ -112,7 +120,7 @@ def compress_command(
                 )
 
             made, refusal = _made(make)
-        _show_results(made, budgets, output, report, quiet)
+        _show_results(made, budgets, output, Beside(report, html, overlay), quiet)
     if refusal is not None:
         raise refusal
 
@@ -173,6 +181,8 @@ def search_command(
     run: RunOptions = RunOptions(),
     data: CalibrationOptions = CalibrationOptions(),
     report: Report = None,
+    html: Html = None,
+    overlay: Overlay = None,
     quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
 ) -> None:
     """Make a model for a budget from a database that `onnx-obc build` made.
@@ -185,6 +195,10 @@ def search_command(
         Where to write the model; with several budgets, their names are put before its ending.
     report
         Write the report to this file, as JSON; with several budgets, a list.
+    html
+        Write the report to this file as a page, which opens in a browser and loads nothing; one for all budgets.
+    overlay
+        Write the layers' figures for a graph viewer: a .json file for Model Explorer, an .onnx file for Netron.
     quiet
         Print nothing but errors.
     """
@@ -195,8 +209,7 @@ def search_command(
     budgets = [parse_budget(text) for text in budget]
     outputs = output_names(output, budgets)
     over = given(finishing, run)
-    check_report(report, outputs, None)
-    results = [path for path in (*outputs, report) if path is not None]
+    results = check_beside(outputs, Beside(report, html, overlay), budgets, None)
     check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
     with told_what_was_written(results):
         if eval_data is None and (fixed := given(data)):
@@ -205,7 +218,7 @@ def search_command(
         options = replace(_search_options(searching), evaluation=judged)
         with progress_bar(quiet) as feedback:
             made, refusal = _made(lambda: retarget(database, budgets, outputs, options, over, feedback=feedback))
-        _show_results(made, budgets, output, report, quiet)
+        _show_results(made, budgets, output, Beside(report, html, overlay), quiet)
     if refusal is not None:
         raise refusal
 
@@ -256,16 +269,13 @@ def _check_together(
         )
 
 
-def _show_results(
-    made: Sequence[Result], budgets: Sequence[Budget], output: Path, report: Path | None, quiet: bool
-) -> None:
+def _show_results(made: Sequence[Result], budgets: Sequence[Budget], output: Path, beside: Beside, quiet: bool) -> None:
     """Write reports and the plot, and print what a terminal shows."""
-    from ..report.as_json import write_json
     from ..report.pareto import pareto_points, write_pareto
     from ..report.table import report_table, show
 
-    if report is not None:
-        write_json([result.report for result in made] if len(budgets) > 1 else made[0].report, report)
+    if beside != Beside():
+        write_beside([result.report for result in made], beside)
     if not quiet:
         for result in made:
             show(lambda width, result=result: report_table(result.report, width))  # type: ignore[misc]

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 
 from ..calibration.options import DataOptions
 from ..core.errors import CalibrationError, ModelError, RecipeError, plain, shortened
-from .options import DATA, RUN, CalibrationOptions, Flag, Output, Report, Target
+from .options import DATA, RUN, CalibrationOptions, Flag, Html, Output, Report, Target
+from .results import check_results
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,6 +33,7 @@ def check_command(
     data: CalibrationOptions = CalibrationOptions(),
     threads: Threads = None,
     report: Report = None,
+    html: Html = None,
 ) -> None:
     """Check any ONNX file against the rules of a runtime, and against what it runs where the runtime is installed.
 
@@ -49,18 +51,21 @@ def check_command(
         Threads of the runtime. [default: all cores]
     report
         Write all findings to this file too, as JSON.
+    html
+        Write all findings to this file too, as a page.
     """
     from ..graph.model import read_model
-    from ..graph.save import check_output
+    from ..report.engine_pages import write_check_page
     from ..report.engines import examination_table
     from ..report.table import show
     from ..targets.check import check_file
 
-    if report is not None:
-        check_output(report, source)
+    check_results([report, html], [], source)
     found = check_file(source, target, _any_feed(read_model(source), calib, data), threads)
     if report is not None:
         _write(found.to_dict(), report)
+    if html is not None:
+        write_check_page(found, html)
     show(lambda width: examination_table(found, width))
     if found.failed:
         sys.exit(1)
@@ -74,6 +79,7 @@ def bench_command(
     threads: Threads = None,
     rounds: Annotated[int, Parameter(group=RUN)] = 15,
     report: Report = None,
+    html: Html = None,
     quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
 ) -> None:
     """Time files against the first of them, in turn, in one runtime, and compare their outputs.
@@ -92,11 +98,13 @@ def bench_command(
         How often each file has its turn. [default: 15]
     report
         Write the figures to this file too, as JSON.
+    html
+        Write the figures to this file too, as a page.
     quiet
         Show no progress.
     """
     from ..graph.model import read_model
-    from ..graph.save import check_output
+    from ..report.engine_pages import write_bench_page
     from ..report.engines import bench_table
     from ..report.table import show
     from ..targets.bench import bench
@@ -106,9 +114,8 @@ def bench_command(
         raise RecipeError("bench compares files: name two or more")
     if rounds < 1:
         raise RecipeError(f"--rounds {rounds}: ask for at least 1")
-    if report is not None:
-        for path in files:
-            check_output(report, path)
+    for path in files:
+        check_results([report, html], [], path)
     models = [read_model(path) for path in files]  # says what is wrong with one
     feed = read_feed(models[0], calib, data)
     for path, model in zip(files[1:], models[1:], strict=True):
@@ -117,6 +124,8 @@ def bench_command(
         found = bench(files, target, feed, threads, rounds, feedback.progress)
     if report is not None:
         _write(found.to_dict(), report)
+    if html is not None:
+        write_bench_page(found, html)
     show(lambda width: bench_table(found))
 
 

@@ -16,6 +16,7 @@ USAGES = {
     "compress": "onnx-obc compress SOURCE OUTPUT --calib DATA [OPTIONS]",
     "build": "onnx-obc build SOURCE DATABASE --calib DATA --levels LEVELS [OPTIONS]",
     "search": "onnx-obc search DATABASE --budget BUDGET -o OUTPUT [OPTIONS]",
+    "report": "onnx-obc report REPORT -o OUTPUT [OPTIONS]",
     "inspect": "onnx-obc inspect SOURCE",
     "study": "onnx-obc study SOURCE [--calib DATA] [OPTIONS]",
     "check": "onnx-obc check SOURCE --target RUNTIME",
@@ -34,10 +35,10 @@ EXAMPLES = (  # each on one line of 80 columns, to be pasted
 # What most people need, and what the commands that time files need besides.
 EVERYDAY = {
     *("--calib", "--samples", "--preprocess", "--tokenizer", "--target", "--weights", "--activations", "--sparsity"),
-    *("--skip", "--recipe", "--budget", "--levels", "--output", "--report", "--quiet"),
+    *("--skip", "--recipe", "--budget", "--levels", "--output", "--report", "--html", "--quiet"),
 }
 ENGINES = {"--batch", "--threads", "--rounds"}
-STUDY = {"--bits", "--size", "--prove", "--distributions", "--html"}
+STUDY = {"--bits", "--size", "--prove", "--distributions"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Help:
 
     def shown(self, entry: HelpEntry) -> bool:
         """Whether an option is to be shown."""
-        more = {**dict.fromkeys(("check", "bench", "time"), ENGINES), "study": STUDY}
+        more = {**dict.fromkeys(("check", "bench", "time"), ENGINES), "study": STUDY, "report": {"--overlay"}}
         wanted = EVERYDAY | more.get(self.command, set())
         return self.everything or bool(wanted.intersection(entry.all_options)) or entry.positional_label is not None
 
@@ -67,6 +68,6 @@ def epilogue(command: str, everything: bool) -> str:
     lines = []
     if command in ("", "compress"):
         lines = ["Examples:", *(f"  {example}" for example in EXAMPLES), ""]
-    if not everything and command not in ("inspect", "demo"):
+    if not everything and command not in ("report", "inspect", "demo"):
         lines.append(f"All options: {' '.join(filter(None, ('onnx-obc', command)))} {ALL}")
     return "\n".join(lines)

@@ -17,6 +17,8 @@ from .commands import build_command, compress_command, search_command
 from .engines import bench_command, check_command, time_command
 from .help import ALL, HELP, USAGES, Help, epilogue
 from .options import Flag
+from .report import report_command
+from .results import typed
 from .study import study_command
 
 
@@ -67,6 +69,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress_command,
     "build": build_command,
     "search": search_command,
+    "report": report_command,
     "inspect": inspect_command,
     "study": study_command,
     "check": check_command,
@@ -85,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if meant := _misspelt(tokens):
         _say(f"error: {tokens[0]!r} is no command, and no file of that name is there; did you mean {meant}?")
         sys.exit(2)
+    typed.set(tuple(tokens))
     everything = ALL in tokens
     app.help_formatter = Help(command, everything)
     app.help_epilogue = epilogue(command, everything)

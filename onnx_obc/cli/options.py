@@ -64,6 +64,8 @@ Eval: TypeAlias = Annotated[
 ]
 Output: TypeAlias = Annotated[Path, Parameter(name=("--output", "-o"), group="Arguments")]
 Report: TypeAlias = Annotated[Path | None, Parameter(name=("--report", "--json"), group=RUN)]
+Html: TypeAlias = Annotated[Path | None, Parameter(group=RUN)]
+Overlay: TypeAlias = Annotated[Path | None, Parameter(group=RUN)]
 Target: TypeAlias = Annotated[TargetName, Parameter(group=RUN)]
 
 

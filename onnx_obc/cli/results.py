@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
-from ..core.errors import OutputError
+from ..core.errors import OutputError, RecipeError
+
+typed: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)  # the arguments of the command line
 
 
 @contextmanager
@@ -20,6 +23,18 @@ def told_what_was_written(results: Sequence[Path], database: Path | None = None)
         if database is not None and database.exists():
             written.append(f"a part of {database}; the same command goes on from there")
         raise KeyboardInterrupt(*written) from None
+
+
+def check_results(results: Sequence[Path | None], outputs: Sequence[Path], source: Path | None) -> None:
+    """Raise an error for what cannot be written beside the models: reports, pages and what else has a file of its own.
+
+    outputs: the models that are written, or what else is not to be replaced; source: the model that is read.
+    """
+    named = [path for path in results if path is not None]
+    for number, path in enumerate(named):
+        check_report(path, outputs, source)
+        if path.resolve() in [other.resolve() for other in named[:number]]:
+            raise RecipeError(f"{path} is named twice; give every result a file of its own")
 
 
 def check_report(report: Path | None, outputs: Sequence[Path], source: Path | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +15,7 @@ from .options import (
     RUN,
     STUDY,
     Flag,
+    Html,
     MethodOptions,
     Report,
     RunOptions,
@@ -23,7 +23,7 @@ from .options import (
     chosen_recipe,
     given,
 )
-from .results import check_not_read, check_report, told_what_was_written
+from .results import check_not_read, check_results, told_what_was_written
 
 
 def study_command(
@@ -39,7 +39,7 @@ def study_command(
     recipe: Annotated[Path | None, Parameter(group=STUDY)] = None,
     database: Annotated[Path | None, Parameter(group=STUDY)] = None,
     distributions: Annotated[bool, Flag, Parameter(group=STUDY)] = False,
-    html: Annotated[Path | None, Parameter(group=RUN)] = None,
+    html: Html = None,
     report: Report = None,
     method: MethodOptions = MethodOptions(),
     run: RunOptions = RunOptions(),
@@ -98,7 +98,7 @@ def study_command(
     figures = report or Path(f"{source.stem}-study.json")
     budgets = _budgets(bits)
     results = [page, figures, *recipe_paths(recipe, budgets).values()]
-    _check_results(results, source)
+    check_results(results, [], source)
     check_not_read(results, {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib or ""), "--tokenizer": data.tokenizer})
     options = StudyOptions(budgets, size, prove, chunk, rows, recipe, database)
     chosen = chosen_recipe(None, (), method, run)
@@ -126,21 +126,13 @@ def _show_theory(html: Path | None, report: Path | None, source: Path | None, ca
     if source is not None or calib is not None:
         raise RecipeError("--distributions is about no model: leave the model and --calib out, or leave it out")
     page, figures = html or Path("distributions.html"), report or Path("distributions.json")
-    _check_results([page, figures], None)
+    check_results([page, figures], [], None)
     with told_what_was_written([page, figures]):
         write_theory_page(page)
         write_study_json(theory(), figures)
         if not quiet:
             show(theory_table)
             print(plain(f"written: {page}, {figures}"))
-
-
-def _check_results(results: Sequence[Path], source: Path | None) -> None:
-    """Raise an error for results that cannot be written, or that one file would hold together."""
-    for number, path in enumerate(results):
-        check_report(path, [], source)
-        if path.resolve() in [other.resolve() for other in results[:number]]:
-            raise RecipeError(f"{path} is named twice; give every result a file of its own")
 
 
 def _budgets(text: str) -> tuple[int, ...]:

@@ -34,6 +34,10 @@ class DatabaseError(ObcError):
     """A database of solutions is damaged, unfinished, or belongs to something else."""
 
 
+class ReportError(ObcError):
+    """A file is no report, or holds values that none has."""
+
+
 class EngineError(ObcError):
     """A runtime is not installed, crashed, or cannot run a file."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..core.arrays import Feed
+from ..core.display import shown
 from ..core.errors import GateError, VerificationError
 from ..core.files import scratch_prefix
 from ..core.plural import counted
@@ -45,6 +46,10 @@ class Result:
     def refused(self) -> str:
         """The gates that it did not pass, on one line; empty if there are none."""
         return "; ".join(str(gate) for gate in self.report.gates if not gate.passed)
+
+    def _repr_html_(self) -> str | None:
+        """The page of the report, for notebooks."""
+        return shown(self)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
-from ..core.machine import usable_cores
+from ..core.machine import this_machine, usable_cores
 from ..core.plain_values import plain_values
 from ..core.plural import counted
 from ..core.version import __version__
@@ -20,12 +22,14 @@ from .correct import CorrectionReport
 from .draft import Draft
 from .examine import MetricReport
 from .gates import Gate, judge
+from .histograms import Histogram, WeightPicture, activation_histograms, graph_order, weight_pictures
 from .layer import EmbeddingReport, LayerReport
 from .material import Material
 from .quality import quality_notes
 from .recipe import Recipe
 from .speed import Speed
 from .verify import Check, OutputMatch, Verdict
+from .worst import WorstSample
 
 SCHEMA = 1
 
@@ -38,15 +42,22 @@ class Report:
     version: str
     model: str
     output: str
+    command: tuple[str, ...] | None
+    versions: Mapping[str, str]
+    machine: str
     recipe: Mapping[str, Any]
     calibration: Mapping[str, Any]
     search: Mapping[str, Any] | None
+    order: tuple[str, ...]
     layers: tuple[LayerReport, ...]
+    weights: Mapping[str, WeightPicture]
     left_out: tuple[LeftOut, ...]
     embeddings: tuple[EmbeddingReport, ...]
     activations: Mapping[str, tuple[float, float]]
+    histograms: Mapping[str, Histogram]
     corrections: tuple[CorrectionReport, ...]
     outputs: tuple[OutputMatch, ...]
+    worst: tuple[WorstSample, ...]
     output_loss: float | None
     checks: tuple[Check, ...]
     engine: Mapping[str, Any] | None
@@ -88,7 +99,8 @@ def make_report(
     written: Path,
     seconds: Mapping[str, float],
 ) -> Report:
-    """Gather what the stages found. written: where the file lies now; `output`, where it goes, is left empty."""
+    """Gather what the stages found. written: where the file lies now; `output`, where it goes, is left empty, and so
+    is `command`, which only the command line knows."""
     plan, model = draft.plan, material.source
     notes = [*plan.notes, *material.notes]
     reports = [entry.report for entry in draft.solved.values()]
@@ -105,15 +117,22 @@ def make_report(
         version=__version__,
         model=str(model) if isinstance(model, str | Path) else type(model).__name__,
         output="",
+        command=None,
+        versions=_versions(),
+        machine=this_machine(),
         recipe=recipe.model_dump(mode="json"),
         calibration=dict(material.calibration),
         search=search,
+        order=graph_order(draft),
         layers=tuple(entry.report for entry in draft.solved.values()),
+        weights=weight_pictures(draft),
         left_out=plan.left_out,
         embeddings=tuple(draft.embeddings),
         activations=dict(draft.intervals),
+        histograms=activation_histograms(draft),
         corrections=draft.corrections,
         outputs=verdict.outputs,
+        worst=verdict.worst,
         output_loss=verdict.loss,
         checks=verdict.checks,
         engine=None if verdict.file_check is None else _engine(verdict.file_check),
@@ -125,6 +144,18 @@ def make_report(
         file_bytes_before=_model_bytes(model),
         file_bytes_after=file_bytes(written),
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of what the result depends on, by name."""
+    import onnxruntime
+
+    return {
+        "onnx-obc": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _engine(found: FileCheck) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from ..calibration.samples import Samples
+from ..calibration.samples import Batch, Samples
 from ..core.errors import ModelError, VerificationError, one_line
 from ..core.level import NM, Block, Unstructured
 from ..core.plural import counted
@@ -30,6 +30,7 @@ from .layer import LayerReport, Solved
 from .material import Material
 from .recipe import Recipe
 from .speed import Speed
+from .worst import WorstSample, WorstSamples
 
 SAME_DB = 40  # two float32 graphs of the same function agree to some 120 dB; what is below is another function
 LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
@@ -65,7 +66,8 @@ class OutputMatch:
 class Verdict:
     """All checks of a file, and how far its outputs are from the dense model's; loss: all of them, by `OutputLoss`.
     file_check: what the target's rules and its engine say of the file; None where they were not asked. speed, metric:
-    against the dense model, None where they were not measured."""
+    against the dense model, None where they were not measured. worst: the samples with the largest output loss, the
+    largest first."""
 
     checks: tuple[Check, ...] = ()
     outputs: tuple[OutputMatch, ...] = ()
@@ -73,6 +75,7 @@ class Verdict:
     file_check: FileCheck | None = None
     speed: Speed | None = None
     metric: MetricReport | None = None
+    worst: tuple[WorstSample, ...] = ()
 
     @property
     def faults(self) -> str:
@@ -90,10 +93,13 @@ def verify(
         return Verdict((loads,))
     reports = [entry.report for entry in draft.solved.values()]
     checks = [loads, *check_weights(path, draft.solved, draft.written), check_losses(reports)]
+    worst = WorstSamples(class_scores(material.dense))
     matches, loss, finite = compare_outputs(
-        material.dense, path, held_out, recipe.execution(), lambda done: progress("verify", done, held_out.count)
+        *(material.dense, path, held_out, recipe.execution()),
+        lambda done: progress("verify", done, held_out.count),
+        worst.add,
     )
-    return Verdict((*checks, finite), tuple(matches), loss)
+    return Verdict((*checks, finite), tuple(matches), loss, worst=worst.found(held_out))
 
 
 def check_loads(path: Path, device: Device, threads: int | None) -> Check:
@@ -235,10 +241,12 @@ def compare_outputs(
     samples: Samples,
     execution: Execution,
     progress: Callable[[int], None] = lambda done: None,
+    look: Callable[[Batch, Mapping[str, Any], Mapping[str, Any]], None] = lambda batch, dense, found: None,
 ) -> tuple[list[OutputMatch], float | None, Check]:
     """Run the dense and the written model on the samples in turn, and compare every output that is a numeric array.
 
-    Returns how far each is, the output loss of all, None if they cannot be compared, and the check.
+    look: called with each feed and the outputs of both models. Returns how far each is, the output loss of all, None if
+    they cannot be compared, and the check.
     """
     reference = open_session(dense, device=execution.device, threads=execution.threads)
     session = open_session(path, device=execution.device, threads=execution.threads)
@@ -256,6 +264,7 @@ def compare_outputs(
         if faults:
             return [], None, Check("outputs", False, "; ".join(faults))
         total.add(expected, found)
+        look(batch, expected, found)
         for name, wanted in expected.items():
             if is_numeric(wanted):
                 sums.setdefault(name, Match()).add(wanted, found[name], name in scores)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from ..core.errors import plain
 from ..core.files import write_file
@@ -16,7 +18,12 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(template: str, values: Mapping[str, object], path: Path) -> None:
-    """Write a page under a temporary name, then rename it. Raises OutputError.
+    """Write a page under a temporary name, then rename it. Raises OutputError."""
+    write_file(path, render_page(template, values).encode())
+
+
+def render_page(template: str, values: Mapping[str, object]) -> str:
+    """A page as text.
 
     Whatever names and messages hold is text: it is escaped, and control characters are left out of it.
     """
@@ -30,8 +37,13 @@ def write_page(template: str, values: Mapping[str, object], path: Path) -> None:
     )
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    page = environment.get_template(template).render(style=style, script=script, **hashes, **values)
-    write_file(path, page.encode())
+    return environment.get_template(template).render(style=style, script=script, **hashes, **values)
+
+
+def island(value: object) -> Markup:
+    """Plain values as JSON that stands in a page as data: no text in it can end the element that it is in."""
+    text = plain(json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _finalize(value: object) -> object:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import check_seen, show
 from PIL import Image
 from studies import HOSTILE, make_study, make_whole, without
 
@@ -19,28 +18,6 @@ from onnx_obc.report.study_page import write_study_page
 from onnx_obc.report.theory_page import write_theory_page
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-DRIVERS = ("chromedriver", "chromium-driver")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which is not there")
-    program, driver = (next(filter(None, map(shutil.which, names)), None) for names in (BROWSERS, DRIVERS))
-    if program is None or driver is None:
-        pytest.skip("needs Chromium and its driver, which are not there")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    try:
-        opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    except Exception as error:
-        pytest.skip(f"Chromium is there and does not start: {error}")
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +31,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def show(browser: Any, page: Path, width: int, scheme: str = "light") -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get(page.as_uri())
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", ["full", "weights", "theory"])
 def test_a_page_is_seen(browser: Any, pages: Path, name: str, width: int, scheme: str) -> None:
     show(browser, pages / f"{name}.html", width, scheme)
-    assert browser.get_log("browser") == []
-    sizes = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
-    assert sizes == [width, width]  # a narrow screen would be made wider by what does not fit
+    check_seen(browser, width, scheme)
     code = """return [...document.querySelectorAll('svg[role=img]')].filter(x => !x.closest('details:not([open])'))
         .map(x => [x.getBoundingClientRect().width, x.getBoundingClientRect().height])"""
     figures = browser.execute_script(code)
     assert len(figures) >= 2 and all(across > 50 and up > 5 for across, up in figures)
-    shot = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", {})["data"])
-    pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("L"), dtype=np.float64)
-    assert pixels.std() > 10 and (np.median(pixels) > 128) == (scheme == "light")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -8,11 +8,11 @@ import math
 import re
 import unicodedata
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from page_elements import Elements
 from rich.console import RenderableType
 from studies import HOSTILE, make_study, make_whole, without
 
@@ -26,28 +26,9 @@ from onnx_obc.report.theory_page import write_theory_page
 from onnx_obc.study.record import Study, Verdict
 
 
-class Page(HTMLParser):
-    """The elements of a page, in order, with their attributes."""
-
+class Page(Elements):
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.text = path.read_text(encoding="utf-8")
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(self.text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    def having(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
-        return [found for name, found in self.elements if name == tag and wanted.items() <= found.items()]
-
-    @property
-    def sections(self) -> list[str | None]:
-        return [found.get("id") for found in self.having("section")]
+        super().__init__(path.read_text(encoding="utf-8"))
 
 
 def page_of(study: Study, folder: Path) -> Page:

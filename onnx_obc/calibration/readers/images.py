@@ -26,7 +26,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -38,7 +38,8 @@ from ...core.files import read_regular
 from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
-from ..samples import Samples
+from ..samples import Samples, Shown
+from ..thumbnails import thumbnail
 from .feeds import deliver, plan_samples
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -104,8 +105,12 @@ def open_images(path: Path, inputs: list[InputSpec], options: DataOptions) -> Sa
     def label(position: int) -> int:
         return classes[folders[plan.order[position]]]
 
+    def shown(position: int) -> Shown:
+        image = _decode(fetch(names[plan.order[position]]), name_of(position), MODES[preparation.channels])
+        return Shown(image=thumbnail(place(image, preparation.height, preparation.width)))
+
     named = label if len(classes) > 1 else None
-    return deliver(plan, load, inputs, f"images of {path}", name_of, label=named)
+    return replace(deliver(plan, load, inputs, f"images of {path}", name_of, label=named), shown=shown)
 
 
 def prepare(inputs: list[InputSpec], options: DataOptions) -> Preparation:

@@ -40,7 +40,7 @@ from ...core.errors import CalibrationError
 from ...core.plural import counted
 from ...graph.model import InputSpec
 from ..options import DataOptions
-from ..samples import Samples, existing
+from ..samples import Samples, Shown, existing
 from .feeds import HANDS, deliver, plan_samples
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -90,9 +90,12 @@ def open_text(path: Path, inputs: list[InputSpec], options: DataOptions) -> Samp
         assert labels is not None
         return labels[plan.order[order[position]]]
 
+    def shown(position: int) -> Shown:
+        return Shown(text=sentences[plan.order[order[position]]])
+
     plan = replace(plan, notes=plan.notes + notes)
     named = None if labels is None else label
-    return deliver(plan, load, inputs, f"sentences of {path}", name_of, label=named)
+    return replace(deliver(plan, load, inputs, f"sentences of {path}", name_of, label=named), shown=shown)
 
 
 def _values(tokens: Tokens, length: int, padding: Padding) -> tuple[np.ndarray[Any, Any], ...]:
