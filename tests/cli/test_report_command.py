@@ -31,7 +31,8 @@ def test_the_page_of_a_run_is_that_of_its_report(folder: Path, capsys: pytest.Ca
     assert run_cli("report", "r.json", "-o", "b.html", "--overlay", "o.onnx") == 0
     assert capsys.readouterr().out == "written: b.html, o.onnx\n"
     assert Path("a.html").read_bytes() == Path("b.html").read_bytes()
-    made = {"a.html", "b.html", "r.json", "out.onnx", "o-loss.json", "o-level.json", "o-bytes.json", "o.onnx"}
+    overlays = {f"o-{figure}.json" for figure in ("loss", "level", "bytes", "speed")}
+    made = {"a.html", "b.html", "r.json", "out.onnx", "o.onnx", *overlays}
     assert set(listing(folder)) == {"in.onnx", "x.npz"} | made
     plain = json.loads(Path("r.json").read_text(encoding="utf-8"))
     assert plain["command"] == [*RUN, "--html", "a.html", "--report", "r.json", "--overlay", "o.json"]
