@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-fast lint evidence-quick regression clean
+.PHONY: demo test test-fast lint evidence-quick gallery regression clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ lint: $(VENV)/.dev
 # The last column of each table of docs/results.md, on a part of the data. It needs the models and images that CONTRIBUTING.md names.
 evidence-quick: $(VENV)/.dev
 	$(VENV)/bin/python -m benchmarks.evidence --quick
+
+# Report pages of four models in docs/gallery. It needs the models and images that CONTRIBUTING.md names; without, digits alone.
+gallery: $(VENV)/.dev
+	$(VENV)/bin/python -m benchmarks.gallery
 
 # Whether results are still those of benchmarks/results/reference.yaml.
 regression: $(VENV)/.dev
