@@ -156,7 +156,7 @@ def write_page(made: Sequence[dict[str, Any]]) -> None:
         "# Gallery",
         "",
         "Report pages as `--html` writes them ([report.md](report.md)): one file each, which loads nothing from",
-        "elsewhere. Open a layer by its cell in the strip or its name in the table. Held-out samples are left out here.",
+        "elsewhere. Open a layer by its cell in the strip or its name in the table. Held-out samples are left out.",
         "Made by `make gallery`, which needs the models and data that [CONTRIBUTING.md](../CONTRIBUTING.md) names; the",
         "digits come with the package.",
         "",
