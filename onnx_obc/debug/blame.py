@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Feed
-from ..core.errors import ModelError
 from ..runtime.output_loss import OutputLoss
 from ..runtime.session import Execution, open_session
 from .match import Matched
-from .parts import Replacement, put_back
-from .record import Remedy, Return, ValueRow, to_db
-from .walk import Error
+from .record import Fault, Remedy, Return, ValueRow, to_db
+from .rerun import Rerun, in_order
+from .walk import Error, Walked
 from .weights import Located, rounded_to_int8
 
 MOST_TRIED, SHOWN = 24, 10  # layers that are returned, those with the largest errors of their own; and that are named
@@ -52,10 +51,11 @@ class Bench:
         session = open_session(model, device=self.execution.device, threads=self.execution.threads, fuse=False)
         return self.quality(session.run(feed) for feed in self.feeds)
 
-    def quality(self, outputs: object) -> Quality:
+    def quality(self, outputs: Iterable[Feed]) -> Quality:
         """Outputs, feed by feed."""
-        loss, errors = OutputLoss(self.scores), {}
-        for wanted, found in zip(self.wanted, outputs, strict=True):  # type: ignore[call-overload]
+        errors: dict[str, Error] = {}
+        loss = OutputLoss(self.scores)
+        for wanted, found in zip(self.wanted, outputs, strict=True):
             loss.add(wanted, found)
             for name, array in wanted.items():
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
@@ -66,20 +66,23 @@ class Bench:
 def returns(
     matched: Matched,
     located: Sequence[Located],
-    values: Mapping[str, ValueRow],
+    walked: Walked,
     bench: Bench,
-    types: Mapping[str, np.dtype[np.generic]],
     progress: Callable[[int, int], None],
 ) -> tuple[list[Return], int]:
-    """The layers whose return gains most, and how many were tried. values: by name. Raises ModelError."""
+    """The layers whose return gains most, and how many were tried. Raises ModelError."""
+    values = {row.name: row for row in walked.values}
     candidates = sorted((one for one in located if _own(one, values) > 0), key=lambda one: -_own(one, values))
-    candidates = candidates[:MOST_TRIED]
+    candidates = in_order(matched, candidates[:MOST_TRIED])
     before = bench.judge(matched.compressed.model)
+    rerun = Rerun(matched, candidates, walked, bench.feeds, bench.execution)
     found = []
     for one in candidates:
-        row = _returned(matched, one, values, bench, types, before)
-        if row is not None:
-            found.append(row)
+        narrow = {one.row.name: rounded_to_int8(one.layer)} if one.narrow and one.layer is not None else {}
+        outputs = rerun(one, narrow)
+        if outputs is not None:
+            qualities = [bench.quality(each) for each in outputs]
+            found.append(_return(one, values[str(one.row.value)], before, qualities[0], qualities[1]))
         progress(1, len(candidates))
     found.sort(key=lambda row: (-_comparable(row.gained), -row.gained_db))
     return found[:SHOWN], len(found)
@@ -97,24 +100,9 @@ def _own(one: Located, values: Mapping[str, ValueRow]) -> float:
     return math.hypot(row.weights or 0.0, row.activations or 0.0)
 
 
-def _returned(
-    matched: Matched,
-    one: Located,
-    values: Mapping[str, ValueRow],
-    bench: Bench,
-    types: Mapping[str, np.dtype[np.generic]],
-    before: Quality,
-) -> Return | None:
-    row = values[str(one.row.value)]
-    fault: str = "weights" if (row.weights or 0.0) >= (row.activations or 0.0) else "activations"
-    given = {}
-    if one.narrow and one.layer is not None:
-        given = {one.row.name: (one.layer, rounded_to_int8(one.layer))}
-    try:
-        whole = bench.judge(put_back(matched, one.parts, Replacement({}, quantized_inputs=False), types))
-        weights = bench.judge(put_back(matched, one.parts, Replacement(given, quantized_inputs=True), types))
-    except ModelError:
-        return None  # of a part with bodies
+def _return(one: Located, row: ValueRow, before: Quality, whole: Quality, weights: Quality) -> Return:
+    """What a layer's return gains: `whole`, as in the dense model; `weights`, its weights alone."""
+    fault: Fault = "weights" if (row.weights or 0.0) >= (row.activations or 0.0) else "activations"
     gained, by_weights = _gained(before, whole), _gained(before, weights)
     suffices = one.narrow and by_weights > 0 and by_weights >= SUFFICES * gained
     remedy: Remedy = "int8" if suffices else "float"
@@ -126,7 +114,7 @@ def _returned(
         gained=_gained(before, after),
         gained_db=before.gained_db(after),
         weights_gained=by_weights,
-        fault=fault,  # type: ignore[arg-type]
+        fault=fault,
     )
 
 

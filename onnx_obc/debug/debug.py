@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -41,7 +42,7 @@ WORST = 5  # samples that are named
 SAME_DB = 30.0  # agreement of the normal form with the file itself, from which it is said that they differ
 UNLIKE = 1.0  # the error of a layer's weights, in the middle of all layers, from which the models are unrelated
 
-Source = str | Path | bytes | onnx.ModelProto | ir.Model
+Source: TypeAlias = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,9 @@ def debug_models(
     _check_related(matched, located)
     names = {str(end.name): one.row.name for one in located for end in [part.end for part in one.parts]}
     walked = walk(matched, run.feeds, names, execution, lambda d, t: feedback.progress("walk", d, t))
-    values = {row.name: row for row in walked.values}
     bench = Bench(run.feeds, run.wanted, class_scores(first), execution)
-    notes += _notes(run, bench, matched, located, values)
-    found, tried = returns(
-        matched, located, values, bench, walked.types, lambda d, t: feedback.progress("return", d, t)
-    )
+    notes += _notes(run, matched, located)
+    found, tried = returns(matched, located, walked, bench, lambda d, t: feedback.progress("return", d, t))
     with _as_file(compressed, second) as path:
         optimised = _optimised(path, run)
     return Debug(
@@ -151,7 +149,9 @@ def check_alike(dense: ir.Model, compressed: ir.Model) -> None:
         )
     floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
     if all(value.dtype is not None and value.dtype not in floats for value in outputs[0].values()):
-        kinds = [f"{name} is {value.dtype.name.lower()}" for name, value in outputs[0].items() if value.dtype is not None]
+        kinds = [
+            f"{name} is {value.dtype.name.lower()}" for name, value in outputs[0].items() if value.dtype is not None
+        ]
         raise ModelError(
             f"no output is float ({', '.join(kinds)}): errors cannot be measured; give the model without its last step, "
             "such as ArgMax"
@@ -173,7 +173,9 @@ class _Run:
         if not any(_is_float(array) for array in self.wanted[0].values()):
             raise ModelError("no output is float: errors cannot be measured; give the model without its last step")
         if not all(is_finite(array) for feed in self.wanted for array in feed.values() if _is_float(array)):
-            self.notes.append("the dense outputs hold NaN or infinity, which do not count; check the model and the data")
+            self.notes.append(
+                "the dense outputs hold NaN or infinity, which do not count; check the model and the data"
+            )
         self.fused = [_agreement(self._outputs(model, fuse=True), plain) for model, plain in self._both()]
 
     def _both(self) -> list[tuple[ir.Model, list[Feed]]]:
@@ -237,9 +239,7 @@ def _check_related(matched: Matched, located: Sequence[Located]) -> None:
         )
 
 
-def _notes(
-    run: _Run, bench: Bench, matched: Matched, located: Sequence[Located], values: dict[str, object]
-) -> Iterator[str]:
+def _notes(run: _Run, matched: Matched, located: Sequence[Located]) -> Iterator[str]:
     if run.samples.synthetic:
         yield (
             "random numbers: ranges that were calibrated on data clip them, so that a file with integer activations "
@@ -250,7 +250,7 @@ def _notes(
     own = agreement_normal(run, matched)
     if own < SAME_DB:
         yield (
-            f"the compressed graph as floats and Q/DQ, which errors are measured on, is {own:.1f} dB close to the file: "
+            f"errors are measured on the compressed graph as floats and Q/DQ, which agrees with the file to {own:.1f} dB: "
             "roundings fall another way, or an operator is not understood"
         )
     errors = [one.row.weight for one in located if one.row.weight is not None]

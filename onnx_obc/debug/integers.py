@@ -30,4 +30,5 @@ def unpacked(
 def _bits(rows: Array, bits: int) -> Array:
     """The codes of rows of bytes, (rows, bytes · 8 / bits) uint8."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return ((rows.astype(np.uint8)[:, :, None] >> shifts) & (2**bits - 1)).reshape(len(rows), -1)
+    codes: Array = (rows.astype(np.uint8)[:, :, None] >> shifts) & (2**bits - 1)
+    return codes.reshape(len(rows), -1)

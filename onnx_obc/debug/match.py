@@ -1,7 +1,7 @@
 """Which value of the compressed graph means the same as a value of the dense one.
 
-By name first; then, from what is matched, by the same operator on matched inputs; where operators were fused on one side,
-along them; and what is left by what the values are on a few samples.
+By name first; then, from what is matched, by the same operator on matched inputs; where operators were fused on one
+side, along them; and what is left by what the values are on a few samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ AFFINE = ("BatchNormalization", "Add", "Mul", "Sub", "Div")
 COMMUTE = ("Add", "Mul", "Max", "Min", "Sum")
 SUFFIXES = (*CODES_SUFFIXES, "_QuantizeInput", "_pre_cast", "_cast_to_fp16", "_fp16", "_value")
 SEEN, AT_ONCE = 4096, 48  # elements of a value that are compared; values that are computed at once
-ALIKE_DB, SURE_DB = 3.0, 10.0  # agreement by which a doubtful match stands, and by which values match without any other sign
+ALIKE_DB, SURE_DB = (
+    3.0,
+    10.0,
+)  # agreement by which a doubtful match stands, and by which values match without any other sign
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +85,7 @@ def _shape(mark: Array) -> tuple[float, ...]:
 
 def _rename_activations(dense: ir.Model, compressed: ir.Model) -> None:
     """Where a product has the name of the Relu behind it, which only its Q/DQ stands for, put the Relu back."""
-    wanted = {
-        str(node.outputs[0].name): node for node in dense.graph if node.op_type in CLIPPING and node.domain == ""
-    }
+    wanted = {str(node.outputs[0].name): node for node in dense.graph if node.op_type in CLIPPING and node.domain == ""}
     side = Side(compressed)
     for root in list(side.place):
         node = wanted.get(str(root.name))
@@ -168,7 +169,11 @@ class _Walk:
             after = self.pairs.get(node.outputs[0])
             if one is None or other is None or after is None or one.name == other.name or len(set(read)) > 1:
                 continue
-            db, behind, producer = self._agreement(one, other), self._agreement(node.outputs[0], after), after.producer()
+            db, behind, producer = (
+                self._agreement(one, other),
+                self._agreement(node.outputs[0], after),
+                after.producer(),
+            )
             fused = producer is not None and _kind(producer) != _kind(node)  # so that what is before may differ
             if behind > db + (ALIKE_DB if fused else SURE_DB) and (fused or db < ALIKE_DB):
                 del self.pairs[one]
@@ -221,11 +226,11 @@ class _Walk:
             self.compressed = Side(self.compressed.model)
             self._pair(output, clipped)
             return True
-        if node.op_type in AFFINE and len(self.dense.readers[read]) == 1 and self._fits(output, found):
-            if producer is not None and _kind(producer) in ("Conv", "ConvTranspose", "product", *AFFINE):
-                del self.pairs[read]
-                self.pairs[output] = found
-                return True
+        folded = node.op_type in AFFINE and len(self.dense.readers[read]) == 1 and self._fits(output, found)
+        if folded and producer is not None and _kind(producer) in ("Conv", "ConvTranspose", "product", *AFFINE):
+            del self.pairs[read]
+            self.pairs[output] = found
+            return True
         if len(readers) == 1 and readers[0].op_type in AFFINE and len(self.compressed.roots_read(readers[0])) == 1:
             behind = readers[0].outputs[0]
             if self._free(read, behind, again=True) and self._fits(read, behind):

@@ -1,4 +1,4 @@
-"""A compressed file as floats and Q/DQ pairs: every integer operator as the float operator that ONNX says it stands for.
+"""A compressed file as floats and Q/DQ pairs: every integer operator as the float operator that it stands for.
 
 Then layers, values and weights of files of all makers look alike, and can be compared and exchanged.
 """
@@ -6,6 +6,7 @@ Then layers, values and weights of files of all makers look alike, and can be co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -76,11 +77,11 @@ class Editor:
         return add_initializer(self.model.graph, self.name(name), array)
 
     def put(
-        self, before: ir.Node, op: str, inputs: Sequence[ir.Value | None], name: str, **attributes: object
+        self, before: ir.Node, op: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any
     ) -> ir.Value:
         """A node before another; its output has the name."""
         known = {key: value for key, value in attributes.items() if value is not None}
-        node = ir.node(op, inputs, attributes=known, name=self.name(f"{name}/{op}"))  # type: ignore[arg-type]
+        node = ir.node(op, inputs, attributes=known, name=self.name(f"{name}/{op}"))
         node.outputs[0].name = self.name(name)
         self.model.graph.insert_before(before, node)
         return node.outputs[0]
@@ -142,7 +143,7 @@ def _inputs(node: ir.Node, count: int) -> list[ir.Value | None]:
     return [node.inputs[i] if i < len(node.inputs) else None for i in range(count)]
 
 
-def _attributes(node: ir.Node, *names: str) -> dict[str, object]:
+def _attributes(node: ir.Node, *names: str) -> dict[str, Any]:
     return {name: node.attributes[name].value for name in names if name in node.attributes}
 
 
@@ -269,7 +270,7 @@ def _scales(a: ir.Value, factor: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     if scale is None or product is None or scale.size != 1 or producer is not None or factor.graph is None:
         return None
     array = np.asarray(product / scale.reshape(()), np.float32)
-    return own, add_initializer(factor.graph, f"{factor.name}_of_{own.name}", array)  # type: ignore[arg-type]
+    return own, add_initializer(factor.graph, f"{factor.name}_of_{own.name}", array)
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:
@@ -349,7 +350,7 @@ def _float_inside(editor: Editor, node: ir.Node) -> None:
         editor.quantized(node, moved.outputs[0], scale, zero)
     elif node.op_type == "Gather" and (table := constant_array(codes)) is not None:
         reader = _only_reader(node)
-        if reader is None or reader.op_type != "DequantizeLinear" or node.attributes.get_int("axis", 0):
+        if reader is None or reader.op_type != "DequantizeLinear" or node.attributes.get_int("axis", 0) != 0:
             return
         scale, zero = reader.inputs[1], reader.inputs[2] if len(reader.inputs) > 2 else None
         assert scale is not None

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Array, Feed
-from ..core.errors import ModelError
 from ..graph.fold import remove_unused
-from ..graph.layers import Layer, bodies
 from ..runtime.session import Execution, open_session
 from .match import Matched
 from .normal import Editor, clear_types
@@ -122,100 +119,3 @@ class Runner:
     def __call__(self, arrays: Feed) -> Feed:
         """Run it."""
         return self._session.run(arrays)
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """How a part is put back: layers whose weights are given instead of their own, as the nodes see them; and whether
-    the inputs stay as the compressed graph reads them, quantized."""
-
-    weights: Mapping[str, tuple[Layer, Array]]
-    quantized_inputs: bool
-
-
-def put_back(
-    matched: Matched, parts: Sequence[Part], how: Replacement, types: Mapping[str, np.dtype[np.generic]]
-) -> ir.Model:
-    """A copy of the compressed model with some parts as the dense graph has them.
-
-    types: of the values of the compressed graph that differ from the dense one's, by name. Raises ModelError for parts
-    with bodies.
-    """
-    model = matched.compressed.model.clone()
-    editor, graph = Editor(model), model.graph
-    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
-    for part in parts:
-        if any(bodies(node) for node in part.dense):
-            raise ModelError(f"{part.end.name}: it depends on the body of a control flow operator")
-        old = values[str(matched.pairs[part.end].name)]
-        producer = old.producer()
-        assert producer is not None
-        known: dict[ir.Value, ir.Value] = {}
-        for bound, read in part.reads.items():
-            value = values[str(read.name if how.quantized_inputs else matched.pairs[bound].name)]
-            if str(matched.pairs[bound].name) in types:
-                value = editor.put(producer, "Cast", [value], f"{value.name}_back", to=ir.DataType.FLOAT.value)
-            known[bound] = value
-        new = _copied(matched.dense, part, known, how, editor, producer)
-        if old.name in types:
-            to = ir.DataType.from_numpy(types[str(old.name)]).value
-            new = editor.put(producer, "Cast", [new], f"{new.name}_cast", to=to)
-        name = old.name
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        if new.is_graph_output():
-            new.type, new.shape = old.type, old.shape
-            old.name, new.name = editor.name(f"{name}_old"), name
-    for domain, version in matched.dense.model.graph.opset_imports.items():
-        graph.opset_imports.setdefault(domain, version)
-    remove_unused(model)
-    graph.sort()
-    return model
-
-
-def _copied(
-    side: Side, part: Part, known: dict[ir.Value, ir.Value], how: Replacement, editor: Editor, before: ir.Node
-) -> ir.Value:
-    """The dense nodes of a part, and the constants that they read, before a node; what they make."""
-
-    def copy(value: ir.Value | None) -> ir.Value | None:
-        if value is None or value in known:
-            return None if value is None else known[value]
-        if side.root.get(value, value) in known:  # behind a Cast or the like
-            known[value] = known[side.root[value]]
-        elif (tensor := value.const_value) is not None and value.is_initializer():
-            fresh = ir.Value(name=editor.name(f"back/{value.name}"), type=ir.TensorType(tensor.dtype))
-            fresh.shape, fresh.const_value = value.shape, tensor
-            fresh.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=fresh.name)
-            editor.model.graph.register_initializer(fresh)
-            known[value] = fresh
-        elif (producer := value.producer()) is not None:
-            place(producer)
-        return known[value]
-
-    def place(node: ir.Node) -> None:
-        if node.outputs[0] in known:
-            return
-        inputs = [
-            editor.constant(f"back/{weights[node, index][0]}", weights[node, index][1])
-            if (node, index) in weights
-            else copy(value)
-            for index, value in enumerate(node.inputs)
-        ]
-        fresh = ir.node(
-            node.op_type, inputs, domain=node.domain, num_outputs=len(node.outputs), name=editor.name(f"back/{node.name}")
-        )
-        for key, attribute in node.attributes.items():
-            fresh.attributes[key] = attribute
-        for value, other in zip(node.outputs, fresh.outputs, strict=True):
-            other.name = editor.name(f"back/{value.name}")
-            known[value] = other
-        editor.model.graph.insert_before(before, fresh)
-
-    weights = {
-        (use.node, use.index): (name, array)
-        for name, (layer, array) in how.weights.items()
-        for use in layer.uses
-    }  # fmt: skip
-    for node in part.dense:
-        place(node)
-    return known[part.end]

@@ -133,7 +133,8 @@ class Debug:
     @property
     def equal(self) -> bool:
         """Whether nothing differs."""
-        return all(row.error == 0 for row in (*self.outputs, *self.values))
+        errors = [row.error for row in self.outputs] + [row.error for row in self.values]
+        return not any(errors)
 
     def value_of(self, layer: LayerRow) -> ValueRow | None:
         """The output of a layer."""

@@ -48,10 +48,11 @@ class Error:
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """values: in the order of the dense graph. types: of the compressed values whose type is not the dense one's."""
+    """values: in the order of the dense graph. types: of the matched float values, by the names in the dense graph, in
+    the dense one and in the compressed one."""
 
     values: list[ValueRow]
-    types: dict[str, np.dtype[np.generic]]
+    types: dict[str, tuple[np.dtype[np.generic], np.dtype[np.generic]]]
 
 
 @dataclass
@@ -66,7 +67,7 @@ class _State:
     left: Counter[ir.Value]
     arrays: dict[ir.Value, list[Array]] = field(default_factory=dict)
     errors: dict[ir.Value, float] = field(default_factory=dict)
-    types: dict[str, np.dtype[np.generic]] = field(default_factory=dict)
+    types: dict[str, tuple[np.dtype[np.generic], np.dtype[np.generic]]] = field(default_factory=dict)
 
 
 def walk(
@@ -102,8 +103,7 @@ def _row(state: _State, end: ir.Value, found: list[Array]) -> ValueRow | None:
     floats = bool(wanted) and isinstance(wanted[0], np.ndarray) and wanted[0].dtype.kind == "f"
     row = None
     if floats:
-        if found[0].dtype != wanted[0].dtype:
-            state.types[str(other.name)] = found[0].dtype
+        state.types[str(end.name)] = wanted[0].dtype, found[0].dtype
         state.errors[end] = _error(wanted, found)
         part, node = state.parts.get(end), end.producer()
         op = "input" if node is None else node.op_type
@@ -151,7 +151,7 @@ def _weights_alone(state: _State, part: Part) -> Iterable[Array]:
     output = str(state.matched.pairs[part.end].name)
     runner: Runner | None = None
     for number in range(len(state.arrays[part.end])):
-        feed = {name: _as(state, name, state.arrays[bound][number]) for bound, name in pairs.items()}
+        feed = {name: _as(state, bound, state.arrays[bound][number]) for bound, name in pairs.items()}
         runner = runner or Runner(state.floating, feed, [output], state.execution)
         yield runner(feed)[output]
 
@@ -167,11 +167,9 @@ def _activations_alone(state: _State, part: Part) -> Iterable[Array]:
             array = state.arrays[bound][number]
             read, root = part.reads.get(bound), state.matched.pairs[bound]
             if read is not None and read is not root:
-                given = {str(root.name): _as(state, str(root.name), array)}
+                given = {str(root.name): _as(state, bound, array)}
                 if bound not in quantizers:
-                    quantizers[bound] = Runner(
-                        state.matched.compressed.model, given, [str(read.name)], state.execution
-                    )
+                    quantizers[bound] = Runner(state.matched.compressed.model, given, [str(read.name)], state.execution)
                 quantizer = quantizers[bound]
                 assert quantizer is not None
                 array = quantizer(given)[str(read.name)].astype(array.dtype)
@@ -180,9 +178,10 @@ def _activations_alone(state: _State, part: Part) -> Iterable[Array]:
         yield runner(feed)[output]
 
 
-def _as(state: _State, name: str, array: Array) -> Array:
+def _as(state: _State, bound: ir.Value, array: Array) -> Array:
     """A dense value in the type that the compressed graph has there."""
-    return array.astype(state.types[name]) if name in state.types else array
+    types = state.types.get(str(bound.name))
+    return array if types is None else array.astype(types[1], copy=False)
 
 
 def _error(wanted: Iterable[Array], found: Iterable[Array]) -> float:

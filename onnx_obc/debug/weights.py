@@ -49,7 +49,9 @@ def locate(matched: Matched, named: Sequence[Layer]) -> list[Located]:
 def _located(matched: Matched, folded: Layer, layer: Layer | None) -> Located:
     name, op = folded.name, folded.op
     if layer is None:
-        return Located(LayerRow(name, op, None, reason="it is not in the graph before its operators are fused"), None, ())
+        return Located(
+            LayerRow(name, op, None, reason="it is not in the graph before its operators are fused"), None, ()
+        )
     ends = [output_of(matched, use.node) for use in layer.uses]
     known = list(dict.fromkeys(end for end in ends if end is not None))
     if not known:
@@ -68,13 +70,17 @@ def _with_others(one: Located, names: dict[ir.Node, str]) -> Located:
     return Located(row, one.layer, one.parts)
 
 
-def _form(matched: Matched, part: Part, forms: tuple[Layer, Layer]) -> tuple[str, int | None, float | None, float | None]:
+def _form(
+    matched: Matched, part: Part, forms: tuple[Layer, Layer]
+) -> tuple[str, int | None, float | None, float | None]:
     """What a layer's weight is in the compressed graph: in words, its bits, its share of zeros if it was pruned, and
-    its relative error where it has the form of the dense one. forms: the layer with what follows folded into its weight,
-    and without."""
+    its relative error where it has the form of the dense one. forms: the layer with what follows it
+    folded into its weight, and without."""
     layer = forms[1]
     nodes = [node for node in part.compressed if node.op_type in PRODUCTS]
-    operand = next((x for node in nodes for x in node.inputs[:2] if x is not None and x not in matched.compressed.root), None)
+    operand = next(
+        (x for node in nodes for x in node.inputs[:2] if x is not None and x not in matched.compressed.root), None
+    )
     if len(nodes) != 1 or operand is None:
         return "fused", None, None, None
     array, bits = weight_behind(operand)

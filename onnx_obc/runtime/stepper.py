@@ -72,6 +72,10 @@ class Stepper:
                 del live[name]
         return results
 
+    def knows(self, name: str) -> bool:
+        """Whether a value is kept: it is an output of the model, or some node that has not run yet reads it."""
+        return bool(self._live) and name in self._live[0]
+
     def update(self, name: str, change: Callable[[Array], Array]) -> None:
         """Replace a value that was computed already, on every feed, for the nodes that will read it."""
         holding = [live for live in self._live if name in live]
@@ -102,9 +106,7 @@ class Stepper:
         It does on some Q/DQ pairs that were cut off from what follows them.
         """
         try:
-            return open_session(
-                part, device=self._execution.device, threads=self._execution.threads, fuse=self._fuse
-            )
+            return open_session(part, device=self._execution.device, threads=self._execution.threads, fuse=self._fuse)
         except ModelError:
             return open_session(part, device=self._execution.device, threads=self._execution.threads, fuse=False)
 
