@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .core.progress import Feedback
     from .database.build import Built, build
     from .database.open import Database, open_database
+    from .debug.debug import DebugOptions, debug_models
+    from .debug.record import Debug
     from .pipeline.compress import compress
     from .pipeline.finish import Result
     from .pipeline.recipe import Recipe, Rule
@@ -41,6 +43,8 @@ else:
         "core.progress": ("Feedback",),
         "database.build": ("Built", "build"),
         "database.open": ("Database", "open_database"),
+        "debug.debug": ("DebugOptions", "debug_models"),
+        "debug.record": ("Debug",),
         "pipeline.compress": ("compress",),
         "pipeline.finish": ("Result",),
         "pipeline.recipe": ("Recipe", "Rule"),
@@ -70,6 +74,8 @@ __all__ = [
     "DataOptions",
     "Database",
     "DatabaseError",
+    "Debug",
+    "DebugOptions",
     "EngineError",
     "Feedback",
     "ModelError",
@@ -88,6 +94,7 @@ __all__ = [
     "build",
     "compress",
     "compress_to_budget",
+    "debug_models",
     "open_database",
     "parse_budget",
     "retarget",

@@ -43,9 +43,10 @@ class Wounded:
             self.weights[layer] = weight.input[0]
             data = next((name for name in node.input[:2] if name != weight.output[0]), "")
             source = producers.get(data)
-            if source is not None and source.op_type == "DequantizeLinear":
-                if readers[data] == 1 and readers[source.input[0]] == 1 and data not in outputs:
-                    self.inputs[layer] = source.input[1]
+            if source is None or source.op_type != "DequantizeLinear" or data in outputs:
+                continue
+            if readers[data] == 1 and readers[source.input[0]] == 1:
+                self.inputs[layer] = source.input[1]
 
     def trial(self, number: int) -> tuple[onnx.ModelProto, Damage]:
         """The damaged file of a trial: kinds in turn, layers drawn by the number."""

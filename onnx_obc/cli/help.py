@@ -18,6 +18,7 @@ USAGES = {
     "search": "onnx-obc search DATABASE --budget BUDGET -o OUTPUT [OPTIONS]",
     "inspect": "onnx-obc inspect SOURCE",
     "study": "onnx-obc study SOURCE [--calib DATA] [OPTIONS]",
+    "debug": "onnx-obc debug DENSE COMPRESSED [--calib DATA] [OPTIONS]",
     "check": "onnx-obc check SOURCE --target RUNTIME",
     "bench": "onnx-obc bench FILE FILE … --target RUNTIME [OPTIONS]",
     "time": "onnx-obc time SOURCE -o OUTPUT --target RUNTIME [OPTIONS]",
@@ -37,6 +38,7 @@ EVERYDAY = {
     *("--skip", "--recipe", "--budget", "--levels", "--output", "--report", "--quiet"),
 }
 ENGINES = {"--batch", "--threads", "--rounds"}
+DEBUG = {"--threshold", "--fix", "--html"}
 STUDY = {"--bits", "--size", "--prove", "--distributions", "--html"}
 
 
@@ -57,7 +59,7 @@ class Help:
 
     def shown(self, entry: HelpEntry) -> bool:
         """Whether an option is to be shown."""
-        more = {**dict.fromkeys(("check", "bench", "time"), ENGINES), "study": STUDY}
+        more = {**dict.fromkeys(("check", "bench", "time"), ENGINES), "study": STUDY, "debug": DEBUG}
         wanted = EVERYDAY | more.get(self.command, set())
         return self.everything or bool(wanted.intersection(entry.all_options)) or entry.positional_label is not None
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ..calibration.data import open_samples
 from ..calibration.options import DataOptions
 from ..calibration.samples import Samples
+from ..calibration.split import first_samples
 from ..core.arrays import Array, Feed
 from ..core.errors import ModelError, RecipeError
 from ..core.progress import Feedback
@@ -79,9 +80,11 @@ def debug_models(
     data = data or DataOptions()
     if isinstance(calibration, str) and calibration == "random":
         data = replace(data, allow_random=True)
-    samples = open_samples(calibration, input_specs(first), replace(data, samples=data.samples or SAMPLES))
+    samples = open_samples(calibration, input_specs(first), data)
+    if data.samples is None and samples.count > SAMPLES:
+        samples = first_samples(samples, SAMPLES)
     run = _Run(first, second, samples, execution)
-    notes = [*samples.notes, *samples.notes_on_values(), *run.notes]
+    notes = [*samples.notes_on_values(), *run.notes]
     opset = max(opset_of(first), opset_of(second))
     normal, said = zip(*(normal_form(model, opset) for model in (first, second)), strict=True)
     notes += [note for each in said for note in each]
@@ -153,8 +156,7 @@ def check_alike(dense: ir.Model, compressed: ir.Model) -> None:
             f"{name} is {value.dtype.name.lower()}" for name, value in outputs[0].items() if value.dtype is not None
         ]
         raise ModelError(
-            f"no output is float ({', '.join(kinds)}): errors cannot be measured; give the model without its last step, "
-            "such as ArgMax"
+            f"no output is float ({', '.join(kinds)}): errors cannot be measured; give the models without their last step"
         )
 
 
@@ -250,7 +252,7 @@ def _notes(run: _Run, matched: Matched, located: Sequence[Located]) -> Iterator[
     own = agreement_normal(run, matched)
     if own < SAME_DB:
         yield (
-            f"errors are measured on the compressed graph as floats and Q/DQ, which agrees with the file to {own:.1f} dB: "
+            f"errors are measured on the compressed graph as floats and Q/DQ, which is {own:.1f} dB close to the file: "
             "roundings fall another way, or an operator is not understood"
         )
     errors = [one.row.weight for one in located if one.row.weight is not None]

@@ -15,7 +15,6 @@ from .normal import Editor, clear_types
 from .side import Side
 
 QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear")
-PAIR = (*QUANTIZING, "DequantizeLinear")
 LONGEST_WAY = 8  # nodes behind a product until a value is matched
 
 
@@ -47,13 +46,17 @@ def part_of(matched: Matched, end: ir.Value) -> Part:
         other = matched.pairs.get(bound)
         if other is None:
             continue
-        own = [
-            value for node in compressed for value in matched.compressed.reads[node]
-            if matched.compressed.root[value] is other
-        ]  # fmt: skip
-        reads[bound] = next((value for value in own if value is not other), other)
+        own = dict.fromkeys(value for node in compressed for value in matched.compressed.reads[node])
+        floats = [v for v in own if matched.compressed.root[v] is other and not _is_code(v)]
+        reads[bound] = next((value for value in floats if value is not other), other)
     quantized = any(_quantizes(value, matched.pairs[bound]) for bound, value in reads.items())
     return Part(end, tuple(bounds), tuple(dense), tuple(compressed), reads, quantized)
+
+
+def _is_code(value: ir.Value) -> bool:
+    """Whether a value is what a QuantizeLinear gives: integers, which an operator that is not known here reads."""
+    node = value.producer()
+    return node is not None and node.op_type in QUANTIZING
 
 
 def _quantizes(value: ir.Value, root: ir.Value) -> bool:
@@ -85,8 +88,10 @@ def with_float_activations(model: ir.Model) -> ir.Model:
     model = model.clone()
     side, editor = Side(model), Editor(model)
     for node in list(model.graph):
-        source = node.inputs[0] if node.inputs else None
-        if node.op_type not in PAIR or source is None or node.outputs[0] not in side.root:
+        quantizer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if node.op_type != "DequantizeLinear" or node.outputs[0] not in side.root:
+            continue
+        if quantizer is None or quantizer.op_type not in QUANTIZING or (source := quantizer.inputs[0]) is None:
             continue
         output = node.outputs[0]
         if output.is_graph_output():

@@ -97,6 +97,7 @@ class Rerun:
         ends = [str(self._matched.pairs[part.end].name) for part in parts]
         order = sorted(range(len(parts)), key=lambda i: self._place[ends[i]])
         whole, feeds = self._model, list(self._feeds)
+        done: Outputs = [{} for _ in feeds]
         for i in order:
             stepper = Stepper(whole, feeds, self._execution, fuse=False)
             try:
@@ -105,7 +106,12 @@ class Rerun:
                     return None
                 remade = self._remade(parts[i], model, quantized, arrays)
                 if i == order[-1]:
-                    return _finished(stepper, whole, ends[i], [remade], self._end)[0]
+                    last = _finished(stepper, whole, ends[i], [remade], self._end)[0]
+                    return [before | after for before, after in zip(done, last, strict=True)]
+                known = _known_outputs(stepper, whole)
+                done = [
+                    a | b | ({ends[i]: y} if ends[i] in b else {}) for a, b, y in zip(done, known, remade, strict=True)
+                ]
                 whole, feeds = stepper.rest()
             except ValueError:  # what a part reads was needed by none that follows
                 return None
@@ -158,7 +164,7 @@ def _finished(
 ) -> list[Outputs]:
     """The outputs of a model, with each of several remakes of the value `name`, which has run last."""
     outputs = [str(value.name) for value in model.graph.outputs]
-    known = stepper.advance([output for output in outputs if stepper.knows(output)])
+    known = _known_outputs(stepper, model)
     run = None
     rest: list[Feed] = [{} for _ in remade[0]]
     if any(output not in (known[0] if known else {}) for output in outputs):
@@ -176,3 +182,8 @@ def _finished(
             rows.append({output: np.asarray(row[output]) for output in outputs})
         found.append(rows)
     return found
+
+
+def _known_outputs(stepper: Stepper, model: ir.Model) -> list[Feed]:
+    """The outputs of a model that have been computed already."""
+    return stepper.advance([str(value.name) for value in model.graph.outputs if stepper.knows(str(value.name))])
