@@ -124,7 +124,7 @@ def debug_models(
 def check_alike(dense: ir.Model, compressed: ir.Model) -> None:
     """Raise ModelError unless both have the same inputs and float outputs."""
     one, other = ({spec.name: spec for spec in input_specs(model)} for model in (dense, compressed))
-    if missing := sorted(one.keys() ^ other.keys()):
+    if missing := sorted(one.keys() - other.keys()) or sorted(other.keys() - one.keys()):
         where = "dense" if missing[0] in one else "compressed"
         raise ModelError(
             f"only the {where} model has an input {missing[0]!r}: these are not the same model; name the file that the "
@@ -144,7 +144,7 @@ def check_alike(dense: ir.Model, compressed: ir.Model) -> None:
                 "that the compressed one was made from"
             )
     outputs = [{str(value.name): value for value in model.graph.outputs} for model in (dense, compressed)]
-    if missing := sorted(outputs[0].keys() ^ outputs[1].keys()):
+    if missing := sorted(outputs[0].keys() - outputs[1].keys()) or sorted(outputs[1].keys() - outputs[0].keys()):
         where = "dense" if missing[0] in outputs[0] else "compressed"
         raise ModelError(
             f"only the {where} model has an output {missing[0]!r}: these are not the same model; name the file that "
@@ -156,7 +156,7 @@ def check_alike(dense: ir.Model, compressed: ir.Model) -> None:
             f"{name} is {value.dtype.name.lower()}" for name, value in outputs[0].items() if value.dtype is not None
         ]
         raise ModelError(
-            f"no output is float ({', '.join(kinds)}): errors cannot be measured; give the models without their last step"
+            f"no output is float ({', '.join(kinds)}): errors cannot be measured; leave out their last step"
         )
 
 
