@@ -40,6 +40,7 @@ from .weights import Located, locate
 SAMPLES = 64  # that are run unless more are asked for
 PROBED = 4  # samples that tell values apart
 WORST = 5  # samples that are named
+DOMINANT = 0.5  # the share of the output loss from which a sample is said to make it up
 SAME_DB = 30.0  # agreement of the normal form with the file itself, from which it is said that they differ
 UNLIKE = 1.0  # the error of a layer's weights, in the middle of all layers, from which the models are unrelated
 
@@ -99,6 +100,11 @@ def debug_models(
     found, tried = returns(matched, located, walked, bench, lambda d, t: feedback.progress("return", d, t))
     with _as_file(compressed, second) as path:
         optimised = _optimised(path, run)
+    worst = run.worst(bench.scores)
+    if samples.count > 1 and worst and worst[0].loss > DOMINANT * samples.count * bench.quality(run.found).loss > 0:
+        notes.append(
+            f"{worst[0].name} alone makes up most of the output loss: what returns gain is about it; give more --samples"
+        )
     return Debug(
         dense=_name(dense),
         compressed=_name(compressed),
@@ -115,7 +121,7 @@ def debug_models(
         layers=tuple(one.row for one in located),
         returns=tuple(found),
         tried=tried,
-        worst=tuple(run.worst(bench.scores)),
+        worst=tuple(worst[:WORST]),
         unmatched=tuple(str(root.name) for root in matched.dense.place if root not in matched.pairs),
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -211,7 +217,7 @@ class _Run:
                 if not single and count > 1:
                     name += f" to {self.samples.name_of(first + count - 1)}"
                 rows.append(SampleRow(name, loss.value))
-        return sorted(rows, key=lambda row: -row.loss)[:WORST]
+        return sorted(rows, key=lambda row: -row.loss)
 
 
 def _agreement(ones: Sequence[Feed], others: Sequence[Feed]) -> dict[str, float]:

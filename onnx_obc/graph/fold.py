@@ -56,12 +56,18 @@ def fold(model: ir.Model, fuse: bool = True) -> tuple[ir.Model, list[str]]:
     """
     model = own_copy(model)
     notes: list[str] = []
+    fusing: list[tuple[str, Step]] = [
+        ("fusing Pad into Conv", _fuse_pads),
+        ("fusing Mul and Add into Conv", fuse_arithmetic),
+        ("fusing BatchNormalization", _fuse_batchnorms),
+        ("fusing Mul and Add into Conv", fuse_arithmetic),
+    ]
     steps: list[tuple[str, Step]] = [
         ("dropping the graph inputs that stand for weights", _drop_weight_inputs),
         ("inlining functions", _inline),
         ("folding constants", _fold_constants),
         ("turning Constant nodes into initializers", _lift_constants),
-        *(FUSING if fuse else ()),
+        *(fusing if fuse else ()),
         ("giving Gemm's bias one axis", flatten_biases),
         ("dropping the leading axes of weights", _drop_leading_axes),
         ("removing what is not used", _remove_unused),
@@ -258,11 +264,3 @@ def _fuse_batchnorm(model: ir.Model, norm: ir.Node) -> bool:
     set_bias(model, node, new_bias)
     supersede(model, norm, value)
     return True
-
-
-FUSING: tuple[tuple[str, Step], ...] = (
-    ("fusing Pad into Conv", _fuse_pads),
-    ("fusing Mul and Add into Conv", fuse_arithmetic),
-    ("fusing BatchNormalization", _fuse_batchnorms),
-    ("fusing Mul and Add into Conv", fuse_arithmetic),
-)
