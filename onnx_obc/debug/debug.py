@@ -103,7 +103,7 @@ def debug_models(
     worst = run.worst(bench.scores)
     if samples.count > 1 and worst and worst[0].loss > DOMINANT * samples.count * bench.quality(run.found).loss > 0:
         notes.append(
-            f"{worst[0].name} alone makes up most of the output loss: what returns gain is about it; give more --samples"
+            f"{worst[0].name} alone makes up most of the output loss: returns are about it; give more --samples"
         )
     return Debug(
         dense=_name(dense),
