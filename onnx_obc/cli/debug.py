@@ -95,18 +95,17 @@ def debug_command(
             return
         show(lambda width: debug_table(found, width))
         if recipe is not None:
-            print(plain(_about_recipe(recipe, len(chosen), dense, calib)))
+            print(plain(_about_recipe(recipe, len(chosen), dense)))
         if others := [str(path) for path in (report, html) if path is not None]:
             print(plain(f"written: {', '.join(others)}"))
 
 
-def _about_recipe(recipe: Path, count: int, dense: Path, calib: str) -> str:
+def _about_recipe(recipe: Path, count: int, dense: Path) -> str:
     """What the recipe is for, or why there is none."""
     if not count:
         return f"{recipe} was not written: no layer's return gains anything"
-    data = "DATA" if calib == "random" else calib
     return (
-        f"written: {recipe}, which returns {counted(count, 'layer')}; next: onnx-obc {dense} OUTPUT --calib {data} "
+        f"written: {recipe}, which returns {counted(count, 'layer')}; next: onnx-obc {dense} OUTPUT --calib DATA "
         f"--recipe {recipe}"
     )
 

@@ -51,7 +51,7 @@ def headline(debug: Debug) -> str:
         return "Both files compute the same: every value that they share agrees to the last bit."
     worst = max((row.error for row in debug.outputs), default=0.0)
     said = f"Outputs agree to {db(worst)} dB, output loss {figure(debug.loss)}"
-    if math.isfinite(debug.weights_loss):
+    if any(row.activations is not None for row in debug.values):
         said += f"; with all activations back in float {figure(debug.weights_loss)}"
     return f"{said}."
 
