@@ -13,12 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Array, Feed
-from ..graph.edit import free_name, names_of
+from ..graph.edit import add_initializer, free_name, names_of
 from ..runtime.session import Execution
 from ..runtime.sqnr import agreement_db
 from ..runtime.stepper import Stepper
-from .normal import CODES_SUFFIXES
-from .side import CLIPPING, Side, lowest_is_zero
+from .normal import CODES_SUFFIXES, constant_array
+from .side import CLIPPING, Side, highest, lowest_is_zero
 
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 AFFINE = ("BatchNormalization", "Add", "Mul", "Sub", "Div")
@@ -93,16 +93,40 @@ def _rename_activations(dense: ir.Model, compressed: ir.Model) -> None:
         if node is None or producer is None or producer.op_type in CLIPPING or not lowest_is_zero(side, root):
             continue
         name = str(root.name)
-        put_activation(compressed, root, "Relu")
-        clipped = next(use.node for use in root.uses()).outputs[0]
+        if (limits := clipping(node)) is None:
+            continue
+        clipped = put_activation(compressed, root, limits)
         root.name, clipped.name = free_name(f"{name}_before", set(names_of(compressed))), name
 
 
-def put_activation(model: ir.Model, root: ir.Value, kind: str) -> ir.Value:
-    """Put an activation behind a value, for all that read it."""
+def clipping(node: ir.Node) -> float | None:
+    """The upper end of a Relu or Clip that is 0 below; None where it is none such."""
+    if node.op_type == "Relu":
+        return np.inf
+    limits = [constant_array(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2)]
+    if limits[0] is None or limits[0].reshape(-1)[0] != 0:
+        return None
+    return np.inf if limits[1] is None else float(limits[1].reshape(-1)[0])
+
+
+def put_activation(model: ir.Model, root: ir.Value, most: float) -> ir.Value:
+    """Put a Relu, or a Clip to `most`, behind a value that is only read quantized, to 0 and more.
+
+    What is read stays the same: where the integers reach further than `most`, the Clip does too.
+    """
     taken = set(names_of(model))
     uses = list(root.uses())
-    node = ir.node(kind, [root], name=free_name(f"{root.name}/{kind}", taken))
+    if np.isfinite(most):
+        most = max(most, *(highest(use.node) for use in uses))
+    kind, inputs = "Relu", [root]
+    if np.isfinite(most):
+        ends = (("low", 0.0), ("high", most))
+        kind = "Clip"
+        inputs += [
+            add_initializer(model.graph, free_name(f"{root.name}_{end}", taken), np.array(x, np.float32))
+            for end, x in ends
+        ]
+    node = ir.node(kind, inputs, name=free_name(f"{root.name}/{kind}", taken))
     node.outputs[0].name = free_name(f"{root.name}_{kind}", taken)
     for use in uses:
         use.node.replace_input_with(use.idx, node.outputs[0])
@@ -217,12 +241,13 @@ class _Walk:
     def _along(self, node: ir.Node, output: ir.Value, read: ir.Value, found: ir.Value) -> bool:
         """Match a node that the compressed graph has not: fused into what is before it, or into the Q/DQ behind it."""
         producer, readers = found.producer(), self.compressed.readers[found]
-        if node.op_type in CLIPPING and lowest_is_zero(self.compressed, found):
-            clipped = put_activation(self.compressed.model, found, "Relu")
+        most = clipping(node) if node.op_type in CLIPPING and lowest_is_zero(self.compressed, found) else None
+        if most is not None:
+            clipped = put_activation(self.compressed.model, found, most)
             mark = self.marks[1].get(str(found.name))
             if mark is not None:
                 head = 1 + int(mark[0])
-                self.marks[1][str(clipped.name)] = np.concatenate([mark[:head], np.maximum(mark[head:], 0)])
+                self.marks[1][str(clipped.name)] = np.concatenate([mark[:head], np.clip(mark[head:], 0, most)])
             self.compressed = Side(self.compressed.model)
             self._pair(output, clipped)
             return True

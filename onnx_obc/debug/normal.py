@@ -25,7 +25,8 @@ FUSED = ("FusedConv", "FusedGemm")
 
 def opset_of(model: ir.Model) -> int:
     """The ai.onnx opset that the normal form of a model has at least."""
-    packed = any(node.op_type == "MatMulNBits" for node in model.graph)
+    pair = ("QuantizeLinear", "DequantizeLinear")  # of another domain: of 4 or 16 bits, which ONNX has since opset 21
+    packed = any(node.op_type == "MatMulNBits" or (node.domain and node.op_type in pair) for node in model.graph)
     return max(model.opset_imports.get("", 0), BLOCKED_OPSET if packed else PER_AXIS_OPSET)
 
 

@@ -100,3 +100,11 @@ def lowest_is_zero(side: Side, root: ir.Value) -> bool:
         if zero.dtype.kind not in "iu" or (zero != np.iinfo(zero.dtype).min).any():
             return False
     return True
+
+
+def highest(node: ir.Node) -> float:
+    """The largest value that a QuantizeLinear with a zero point at its lower end can give; infinite if not known."""
+    scale = constant_array(node.inputs[1])
+    zero = constant_array(node.inputs[2] if len(node.inputs) > 2 else None)
+    limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
+    return np.inf if scale is None else float(scale.max()) * (int(limits.max) - int(limits.min))

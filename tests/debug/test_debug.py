@@ -128,6 +128,31 @@ def test_clipping_by_the_integers_is_a_relu_that_is_not_there() -> None:
     assert 20 < (to_db(found.outputs[0].error) or 0) < 60
 
 
+@pytest.mark.parametrize("scale", [6 / 255, 4 / 255, 9 / 255], ids=["to 6", "clipped", "beyond"])
+def test_clipping_by_the_integers_is_a_clip_at_both_ends(scale: float) -> None:
+    """y = clip(x W, 0, 6) V, whose Clip became the range of unsigned integers: an error of inputs, not of weights."""
+    weights = {"w": random(4, 8, seed=2) * 2, "v": random(8, 3, seed=4)}
+    limits = {"low": np.float32(0), "high": np.float32(6)}
+    first = helper.make_node("MatMul", ["x", "w"], ["h"], name="first")
+    last = helper.make_node("MatMul", ["c", "v"], ["y"], name="last")
+    clip = helper.make_node("Clip", ["h", "low", "high"], ["c"])
+    dense = build([first, clip, last], {"x": ["N", 4]}, {"y": ["N", 3]}, {**weights, **limits})
+    pair = [
+        helper.make_node("QuantizeLinear", ["h", "s", "z"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["c"]),
+    ]
+    parts = {**weights, "s": np.float32(scale), "z": np.uint8(0)}
+    found = debug_models(dense, build([first, *pair, last], {"x": ["N", 4]}, {"y": ["N", 3]}, parts), _clipped_data())
+    rows = {row.name: row for row in found.values}
+    assert rows["h"].error == 0 and rows["y"].weights == pytest.approx(0, abs=1e-6)
+    assert rows["y"].activations == pytest.approx(rows["y"].error, rel=0.05) or scale > 6 / 255
+    assert found.returns[0].layer == "last" and found.returns[0].fault == "activations"
+
+
+def _clipped_data() -> dict[str, np.ndarray]:
+    return {"x": random(64, 4, seed=3) * 2}
+
+
 def test_other_names_are_matched_by_structure(healthy: Path) -> None:
     """The compressed file with every inner name replaced."""
     proto = onnx.load(healthy)
