@@ -3,9 +3,9 @@
     python -m benchmarks.quality.debugging
     python -m benchmarks.quality.debugging --only MiniLM
 
-A healthy int8 file of this tool is damaged in one layer, ten times, and debugged; then files of onnxruntime's quantizer
-and of ModelOpt, which run in the environments of benchmarks/peers (left out where there are none). The rows are kept in
-benchmarks/results/debugging.jsonl: a finished one is not run again.
+A healthy int8 file of this tool is damaged in one layer, ten times, and debugged; then files of onnxruntime's
+quantizer, ModelOpt and NNCF, which run in the environments of benchmarks/peers (left out where there are none). The rows
+are kept in benchmarks/results/debugging.jsonl: a finished one is not run again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ OTHERS = (
     ("modelopt", "int8 entropy, float32"),
     ("modelopt", "int8 max, float32"),
     ("modelopt", "int8 entropy, float16"),
+    ("nncf", "ptq"),
 )
 
 
