@@ -4,7 +4,7 @@
     python -m benchmarks.quality.debugging --only MiniLM
 
 A healthy int8 file of this tool is damaged in one layer, ten times, and debugged; then files of onnxruntime's
-quantizer, ModelOpt and NNCF, which run in the environments of benchmarks/peers (left out where there are none). The rows
+quantizer, ModelOpt and NNCF, which run in the environments of benchmarks/peers (left out where there are none). Rows
 are kept in benchmarks/results/debugging.jsonl: a finished one is not run again.
 """
 
