@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .core.progress import Feedback
     from .database.build import Built, build
     from .database.open import Database, open_database
+    from .debug.debug import DebugOptions, debug_models
+    from .debug.record import Debug
     from .pipeline.compress import compress
     from .pipeline.examine import Evaluation
     from .pipeline.finish import Result
@@ -43,6 +45,8 @@ else:
         "core.progress": ("Feedback",),
         "database.build": ("Built", "build"),
         "database.open": ("Database", "open_database"),
+        "debug.debug": ("DebugOptions", "debug_models"),
+        "debug.record": ("Debug",),
         "pipeline.compress": ("compress",),
         "pipeline.examine": ("Evaluation",),
         "pipeline.finish": ("Result",),
@@ -78,6 +82,8 @@ __all__ = [
     "DataOptions",
     "Database",
     "DatabaseError",
+    "Debug",
+    "DebugOptions",
     "EngineError",
     "Evaluation",
     "Feedback",
@@ -98,6 +104,7 @@ __all__ = [
     "build",
     "compress",
     "compress_to_budget",
+    "debug_models",
     "open_database",
     "parse_budget",
     "retarget",

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The rooms from the ground up: each imports only rooms before it.
 ROOMS = (
     *("core", "graph", "solver", "runtime", "targets", "calibration", "correction"),
-    *("pipeline", "database", "search", "study", "report", "cli"),
+    *("pipeline", "database", "search", "study", "debug", "report", "cli"),
 )
 BLIND = {
     "graph": {"solver"},

@@ -19,6 +19,7 @@ USAGES = {
     "report": "onnx-obc report REPORT -o OUTPUT [OPTIONS]",
     "inspect": "onnx-obc inspect SOURCE",
     "study": "onnx-obc study SOURCE [--calib DATA] [OPTIONS]",
+    "debug": "onnx-obc debug DENSE COMPRESSED [--calib DATA] [OPTIONS]",
     "check": "onnx-obc check SOURCE --target RUNTIME",
     "bench": "onnx-obc bench FILE FILE … --target RUNTIME [OPTIONS]",
     "time": "onnx-obc time SOURCE -o OUTPUT --target RUNTIME [OPTIONS]",
@@ -38,6 +39,7 @@ EVERYDAY = {
     *("--skip", "--recipe", "--budget", "--levels", "--output", "--report", "--html", "--quiet"),
 }
 ENGINES = {"--batch", "--threads", "--rounds"}
+DEBUG = {"--threshold", "--fix"}
 STUDY = {"--bits", "--size", "--prove", "--distributions"}
 
 
@@ -58,7 +60,12 @@ class Help:
 
     def shown(self, entry: HelpEntry) -> bool:
         """Whether an option is to be shown."""
-        more = {**dict.fromkeys(("check", "bench", "time"), ENGINES), "study": STUDY, "report": {"--overlay"}}
+        more = {
+            **dict.fromkeys(("check", "bench", "time"), ENGINES),
+            "study": STUDY,
+            "debug": DEBUG,
+            "report": {"--overlay"},
+        }
         wanted = EVERYDAY | more.get(self.command, set())
         return self.everything or bool(wanted.intersection(entry.all_options)) or entry.positional_label is not None
 

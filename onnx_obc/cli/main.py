@@ -14,6 +14,7 @@ from ..calibration.options import KINDS
 from ..core.errors import ObcError, plain, shortened
 from ..core.version import __version__
 from .commands import build_command, compress_command, search_command
+from .debug import debug_command
 from .engines import bench_command, check_command, time_command
 from .help import ALL, HELP, USAGES, Help, epilogue
 from .options import Flag
@@ -72,6 +73,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_command,
     "inspect": inspect_command,
     "study": study_command,
+    "debug": debug_command,
     "check": check_command,
     "bench": bench_command,
     "time": time_command,

@@ -23,6 +23,7 @@ DATA = Group("Calibration data", sort_key=2)
 METHOD = Group("How it is done", sort_key=4)
 SEARCH = Group("How a budget chooses", sort_key=3)
 STUDY = Group("What is studied", sort_key=1)
+DEBUG = Group("What is looked for", sort_key=1)
 QUALITY = Group("What the file must reach", sort_key=5)
 RUN = Group("Run", sort_key=6)
 
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     MethodOptions: TypeAlias = recipe.MethodOptions
     RunOptions: TypeAlias = recipe.RunOptions
     StudyDataOptions: TypeAlias = data.DataOptions
+    DebugDataOptions: TypeAlias = data.DataOptions
     UniformOptions: TypeAlias = recipe.UniformOptions
 else:
     _finish = {
@@ -109,6 +111,9 @@ else:
     _read = {"mean": Several, "std": Several, "allow_random": Flag, "seed": Parameter(parse=False)}
     CalibrationOptions = _options(data.DataOptions, DATA, {}, **_read, size=Parameter(name=("--image-size", "--size")))
     StudyDataOptions = _options(data.DataOptions, DATA, {}, **_read, size=Parameter(name="--image-size"))
+    _few = Parameter(help="Run at most so many samples, evenly spread over the data. [default: 64]")
+    _debugged = {**_read, "allow_random": Parameter(parse=False), "samples": _few}
+    DebugDataOptions = _options(data.DataOptions, DATA, {}, **_debugged, size=Parameter(name="--image-size"))
 
 
 @Parameter(name="*", group=SEARCH)

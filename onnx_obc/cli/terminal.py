@@ -29,6 +29,8 @@ STAGES = {
     "study": "studying layers",
     "prove": "proving on chunks",
     "compare": "comparing models",
+    "walk": "comparing values",
+    "return": "returning layers",
 }
 
 

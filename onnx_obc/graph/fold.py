@@ -45,25 +45,29 @@ LARGE = 2**20  # elements
 SHARED_SIZE = 1024  # a constant with so many elements and several readers is kept, so that they go on sharing it
 
 
-def fold(model: ir.Model) -> tuple[ir.Model, list[str]]:
+def fold(model: ir.Model, fuse: bool = True) -> tuple[ir.Model, list[str]]:
     """A simplified copy, and sentences for the report.
 
     Functions are inlined, constants folded (tables that would grow stay), BatchNormalization is fused into the Conv,
     ConvTranspose or Gemm before it, Pad into the Conv behind it, and what nothing reads is removed. Inputs, outputs
     (names, order, types, shapes), metadata and opset imports stay. A step that fails, or whose result the ONNX
-    checker refuses, is left out, and a sentence says so.
+    checker refuses, is left out, and a sentence says so. fuse: whether operators may become one; without it every value
+    of the model that is not a constant keeps its place.
     """
     model = own_copy(model)
     notes: list[str] = []
+    fusing: list[tuple[str, Step]] = [
+        ("fusing Pad into Conv", _fuse_pads),
+        ("fusing Mul and Add into Conv", fuse_arithmetic),
+        ("fusing BatchNormalization", _fuse_batchnorms),
+        ("fusing Mul and Add into Conv", fuse_arithmetic),
+    ]
     steps: list[tuple[str, Step]] = [
         ("dropping the graph inputs that stand for weights", _drop_weight_inputs),
         ("inlining functions", _inline),
         ("folding constants", _fold_constants),
         ("turning Constant nodes into initializers", _lift_constants),
-        ("fusing Pad into Conv", _fuse_pads),
-        ("fusing Mul and Add into Conv", fuse_arithmetic),
-        ("fusing BatchNormalization", _fuse_batchnorms),
-        ("fusing Mul and Add into Conv", fuse_arithmetic),
+        *(fusing if fuse else ()),
         ("giving Gemm's bias one axis", flatten_biases),
         ("dropping the leading axes of weights", _drop_leading_axes),
         ("removing what is not used", _remove_unused),

@@ -22,7 +22,7 @@ class Stepper:
 
     Beyond the memory of `execution`, what is kept and what a step returns lies in temporary files, which are gone when
     nothing refers to them any more. The model is read at each step as it is then: nodes that have not run yet may be
-    given other weights, or nodes before them, in between.
+    given other weights, or nodes before them, in between. fuse: as in `open_session`.
     """
 
     def __init__(
@@ -30,8 +30,10 @@ class Stepper:
         model: ir.Model,
         feeds: Sequence[Mapping[str, Array]],
         execution: Execution = Execution(),
+        fuse: bool = True,
     ) -> None:
         self._model = model
+        self._fuse = fuse
         self._execution = execution
         self._done: set[ir.Node] = set()
         names = {str(value.name) for value in model.graph.inputs}
@@ -70,6 +72,10 @@ class Stepper:
                 del live[name]
         return results
 
+    def knows(self, name: str) -> bool:
+        """Whether a value is kept: it is an output of the model, or some node that has not run yet reads it."""
+        return bool(self._live) and name in self._live[0]
+
     def update(self, name: str, change: Callable[[Array], Array]) -> None:
         """Replace a value that was computed already, on every feed, for the nodes that will read it."""
         holding = [live for live in self._live if name in live]
@@ -100,7 +106,7 @@ class Stepper:
         It does on some Q/DQ pairs that were cut off from what follows them.
         """
         try:
-            return open_session(part, device=self._execution.device, threads=self._execution.threads)
+            return open_session(part, device=self._execution.device, threads=self._execution.threads, fuse=self._fuse)
         except ModelError:
             return open_session(part, device=self._execution.device, threads=self._execution.threads, fuse=False)
 
