@@ -19,6 +19,7 @@ STAGES = {
     "sensitivity": "sensitivity of levels",
     "search": "profiles tried",
     "drop": "sizes tried",
+    "transform": "looking at channels",
     "correct": "correcting statistics",
     "adaprune": "epochs",
     "verify": "comparing outputs",

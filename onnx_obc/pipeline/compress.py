@@ -24,6 +24,7 @@ from .plan import make_plan, prepare
 from .recipe import Recipe
 from .sequential import solve_sequentially
 from .solve import Solutions, capture_ranges, solve_plan
+from .transform import transformed
 from .verify import check_graph
 
 
@@ -63,12 +64,14 @@ def compress(
         check_gates(recipe, dense, evaluation is not None)
         if target is not None:
             check_beside(dense, target)
-        folded = prepare(dense)
-        plan = make_plan(folded, recipe)
+        plain = prepare(dense)
+        plan = make_plan(plain, recipe)
         samples = open_samples(calibration, input_specs(dense), data)
         calibrating, held_out = split(samples)
         about, notes = describe(samples, calibrating, held_out)
         examiner = open_examiner(dense, evaluation, held_out, recipe.execution(), feedback.progress)
+        folded, transforms = transformed(plain, plan, calibrating, held_out, recipe, feedback)
+        plan = make_plan(folded, recipe) if folded is not plain else plan
         checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
 
     in_order, rival = recipe.sequential and bool(plan.layers), None
@@ -80,7 +83,7 @@ def compress(
     if in_order:
         plan = make_plan(folded, recipe)
         solutions = solve_sequentially(plan, folded, solutions.ranges, calibrating, recipe, feedback)
-    material = Material(model, folded, calibrating, held_out, about, notes, examiner)
+    material = Material(model, folded, calibrating, held_out, about, notes, examiner, transforms, plain)
     result = finish(material, solutions, recipe, Destination(target), feedback, checks, rival)
     hand_over([result])
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,33 +20,13 @@ from ..graph.layers import find_layers
 from ..graph.write import Writer, WrittenWeight
 from ..runtime.judge import Judge, clearly_less
 from ..targets.registry import TARGETS
+from .attempts import CorrectionReport
 from .layer import Solved, solving_device
 from .material import Material
 from .plan import Plan
 from .recipe import Recipe
 
 KINDS: tuple[Kind, ...] = ("batchnorm", "norm", "bias")
-
-
-@dataclass(frozen=True)
-class CorrectionReport:
-    """One attempt to correct statistics, or to do better in another way.
-
-    kinds: what was corrected: the output of layers that had a BatchNormalization behind them (mean and variance), the
-    output of other normalisations (mean and variance), the bias of other layers (mean); or `global AdaPrune`, or
-    `sequential`. sites: at how many places.
-    loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out, and, where these are
-    few, on others that the correction did not look at; on the calibration samples where none could be held out.
-    standard_error: of the difference, over these samples; None where it cannot be told. kept: whether the loss fell by
-    more than that, and the correction stayed.
-    """
-
-    kinds: tuple[str, ...]
-    sites: int
-    loss_before: float
-    loss_after: float
-    standard_error: float | None
-    kept: bool
 
 
 def sites_of(plan: Plan, dense: ir.Model, recipe: Recipe) -> list[Site]:

@@ -10,7 +10,8 @@ from ..graph.write import WrittenWeight
 from ..runtime.judge import Judge, clearly_less
 from ..solver.baselines import uncompensated
 from ..targets.registry import TARGETS
-from .correct import CorrectionReport, correct_statistics, sites_of, train_all
+from .attempts import CorrectionReport
+from .correct import correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
 from .plan import Folded, Plan

@@ -163,7 +163,8 @@ class _Work:
             if recipe.measure_speed:
                 with watch("time"):
                     feed = timing_feed(material.folded, material.held_out, recipe.timing_batch)
-                    verdict = replace(verdict, speed=measure_speed(material.folded, path, feed, recipe))
+                    plain = material.untransformed or material.folded
+                    verdict = replace(verdict, speed=measure_speed(plain, path, feed, recipe))
         return _Made(draft, model, path, verdict)
 
 

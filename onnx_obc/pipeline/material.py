@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..calibration.samples import Samples
+from .attempts import CorrectionReport
 from .examine import Examiner
 from .plan import Folded
 
@@ -19,7 +20,8 @@ class Material:
 
     source: what the user named the model by. folded: the model. feeds: samples that corrections look at; held_out:
     those that outputs are compared on. calibration: what the report says of the data; notes: what else it says.
-    examiner: measures the user's metric, if there is one.
+    examiner: measures the user's metric, if there is one. transforms: what was tried on the model before it was solved;
+    untransformed: the folded model before that, where it is another one.
     """
 
     source: object
@@ -29,6 +31,8 @@ class Material:
     calibration: Mapping[str, Any]
     notes: Sequence[str]
     examiner: Examiner | None = None
+    transforms: Sequence[CorrectionReport] = ()
+    untransformed: Folded | None = None
 
     @property
     def dense(self) -> ir.Model:

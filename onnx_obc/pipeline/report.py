@@ -18,7 +18,7 @@ from ..core.version import __version__
 from ..graph.layers import LeftOut
 from ..graph.save import file_bytes
 from ..targets.check import FileCheck
-from .correct import CorrectionReport
+from .attempts import CorrectionReport
 from .draft import Draft
 from .examine import MetricReport
 from .gates import Gate, judge
@@ -130,7 +130,7 @@ def make_report(
         embeddings=tuple(draft.embeddings),
         activations=dict(draft.intervals),
         histograms=activation_histograms(draft),
-        corrections=draft.corrections,
+        corrections=(*material.transforms, *draft.corrections),
         outputs=verdict.outputs,
         worst=verdict.worst,
         output_loss=verdict.loss,

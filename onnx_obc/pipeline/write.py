@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -21,10 +22,11 @@ from ..graph.fold import remove_unused
 from ..graph.write import Activation, Writer, WrittenWeight, rewrite
 from ..runtime.session import Execution
 from ..solver.baselines import uncompensated
+from ..solver.grid import GridMethod
 from ..targets.engine import batch_of
 from ..targets.registry import TARGETS, save_for
 from .layer import EmbeddingReport, Solved, round_embedding
-from .plan import Folded, make_plan
+from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .solve import Solutions
 
@@ -109,12 +111,25 @@ def write_quickly(folded: Folded, profile: Mapping[str, Choice], feed: Feed, rec
     samples = Samples(count, "timing", lambda start, stop: iter([batch]), step=count, batch=count)
     values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
     ranges = capture(plan.model, Chunk((), values), samples, execution=Execution("cpu")).ranges if values else {}
-    writer = Writer(plan.model)
+    write_rounded(plan, ranges, recipe, "minmax", "minmax")
+    save_for(recipe.target, recipe.weight_form, plan.model, path)
+
+
+def write_rounded(
+    plan: Plan,
+    ranges: Mapping[str, RangeObserver],
+    recipe: Recipe,
+    grid: GridMethod,
+    spans: Literal["mse", "minmax", "percentile"],
+) -> None:
+    """Write a plan's layers by rounding and magnitude pruning, and its Q/DQ pairs, into its model.
+
+    grid, spans: how scales of weights and ranges of activations are found.
+    """
+    writer, shared = Writer(plan.model), TARGETS[recipe.target].shared_scale
     for layer in plan.layers:
-        level = plan.choices[layer.name].level
-        writer.weight(layer, uncompensated(layer.matrix(), level, "minmax", TARGETS[recipe.target].shared_scale))
+        writer.weight(layer, uncompensated(layer.matrix(), plan.choices[layer.name].level, grid, shared))
     for activation in plan.activations:
-        low, high = ranges[activation.value].interval("minmax", activation.bits, activation.symmetric)
+        low, high = ranges[activation.value].interval(spans, activation.bits, activation.symmetric)
         writer.activation(activation, low, high)
     remove_unused(plan.model)
-    save_for(recipe.target, recipe.weight_form, plan.model, path)

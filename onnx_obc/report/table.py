@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from ..pipeline.layer import EmbeddingReport, LayerReport
     from ..pipeline.report import Report
 
-ATTEMPTS: dict[tuple[str, ...], str] = {("sequential",): "solved in order", ("rounding",): "8 bits rounded to nearest"}
+ATTEMPTS: dict[tuple[str, ...], str] = {
+    ("sequential",): "solved in order",
+    ("rounding",): "8 bits rounded to nearest",
+    ("scale migration",): "scale moved from inputs into weights",
+}
 SLOW = 5  # layers that are named of those that make a file slow
 NAME_WIDTH = 40  # what the layers' names get at least, by leaving out other columns
 

@@ -233,7 +233,7 @@ def test_progress_adds_up() -> None:
 
     compress(MODEL, CALIBRATION, Recipe(sparsity="0.5"), data=FEW, feedback=Feedback(advance))
     assert {stage: {count} for stage, count in done.items()} == totals
-    assert list(done) == ["compile", "capture", "solve", "correct", "verify"]
+    assert list(done) == ["transform", "compile", "capture", "solve", "correct", "verify"]
 
 
 def test_a_failed_check_leaves_only_the_rejected_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

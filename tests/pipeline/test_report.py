@@ -29,7 +29,7 @@ from onnx_obc.cli.inspect import impossible_levels, inspect_model
 from onnx_obc.graph.cost import layer_costs
 from onnx_obc.graph.layers import LeftOut, find_layers
 from onnx_obc.graph.model import InputSpec, read_model
-from onnx_obc.pipeline.correct import CorrectionReport
+from onnx_obc.pipeline.attempts import CorrectionReport
 from onnx_obc.pipeline.examine import MetricReport
 from onnx_obc.pipeline.gates import Gate
 from onnx_obc.pipeline.histograms import RowGrid, WeightPicture

@@ -20,6 +20,7 @@ TARGET = Target(
     check=rules.check,
     weight_forms={"dq": lower},
     shared_scale=True,
+    divided_inputs=False,
     zeros="zeros are skipped, in blocks of 4 together with integers",
     latency_levels="cpu",
 )

@@ -1,0 +1,70 @@
+"""Transforms of the folded model before anything is solved, kept where outputs come closer to the dense model's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from ..calibration.samples import Samples
+from ..calibration.split import CORRECTING, first_samples
+from ..core.progress import Feedback
+from ..correction.transforms.scale_migration import best_factors, look_at_channels, migrate, movable
+from ..graph.layers import find_layers
+from ..runtime.judge import Judge, clearly_less
+from ..targets.registry import TARGETS
+from .attempts import CorrectionReport
+from .plan import Folded, Plan, make_plan
+from .recipe import Recipe
+from .solve import capture_ranges
+from .write import write_rounded
+
+BITS = 8  # of inputs that scale is moved out of
+
+
+def transformed(
+    folded: Folded, plan: Plan, calibrating: Samples, held_out: Samples, recipe: Recipe, feedback: Feedback
+) -> tuple[Folded, tuple[CorrectionReport, ...]]:
+    """The model with scale moved from inputs into weights, if that helps, and what was tried.
+
+    plan: what its layers are to become. Judged on models whose layers are rounded to nearest, on the samples held out.
+    """
+    quantized = {name for name, choice in plan.choices.items() if choice.activation_bits == BITS}
+    if not recipe.correct or not TARGETS[recipe.target].divided_inputs or not quantized:
+        return folded, ()
+    readers = movable(find_layers(folded.model)[0], quantized)
+    if not readers:
+        return folded, ()
+    with feedback.watch("correct"):
+        samples = first_samples(calibrating, CORRECTING)
+        total = len(readers)
+        channels = look_at_channels(
+            folded.model,
+            list(readers),
+            list(samples.feeds()),
+            recipe.execution(),
+            lambda done: feedback.progress("transform", done, total),
+        )
+        factors = {}
+        for value, layers in readers.items():
+            weights = [layer.matrix()[0] for layer in layers]  # (rows, channels) float32 each
+            if (found := best_factors(channels[value], weights)) is not None:
+                factors[value] = found
+        if not factors:
+            return folded, ()
+        model = folded.model.clone()
+        migrate(model, movable(find_layers(model)[0], quantized), factors)
+        other = replace(folded, model=model)
+        judge = Judge(folded.dense, list(held_out.feeds()), recipe.execution())
+    before, after = (judge.losses(_rounded(one, samples, recipe, feedback)) for one in (folded, other))
+    kept, error = clearly_less(after, before)
+    tried = CorrectionReport(("scale migration",), len(factors), before.value, after.value, error, kept)
+    return (other if kept else folded), (tried,)
+
+
+def _rounded(folded: Folded, samples: Samples, recipe: Recipe, feedback: Feedback) -> ir.Model:
+    """The model with its layers rounded to nearest, activations on ranges of these samples."""
+    plan = make_plan(folded, recipe)
+    ranges = capture_ranges(plan, samples, recipe, replace(feedback, progress=lambda *_: None))
+    write_rounded(plan, ranges, recipe, recipe.grid, recipe.ranges)
+    return plan.model
