@@ -253,7 +253,7 @@ activation bits (8w8a is a quarter of float32, 4w4a an eighth), halved at 2:4. *
 without the pattern where it is impossible. *DP*: the dynamic program over relative layer losses, or over output losses
 of the model with one layer compressed (64 calibration samples). *Corrections*: batch-norm, norm and bias statistics, on
 96 calibration samples (128 and 256 in EfficientNet's rows by bit operations that are not sequential); kept or dropped
-by the output loss of others. EfficientNet's and MiniLM's rows by bit operations have 1 % damping throughout.
+by the output loss of others. MiniLM's rows by bit operations have 1 % damping throughout.
 *Sequential*: layers solved again in order on the inputs that the compressed prefix produces, on up to
 512 samples, with corrections on the way; dropped for the model without it where that has the lower output loss on
 held-out samples, as the column says. Pruned anywhere: every third step of OBC's ladder, masks not refined.

@@ -24,7 +24,8 @@ class Part:
 
     end: the value made, in the dense graph; bounds: the matched values that either side makes it of, in the dense
     graph. dense, compressed: the nodes. reads: for each bound, what the compressed part reads of it: the value itself,
-    or what it is behind Q/DQ.
+    or what it is behind Q/DQ; quantized: whether the latter is so of any. inside: whether the compressed part
+    quantizes a value of its own, such as an input that was divided channel by channel in front of a product.
     """
 
     end: ir.Value
@@ -33,6 +34,7 @@ class Part:
     compressed: tuple[ir.Node, ...]
     reads: Mapping[ir.Value, ir.Value]
     quantized: bool
+    inside: bool
 
 
 def part_of(matched: Matched, end: ir.Value) -> Part:
@@ -46,11 +48,14 @@ def part_of(matched: Matched, end: ir.Value) -> Part:
         other = matched.pairs.get(bound)
         if other is None:
             continue
-        own = dict.fromkeys(value for node in compressed for value in matched.compressed.reads[node])
-        floats = [v for v in own if matched.compressed.root[v] is other and not _is_code(v)]
+        read = dict.fromkeys(value for node in compressed for value in matched.compressed.reads[node])
+        floats = [v for v in read if matched.compressed.root[v] is other and not _is_code(v)]
         reads[bound] = next((value for value in floats if value is not other), other)
     quantized = any(_quantizes(value, matched.pairs[bound]) for bound, value in reads.items())
-    return Part(end, tuple(bounds), tuple(dense), tuple(compressed), reads, quantized)
+    root, others = matched.compressed.root, {matched.pairs[bound] for bound in reads}
+    own = [value for node in compressed for value in matched.compressed.reads[node] if root[value] not in others]
+    inside = any(_quantizes(value, root[value]) for value in own)
+    return Part(end, tuple(bounds), tuple(dense), tuple(compressed), reads, quantized, inside)
 
 
 def _is_code(value: ir.Value) -> bool:

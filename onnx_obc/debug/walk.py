@@ -124,7 +124,9 @@ def _with_own(state: _State, row: ValueRow, part: Part) -> ValueRow:
     weights = activations = None
     if row.layer is not None or _has_codes(state.matched, part):
         weights = _alone(state, part, _weights_alone(state, part))
-    if part.quantized:
+    if part.inside:
+        activations = _by_what_is_inside(state, part)
+    elif part.quantized:
         activations = _alone(state, part, _activations_alone(state, part))
     return ValueRow(row.name, row.compressed, row.op, row.layer, row.error, weights, activations, gain)
 
@@ -145,14 +147,25 @@ def _alone(state: _State, part: Part, outputs: Iterable[Array]) -> float:
     return _error(state.arrays[part.end], outputs)
 
 
-def _weights_alone(state: _State, part: Part) -> Iterable[Array]:
-    """The part of the compressed graph, no activation quantized, on the dense values."""
+def _by_what_is_inside(state: _State, part: Part) -> float:
+    """What quantizing activations adds to the error of a part that quantizes values that the dense graph does not have:
+    the difference that it makes to the compressed part, relative to the dense value."""
+    total = Error()
+    whole = _weights_alone(state, part, state.matched.compressed.model)
+    for dense, quantized, plain in zip(state.arrays[part.end], whole, _weights_alone(state, part), strict=True):
+        total.add(dense.astype(np.float64), dense.astype(np.float64) + quantized - plain)
+    return total.relative
+
+
+def _weights_alone(state: _State, part: Part, model: ir.Model | None = None) -> Iterable[Array]:
+    """The part of the compressed graph, on the dense values; model: the graph, by default without any activation
+    quantized."""
     pairs = {bound: str(state.matched.pairs[bound].name) for bound in part.reads}
     output = str(state.matched.pairs[part.end].name)
     runner: Runner | None = None
     for number in range(len(state.arrays[part.end])):
         feed = {name: _as(state, bound, state.arrays[bound][number]) for bound, name in pairs.items()}
-        runner = runner or Runner(state.floating, feed, [output], state.execution)
+        runner = runner or Runner(model or state.floating, feed, [output], state.execution)
         yield runner(feed)[output]
 
 

@@ -214,3 +214,25 @@ def test_models_of_the_same_form_but_other_weights_are_told() -> None:
             tensor.CopyFrom(numpy_helper.from_array(-shuffled, tensor.name))
     notes = debug_models(MODEL, other, CALIBRATION, data=FEW).notes
     assert any("nothing in common" in note for note in notes)
+
+
+def test_inputs_that_are_divided_in_front_of_a_product_have_an_error_of_their_own() -> None:
+    """As scale migration and SmoothQuant leave them: what is quantized is no value of the dense model."""
+    outliers = np.where(np.arange(16) % 5 == 0, 30.0, 1.0).astype(np.float32)
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["t"]),
+        helper.make_node("Mul", ["t", "g"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["p"], name="product"),
+        helper.make_node("Relu", ["p"], ["y"]),
+        helper.make_node("Relu", ["h"], ["z"]),
+    ]
+    weights = {"g": outliers, "w": random(16, 8)}
+    dense = build(nodes, {"x": ("N", 16)}, {"y": ("N", 8), "z": ("N", 16)}, weights)
+    data = {"x": random(120, 16, seed=9)}
+    made = compress(dense, data, Recipe(device="cpu", threads=1, measure_speed=False))
+    assert made.report.corrections[0].kinds == ("scale migration",) and made.report.corrections[0].kept
+    found = debug_models(dense, made.model, data)
+    row = found.value_of(found.layers[0])
+    assert row is not None and row.weights is not None and row.activations is not None
+    assert 0 < row.weights < 0.05 and 0 < row.activations < 0.05
+    assert row.error == pytest.approx(np.hypot(row.weights, row.activations), rel=0.5)
