@@ -78,3 +78,15 @@ def test_of_two_drafts_the_one_with_the_lower_loss_is_kept(work: tuple[Material,
         attempt = chosen.corrections[-1]
         assert chosen.plan is good.plan and attempt.kinds == ("sequential",)
         assert attempt.kept == (ordered is good) and (attempt.loss_after < attempt.loss_before) == attempt.kept
+
+
+def test_a_failed_check_comes_before_the_gates(work: tuple[Material, Solutions], tmp_path: Path) -> None:
+    material, solutions = work
+    ((name, entry),) = solutions.solved.items()
+    wrong = replace(entry, report=replace(entry.report, loss_predicted=2 * entry.report.loss_measured))
+    recipe = RECIPE.model_copy(update={"min_quality": "drop=1%"})  # of a metric that is not measured any more
+    with pytest.raises(VerificationError, match=r"losses failed.*out\.onnx\.rejected"):
+        finish(
+            material, replace(solutions, solved={name: wrong}), recipe, Destination(tmp_path / "out.onnx"), Feedback()
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx.rejected"]
