@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Feed
 from ..core.display import shown
-from ..core.errors import GateError, VerificationError
+from ..core.errors import CalibrationError, GateError, ModelError, VerificationError
 from ..core.files import scratch_prefix
 from ..core.plural import counted
 from ..core.progress import Feedback
@@ -23,6 +23,7 @@ from ..targets.check import check_file
 from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
 from .draft import Draft, better, make_draft, not_below_rounding
+from .examine import Examiner
 from .material import Material
 from .recipe import Recipe
 from .report import Report, make_report
@@ -30,6 +31,7 @@ from .solve import Solutions, left_in_float
 from .speed import measure_speed, timing_feed
 from .verify import Check, Verdict, check_lowered, verify
 
+METRIC = "metric"  # the check that the user's metric can be taken of the file
 FIXES = 3  # times that slow layers are looked for and returned to float
 
 
@@ -95,7 +97,9 @@ def finish(
         report = replace(report, output="" if output is None else str(output), notes=notes)
         if faults := made.verdict.faults:
             rejected = leave_rejected(made.path, output)
-            left = f"; the file was left as {rejected} for you to look at: please report it" if rejected else ""
+            ours = any(check.name != METRIC for check in made.verdict.checks if not check.passed)
+            asked = ": please report it" if ours else ""
+            left = f"; the file was left as {rejected} for you to look at{asked}" if rejected else ""
             raise VerificationError(f"{faults}{left}")
         if any(not gate.passed for gate in report.gates):
             rejected = leave_rejected(made.path, output)
@@ -151,9 +155,9 @@ class _Work:
             with watch("verify"):
                 verdict = verify(path, material, draft, recipe, self.feedback.progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
-            if material.examiner is not None and not verdict.faults:
-                with watch("metric"):
-                    verdict = replace(verdict, metric=material.examiner.examine(path))
+        if material.examiner is not None and not verdict.faults:
+            with watch("metric"):
+                verdict = _examined(verdict, material.examiner, path)
         model, path, verdict = _lower(draft, first, recipe, path, verdict)
         if recipe.verify and not verdict.faults:
             with watch("verify"):
@@ -165,6 +169,14 @@ class _Work:
                     feed = timing_feed(material.folded, material.held_out, recipe.timing_batch)
                     verdict = replace(verdict, speed=measure_speed(material.folded, path, feed, recipe))
         return _Made(draft, model, path, verdict)
+
+
+def _examined(verdict: Verdict, examiner: Examiner, path: Path) -> Verdict:
+    """The verdict with the user's metric, or with what hinders it: hours of work are not lost to a function's fault."""
+    try:
+        return replace(verdict, metric=examiner.examine(path))
+    except (CalibrationError, ModelError) as error:
+        return replace(verdict, checks=(*verdict.checks, Check(METRIC, False, str(error))))
 
 
 def _without_slow(made: _Made, work: _Work) -> _Made:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from digits import CALIBRATION, MODEL, TEST, listing, refused, run_cli, small, top1
 
-from onnx_obc import CalibrationError, DataOptions, GateError, Recipe, RecipeError, compress
+from onnx_obc import CalibrationError, DataOptions, GateError, Recipe, RecipeError, VerificationError, compress
 from onnx_obc.pipeline.examine import Evaluation
 from onnx_obc.pipeline.floor import parse_quality
 from onnx_obc.pipeline.speed import Speed
@@ -236,3 +236,22 @@ def test_gates_that_a_model_cannot_have(tmp_path: Path) -> None:
 def test_a_slow_file_is_clearly_slow() -> None:
     assert speeds(0.9).slower and not speeds(1.1).slower
     assert not replace(speeds(0.9), high=1.05).slower
+
+
+def test_a_metric_that_fails_on_the_compressed_model_leaves_the_file(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def crash_later(outputs: dict[str, np.ndarray]) -> float:
+        asked.append(1)
+        return 1.0 if len(asked) == 1 else float("nan")
+
+    with pytest.raises(VerificationError, match=r"metric failed.*it is nan.*out\.onnx\.rejected") as caught:
+        compress(small(), {"x": X}, RECIPE, tmp_path / "out.onnx", evaluation=Evaluation(crash_later))
+    assert "please report it" not in str(caught.value)  # it is the user's own function
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx.rejected"]
+
+
+def test_a_metric_is_measured_of_files_that_are_not_verified() -> None:
+    recipe = RECIPE.model_copy(update={"verify": False})
+    metric = compress(small(), {"x": X}, recipe, evaluation=Evaluation("agreement")).report.metric
+    assert metric is not None and metric.dense == 1
