@@ -221,6 +221,9 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], labelled:
     assert "min_speedup" in refused(capsys, *run, "--min-speedup", "0")
     line = refused(capsys, *run, "--min-speedup", "2", "--target", "tensorrt")
     assert line.startswith("error: --min-speedup 2 cannot be measured: ")
+    judging = (*run, "--metric", f"{source}:good", "--eval", short)
+    assert "--eval reads it" in refused(capsys, *judging, "--report", short)
+    assert "--metric reads it" in refused(capsys, *judging, "--html", source)
     assert listing(tmp_path) == before
 
 
@@ -255,3 +258,16 @@ def test_a_metric_is_measured_of_files_that_are_not_verified() -> None:
     recipe = RECIPE.model_copy(update={"verify": False})
     metric = compress(small(), {"x": X}, recipe, evaluation=Evaluation("agreement")).report.metric
     assert metric is not None and metric.dense == 1
+
+
+def test_a_metric_that_does_not_fit_is_refused_before_a_database_is_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], labelled: Path
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was built")
+
+    monkeypatch.setattr("onnx_obc.search.retarget.build", never)
+    run = (MODEL, tmp_path / "o.onnx", "--calib", CALIBRATION, "--samples", 64, "--quiet", "--budget", "size=0.2x")
+    assert "did you mean top-1?" in refused(capsys, *run, "--metric", "top1", "--eval", labelled)
+    assert "have no labels" in refused(capsys, *run, "--metric", "top-1")
+    assert not list(tmp_path.iterdir())
