@@ -12,9 +12,10 @@ import pytest
 from digits import CALIBRATION, MODEL, TEST, listing, refused, run_cli, small, top1
 
 from onnx_obc import CalibrationError, DataOptions, GateError, Recipe, RecipeError, VerificationError, compress
-from onnx_obc.pipeline.examine import Evaluation
+from onnx_obc.pipeline.examine import Evaluation, users_metric
 from onnx_obc.pipeline.floor import parse_quality
 from onnx_obc.pipeline.speed import Speed
+from onnx_obc.runtime.metric import Sample
 
 X = np.random.default_rng(1).standard_normal((80, 4)).astype(np.float32)
 RECIPE = Recipe(weights="int3", activations="none", device="cpu", threads=1)
@@ -271,3 +272,15 @@ def test_a_metric_that_does_not_fit_is_refused_before_a_database_is_built(
     assert "did you mean top-1?" in refused(capsys, *run, "--metric", "top1", "--eval", labelled)
     assert "have no labels" in refused(capsys, *run, "--metric", "top-1")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_function_does_not_ask_for_is_not_kept() -> None:
+    sample = Sample({"x": X}, {"y": X}, 3)
+    kept = {
+        "labels": users_metric(lambda labels: 1.0, "f").note(sample),
+        "outputs": users_metric(lambda outputs: 1.0, "f").note(sample),
+        "feeds": users_metric(lambda feeds: 1.0, "f").note(sample),
+    }
+    assert kept["labels"].label == 3 and not kept["labels"].feed and not kept["labels"].outputs
+    assert kept["outputs"].outputs == sample.outputs and not kept["outputs"].feed
+    assert kept["feeds"].feed == sample.feed and not kept["feeds"].outputs
