@@ -29,8 +29,9 @@ class Metric:
     """A number of many samples.
 
     note(sample) → what is kept of a sample. value(notes, the dense model's notes of the same samples) → the number.
-    higher: whether more is better. labels: whether it needs labels. Both functions raise ValueError for outputs or
-    labels that they cannot read, in words for the user.
+    higher: whether more is better. labels: whether it needs labels. together(note) → what notes share that only count
+    together, such as two texts; None for one on its own. note and value raise ValueError for outputs or labels that they
+    cannot read, in words for the user.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Metric:
     value: Callable[[Sequence[Any], Sequence[Any]], float]
     higher: bool = True
     labels: bool = True
+    together: Callable[[Any], Any] = lambda note: None
 
 
 def mean(notes: Sequence[Any], dense: Sequence[Any]) -> float:
@@ -74,12 +76,15 @@ def standard_error(metric: Metric, dense: Sequence[Any], compressed: Sequence[An
     dense, compressed: notes of the same samples, in the same order. None for fewer than two samples, or where the
     metric cannot be taken of a part.
     """
-    groups = min(GROUPS, len(dense))
+    keys = [metric.together(note) for note in dense]
+    units: dict[Any, int] = {}  # what is left out at once, a sample or those that count together, by number
+    numbers = [units.setdefault(("alone", i) if key is None else key, len(units)) for i, key in enumerate(keys)]
+    groups = min(GROUPS, len(units))
     if groups < 2:
         return None
     differences = []
     for group in range(groups):
-        kept = [index for index in range(len(dense)) if index % groups != group]
+        kept = [index for index, number in enumerate(numbers) if number % groups != group]
         try:
             reference, other = ([notes[index] for index in kept] for notes in (dense, compressed))
             differences.append(metric.value(other, reference) - metric.value(reference, reference))
