@@ -30,7 +30,7 @@ class Metric:
 
     note(sample) → what is kept of a sample. value(notes, the dense model's notes of the same samples) → the number.
     higher: whether more is better. labels: whether it needs labels. together(note) → what notes share that only count
-    together, such as two texts; None for one on its own. note and value raise ValueError for outputs or labels that they
+    together, such as two texts; None for a sample alone. note and value raise ValueError for outputs or labels that they
     cannot read, in words for the user.
     """
 

@@ -45,7 +45,7 @@ def test_floors_are_read(text: str, wanted: tuple[str, float]) -> None:
     assert parse_quality(text) == (wanted[0], pytest.approx(wanted[1]))
 
 
-@pytest.mark.parametrize("text", ["30", "dB", "99%", "agreement=990%", "drop=", "sqnr=30", ""])
+@pytest.mark.parametrize("text", ["30", "dB", "99%", "agreement=990%", "drop=", "drop=1", "drop=100%", "sqnr=30", ""])
 def test_floors_that_cannot_be_read(text: str) -> None:
     with pytest.raises(RecipeError, match="min-quality"):
         parse_quality(text)
@@ -220,6 +220,8 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], labelled:
     assert "need the checks" in refused(capsys, *run, "--min-quality", "30dB", "--no-verify")
     assert "cannot be read; write 30dB" in refused(capsys, *run, "--min-quality", "good")
     assert "min_speedup" in refused(capsys, *run, "--min-speedup", "0")
+    for option in (("--min-speedup", "2"), ("--fix-slow",)):
+        assert "leave out --no-measure-speed" in refused(capsys, *run, *option, "--no-measure-speed")
     line = refused(capsys, *run, "--min-speedup", "2", "--target", "tensorrt")
     assert line.startswith("error: --min-speedup 2 cannot be measured: ")
     judging = (*run, "--metric", f"{source}:good", "--eval", short)
