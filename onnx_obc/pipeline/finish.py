@@ -183,14 +183,15 @@ def _without_slow(made: _Made, work: _Work) -> _Made:
     """The same file without the layers that are slower than in the dense model, as long as that makes it faster."""
     for _ in range(FIXES):
         speed = made.verdict.speed
-        if made.verdict.faults or speed is None or not (slow := speed.slow_layers):
+        choices = made.draft.plan.choices  # a layer that is float already only seems slower
+        if made.verdict.faults or speed is None or not (slow := [x for x in speed.slow_layers if x in choices]):
             break
         why = f"{speed.runtime} runs it slower than in float: it stays float"
         solutions = left_in_float(made.draft.source, slow, work.material.folded, work.recipe, why)
         if solutions is None:
             note = f"every layer is slower than in float in {speed.runtime}: the dense model is the fastest"
             return replace(made, notes=(*made.notes, note))
-        other = work.write(make_draft(work.material, solutions, work.recipe, work.feedback))
+        other = work.write(_again(made.draft, solutions, work.material, work.recipe, work.feedback))
         faster = other.verdict.speed
         if other.verdict.faults or faster is None or faster.low <= speed.ratio:
             break
@@ -217,7 +218,6 @@ def _agreeing(
     draft: Draft, feed: Feed, dense: Outputs, material: Material, recipe: Recipe, feedback: Feedback
 ) -> tuple[Draft, list[Check]]:
     """A draft that engines compute as ONNX says, with layers in another form where they would not; and the check."""
-    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds in (("sequential",), ("rounding",)))
     for attempt in range(NAMED + 2):
         with feedback.watch("verify"):
             fault, tried = find_fault(draft.plan.model, dense, feed, recipe)
@@ -227,6 +227,12 @@ def _agreeing(
         other = in_another_form(draft.source, fault, material.folded, recipe, attempt >= NAMED)
         if other is None or attempt > NAMED:
             return draft, [fault.check]
-        fresh = make_draft(material, other, recipe, feedback)
-        draft = replace(fresh, corrections=(*fresh.corrections, *judged))
+        draft = _again(draft, other, material, recipe, feedback)
     raise AssertionError("the last attempt returns")
+
+
+def _again(draft: Draft, solutions: Solutions, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
+    """A draft of other forms of the same solutions, which knows what these were chosen from."""
+    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds in (("sequential",), ("rounding",)))
+    fresh = make_draft(material, solutions, recipe, feedback)
+    return replace(fresh, corrections=(*fresh.corrections, *judged))

@@ -30,8 +30,8 @@ class Metric:
 
     note(sample) → what is kept of a sample. value(notes, the dense model's notes of the same samples) → the number.
     higher: whether more is better. labels: whether it needs labels. together(note) → what notes share that only count
-    together, such as two texts; None for a sample alone. note and value raise ValueError for outputs or labels that they
-    cannot read, in words for the user.
+    together, such as two texts; None for a sample alone. note and value raise ValueError for outputs or labels that
+    they cannot read, in words for the user.
     """
 
     name: str

@@ -14,7 +14,7 @@ from digits import CALIBRATION, MODEL, TEST, listing, refused, run_cli, small, t
 from onnx_obc import CalibrationError, DataOptions, GateError, Recipe, RecipeError, VerificationError, compress
 from onnx_obc.pipeline.examine import Evaluation, users_metric
 from onnx_obc.pipeline.floor import parse_quality
-from onnx_obc.pipeline.speed import Speed
+from onnx_obc.pipeline.speed import SHORTEST, Speed, _of_both
 from onnx_obc.runtime.metric import Sample
 
 X = np.random.default_rng(1).standard_normal((80, 4)).astype(np.float32)
@@ -286,3 +286,22 @@ def test_what_a_function_does_not_ask_for_is_not_kept() -> None:
     assert kept["labels"].label == 3 and not kept["labels"].feed and not kept["labels"].outputs
     assert kept["outputs"].outputs == sample.outputs and not kept["outputs"].feed
     assert kept["feeds"].feed == sample.feed and not kept["feeds"].outputs
+
+
+def test_layers_that_an_engine_counts_for_others_have_no_speed() -> None:
+    before = {"both": 1e-3, "hidden before": SHORTEST, "hidden now": 1e-3}
+    assert _of_both(before, {"both": 2e-3, "hidden before": 1e-3, "hidden now": SHORTEST}) == {"both": (1e-3, 2e-3)}
+
+
+def test_only_compressed_layers_return_to_float_and_what_was_judged_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, recipe = DataOptions(samples=64), Recipe(device="cpu", threads=1, activations="none", fix_slow=True)
+    names = [layer.name for layer in compress(MODEL, str(CALIBRATION), RECIPE, data=data).report.layers]
+    first = speeds(0.8, {names[1]: (1e-3, 2e-3)})
+    second = speeds(1.5, {names[1]: (1e-3, 1.2e-3)})  # float by now: noise
+    turns = iter([first, second])
+    monkeypatch.setattr("onnx_obc.pipeline.finish.measure_speed", lambda *_: next(turns))
+    report = compress(MODEL, str(CALIBRATION), recipe, tmp_path / "o.onnx", data=data).report
+    assert report.speed == second and [x.name for x in report.left_out if x.name in names] == [names[1]]
+    assert [attempt.kinds for attempt in report.corrections].count(("rounding",)) == 1
