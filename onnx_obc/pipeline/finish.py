@@ -84,7 +84,7 @@ def finish(
         other = make_draft(material, rival, recipe, feedback)
         with feedback.watch("correct"):
             draft = better(draft, other, material, recipe)
-    draft = not_below_rounding(draft, solutions, material, recipe, feedback)
+    draft = not_below_rounding(draft, material, recipe, feedback)
     output = destination.path
     with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=None if output is None else output.parent) as scratch:
         work = _Work(material, recipe, feedback, checks, Path(scratch), output)

@@ -117,7 +117,7 @@ def measure_speed(folded: Folded, path: Path, feed: Feed, recipe: Recipe) -> Spe
 
 
 def _of_both(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """The seconds of the layers that take some in both: what an engine hides in another layer has no time to compare."""
+    """The seconds of layers that take some in both: what an engine hides in another layer has none to compare."""
     return {name: (x, now[name]) for name, x in before.items() if min(x, now[name]) > SHORTEST}
 
 
