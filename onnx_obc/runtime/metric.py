@@ -51,6 +51,8 @@ def cut(feed: Feed, outputs: Mapping[str, Any], count: int, labels: Array | None
     """The samples of one run. count: how many the feed holds. labels: (count, …) or None.
 
     Where a feed is a sample of the user's own, which holds several along its first axis with a label each, these are.
+    An array of a run of several that does not lie along them, such as the boxes of all images in one, is no sample's
+    output: it is left out.
     """
     if count == 1 and labels is not None and np.ndim(labels[0]) > 0:
         own = np.asarray(labels[0])
@@ -64,9 +66,13 @@ def cut(feed: Feed, outputs: Mapping[str, Any], count: int, labels: Array | None
     for index in range(count):
         yield Sample(
             {name: part(array, index) for name, array in feed.items()},
-            {name: part(array, index) for name, array in outputs.items()},
+            {name: part(array, index) for name, array in outputs.items() if _of_each(array, count)},
             None if labels is None else labels[index],
         )
+
+
+def _of_each(value: Any, count: int) -> bool:
+    return count == 1 or not isinstance(value, np.ndarray) or value.ndim == 0 or len(value) == count
 
 
 def standard_error(metric: Metric, dense: Sequence[Any], compressed: Sequence[Any]) -> float | None:

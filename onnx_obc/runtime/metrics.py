@@ -125,6 +125,7 @@ MEAN_IOU = Metric("mean-iou", _intersections, _mean_iou)
 def _boxes(sample: Sample) -> tuple[Array, Array]:
     """The boxes there are, (n, 5) of class, x1, y1, x2, y2, and those that were found, (m, 6) with a score last."""
     truth = np.asarray(sample.label, np.float64)
+    truth = truth[None] if truth.shape == (5,) else truth  # of a feed of one image with one box
     if truth.ndim != 2 or truth.shape[1] != 5:
         raise ValueError(f"labels are (boxes, 5): class, x1, y1, x2, y2; not {_kind(sample.label)}")
     parts = {}

@@ -177,3 +177,19 @@ def test_pairs_of_texts_are_left_out_together() -> None:
     with pytest.raises(ValueError, match=r"of 200 of 203 text pairs one text alone .* --eval"):
         metric.value(dense[: rows + 3], dense[: rows + 3])
     assert metric.value(dense[1:], dense[1:]) == pytest.approx(metric.value(dense, dense), abs=0.05)  # but for one
+
+
+def test_boxes_of_all_images_in_one_output_are_those_of_none() -> None:
+    outputs = {"boxes": np.ones((7, 4)), "scores": np.ones(7), "labels": np.ones(7)}  # of two images
+    truth = np.array([[[1, 0, 0, 10, 10]], [[1, 0, 0, 20, 20]]], np.float64)
+    (first, second) = cut({"x": np.zeros((2, 3))}, outputs, 2, truth)
+    assert not first.outputs and second.feed["x"].shape == (3,)
+    with pytest.raises(ValueError, match="no output is named like boxes"):
+        named_metric("map", ()).note(first)
+
+
+def test_an_image_with_a_single_box() -> None:
+    outputs = {"boxes": np.ones((1, 7, 4)), "scores": np.ones((1, 7)), "labels": np.ones((1, 7))}
+    (sample,) = cut({"x": np.zeros((1, 3))}, outputs, 1, np.array([[[1, 0, 0, 10, 10]]], np.float64))
+    truth, found = named_metric("map", ()).note(sample)
+    assert truth.tolist() == [[1, 0, 0, 10, 10]] and found.shape == (7, 6)
