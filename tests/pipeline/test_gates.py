@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from digits import CALIBRATION, MODEL, TEST, listing, refused, run_cli, small, top1
+from rich.console import Console
 
 from onnx_obc import CalibrationError, DataOptions, GateError, Recipe, RecipeError, VerificationError, compress
-from onnx_obc.pipeline.examine import Evaluation, users_metric
+from onnx_obc.pipeline.examine import Evaluation, MetricReport, users_metric
 from onnx_obc.pipeline.floor import parse_quality
 from onnx_obc.pipeline.speed import SHORTEST, Speed, _of_both
+from onnx_obc.report.table import report_table
 from onnx_obc.runtime.metric import Sample
 
 X = np.random.default_rng(1).standard_normal((80, 4)).astype(np.float32)
@@ -305,3 +308,12 @@ def test_only_compressed_layers_return_to_float_and_what_was_judged_stays(
     report = compress(MODEL, str(CALIBRATION), recipe, tmp_path / "o.onnx", data=data).report
     assert report.speed == second and [x.name for x in report.left_out if x.name in names] == [names[1]]
     assert [attempt.kinds for attempt in report.corrections].count(("rounding",)) == 1
+
+
+def test_a_metric_that_stays_the_same_is_not_said_to_be_better() -> None:
+    report = compress(small(), {"x": X}, RECIPE).report
+    same = replace(report, metric=MetricReport("f1", 0.9, 0.9, 0.0, 20, 0.001, True))
+    console = Console(width=200, file=StringIO())
+    console.print(report_table(same, 200))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "f1: 0.9 → 0.9, 0.00 ± 0.10 % worse on 20 samples" in said
