@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,10 +51,11 @@ def check_report(report: Path | None, outputs: Sequence[Path], source: Path | No
 
 
 def check_not_read(results: Sequence[Path], read: dict[str, str | Path | None]) -> None:
-    """Raise OutputError if a result would replace a file that an option names to be read."""
+    """Raise OutputError if a result would replace a file that an option names to be read, `file.py:function` too."""
     for option, name in read.items():
+        file = None if name is None else Path(re.sub(r"(\.py):\w+$", r"\1", str(name))).resolve()
         for path in results:
-            if name is not None and path.resolve() == Path(name).resolve():
+            if path.resolve() == file:
                 raise OutputError(f"cannot write {path}: {option} reads it; name another file")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,7 +98,7 @@ def study_command(
     budgets = _budgets(bits)
     results = [page, figures, *recipe_paths(recipe, budgets).values()]
     check_results(results, [], source)
-    check_not_read(results, {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib or ""), "--tokenizer": data.tokenizer})
+    check_not_read(results, {"--calib": calib, "--tokenizer": data.tokenizer})
     options = StudyOptions(budgets, size, prove, chunk, rows, recipe, database)
     chosen = chosen_recipe(None, (), method, run)
     with told_what_was_written(results):

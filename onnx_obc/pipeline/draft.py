@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..core.level import Choice
 from ..core.progress import Feedback
 from ..graph.write import WrittenWeight
 from ..runtime.judge import Judge, clearly_less
@@ -74,11 +75,7 @@ def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions |
     At so many bits rounding loses next to nothing, so that a solver's gain on the layers can be a loss on the outputs.
     """
     plan, choices = solutions.plan, solutions.plan.choices
-    plain = {
-        layer.name
-        for layer in plan.layers
-        if (level := choices[layer.name].level).bits == PLAIN_BITS and level.sparsity is None
-    }
+    plain = {layer.name for layer in plan.layers if _plain(choices[layer.name])}
     if not plain or recipe.solver not in ("auto", "exact", "ordered") or recipe.global_adaprune:
         return None
     found = in_profile(solutions, choices, folded, recipe)
@@ -103,15 +100,17 @@ def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions |
     return replace(found, solved=solved)
 
 
-def not_below_rounding(
-    draft: Draft, solutions: Solutions, material: Material, recipe: Recipe, feedback: Feedback
-) -> Draft:
+def _plain(choice: Choice) -> bool:
+    return choice.level.bits == PLAIN_BITS and choice.level.sparsity is None
+
+
+def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
     """The draft, or the one that rounds to nearest where that alone is clearly nearer to the dense model on held-out
     samples.
 
-    solutions: what the draft was made from. The one that rounds is corrected too where it goes on.
+    The one that rounds is made of the draft's own solutions, and corrected too where it goes on.
     """
-    other = rounded(solutions, material.folded, recipe)
+    other = rounded(draft.source, material.folded, recipe)
     if other is None:
         return draft
     plain = make_draft(material, other, recipe.model_copy(update={"correct": False}), feedback)
@@ -119,10 +118,11 @@ def not_below_rounding(
         judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
         before, after = judge.losses(draft.plan.model), judge.losses(plain.plan.model)
     kept, error = clearly_less(after, before)
-    attempt = CorrectionReport(("rounding",), len(other.plan.layers), before.value, after.value, error, kept)
+    count = sum(_plain(choice) for choice in other.plan.choices.values())
+    attempt = CorrectionReport(("rounding",), count, before.value, after.value, error, kept)
     if not kept:
         return replace(draft, corrections=(*draft.corrections, attempt))
-    again = rounded(solutions, material.folded, recipe)
+    again = rounded(draft.source, material.folded, recipe)
     assert again is not None
     chosen = make_draft(material, again, recipe, feedback) if recipe.correct else plain
     return replace(chosen, corrections=(attempt, *chosen.corrections))

@@ -35,9 +35,10 @@ class Evaluation:
     """What a user judges models by.
 
     metric: a name of `runtime.metrics`, `file.py:function`, or a function whose parameters are among `outputs`,
-    `labels` and `feeds`, which returns a number, the higher the better. It is called once: outputs and feeds are dicts
-    of name to array, the samples along the first axis (a list where they differ in shape), labels the same of what the
-    data says of each sample, or None.
+    `labels` and `feeds`, which returns a number, the higher the better. It is called with all samples, and again with
+    parts of them for the standard error: outputs and feeds are dicts of name to array, the samples along the first axis
+    (a list where they differ in shape), labels the same of what the data says of each sample, or None. What it asks for
+    is held in memory for all samples, of the dense and of one compressed model.
     data: as calibration data; None: the calibration samples that are held out. options: how it is read.
     """
 
@@ -172,7 +173,15 @@ def users_metric(function: Callable[..., float], name: str) -> Metric:
                 f"raised {type(error).__name__}: {one_line(error)}; call it in Python to see why"
             ) from error
 
-    return Metric(name, lambda sample: sample, value, labels="labels" in parameters)
+    def note(sample: Sample) -> Sample:
+        """What it asks for, and no more: all of the data is held at once."""
+        return Sample(
+            sample.feed if "feeds" in parameters else {},
+            sample.outputs if "outputs" in parameters else {},
+            sample.label if "labels" in parameters else None,
+        )
+
+    return Metric(name, note, value, labels="labels" in parameters)
 
 
 def _together(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

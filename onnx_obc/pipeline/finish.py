@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Feed
 from ..core.display import shown
-from ..core.errors import GateError, VerificationError
+from ..core.errors import CalibrationError, GateError, ModelError, VerificationError
 from ..core.files import scratch_prefix
 from ..core.plural import counted
 from ..core.progress import Feedback
@@ -23,6 +23,7 @@ from ..targets.check import check_file
 from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
 from .draft import Draft, better, make_draft, not_below_rounding
+from .examine import Examiner
 from .material import Material
 from .recipe import Recipe
 from .report import Report, make_report
@@ -30,6 +31,7 @@ from .solve import Solutions, left_in_float
 from .speed import measure_speed, timing_feed
 from .verify import Check, Verdict, check_lowered, verify
 
+METRIC = "metric"  # the check that the user's metric can be taken of the file
 FIXES = 3  # times that slow layers are looked for and returned to float
 
 
@@ -82,7 +84,7 @@ def finish(
         other = make_draft(material, rival, recipe, feedback)
         with feedback.watch("correct"):
             draft = better(draft, other, material, recipe)
-    draft = not_below_rounding(draft, solutions, material, recipe, feedback)
+    draft = not_below_rounding(draft, material, recipe, feedback)
     output = destination.path
     with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=None if output is None else output.parent) as scratch:
         work = _Work(material, recipe, feedback, checks, Path(scratch), output)
@@ -95,7 +97,9 @@ def finish(
         report = replace(report, output="" if output is None else str(output), notes=notes)
         if faults := made.verdict.faults:
             rejected = leave_rejected(made.path, output)
-            left = f"; the file was left as {rejected} for you to look at: please report it" if rejected else ""
+            ours = any(check.name != METRIC for check in made.verdict.checks if not check.passed)
+            asked = ": please report it" if ours else ""
+            left = f"; the file was left as {rejected} for you to look at{asked}" if rejected else ""
             raise VerificationError(f"{faults}{left}")
         if any(not gate.passed for gate in report.gates):
             rejected = leave_rejected(made.path, output)
@@ -151,9 +155,9 @@ class _Work:
             with watch("verify"):
                 verdict = verify(path, material, draft, recipe, self.feedback.progress)
             verdict = replace(verdict, checks=(*checks, *verdict.checks))
-            if material.examiner is not None and not verdict.faults:
-                with watch("metric"):
-                    verdict = replace(verdict, metric=material.examiner.examine(path))
+        if material.examiner is not None and not verdict.faults:
+            with watch("metric"):
+                verdict = _examined(verdict, material.examiner, path)
         model, path, verdict = _lower(draft, first, recipe, path, verdict)
         if recipe.verify and not verdict.faults:
             with watch("verify"):
@@ -168,18 +172,27 @@ class _Work:
         return _Made(draft, model, path, verdict)
 
 
+def _examined(verdict: Verdict, examiner: Examiner, path: Path) -> Verdict:
+    """The verdict with the user's metric, or with what hinders it: hours of work are not lost to a function's fault."""
+    try:
+        return replace(verdict, metric=examiner.examine(path))
+    except (CalibrationError, ModelError) as error:
+        return replace(verdict, checks=(*verdict.checks, Check(METRIC, False, str(error))))
+
+
 def _without_slow(made: _Made, work: _Work) -> _Made:
     """The same file without the layers that are slower than in the dense model, as long as that makes it faster."""
     for _ in range(FIXES):
         speed = made.verdict.speed
-        if made.verdict.faults or speed is None or not (slow := speed.slow_layers):
+        choices = made.draft.plan.choices  # a layer that is float already only seems slower
+        if made.verdict.faults or speed is None or not (slow := [x for x in speed.slow_layers if x in choices]):
             break
         why = f"{speed.runtime} runs it slower than in float: it stays float"
         solutions = left_in_float(made.draft.source, slow, work.material.folded, work.recipe, why)
         if solutions is None:
             note = f"every layer is slower than in float in {speed.runtime}: the dense model is the fastest"
             return replace(made, notes=(*made.notes, note))
-        other = work.write(make_draft(work.material, solutions, work.recipe, work.feedback))
+        other = work.write(_again(made.draft, solutions, work.material, work.recipe, work.feedback))
         faster = other.verdict.speed
         if other.verdict.faults or faster is None or faster.low <= speed.ratio:
             break
@@ -206,7 +219,6 @@ def _agreeing(
     draft: Draft, feed: Feed, dense: Outputs, material: Material, recipe: Recipe, feedback: Feedback
 ) -> tuple[Draft, list[Check]]:
     """A draft that engines compute as ONNX says, with layers in another form where they would not; and the check."""
-    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds in (("sequential",), ("rounding",)))
     for attempt in range(NAMED + 2):
         with feedback.watch("verify"):
             fault, tried = find_fault(draft.plan.model, dense, feed, recipe)
@@ -216,6 +228,12 @@ def _agreeing(
         other = in_another_form(draft.source, fault, material.folded, recipe, attempt >= NAMED)
         if other is None or attempt > NAMED:
             return draft, [fault.check]
-        fresh = make_draft(material, other, recipe, feedback)
-        draft = replace(fresh, corrections=(*fresh.corrections, *judged))
+        draft = _again(draft, other, material, recipe, feedback)
     raise AssertionError("the last attempt returns")
+
+
+def _again(draft: Draft, solutions: Solutions, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
+    """A draft of other forms of the same solutions, which knows what these were chosen from."""
+    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds in (("sequential",), ("rounding",)))
+    fresh = make_draft(material, solutions, recipe, feedback)
+    return replace(fresh, corrections=(*fresh.corrections, *judged))

@@ -22,4 +22,6 @@ def parse_quality(text: str) -> tuple[Kind, float]:
     kind, value = match[1], float(match[2]) / (100 if match[3] else 1)
     if kind != "metric" and not 0 <= value <= 1:
         raise RecipeError(f"--min-quality {text!r}: a share lies between 0 and 100 %; write {KINDS}")
+    if kind == "drop" and value == 1:
+        raise RecipeError(f"--min-quality {text!r} refuses nothing: it is 100 %; write drop=1%")
     return ("agreement" if kind == "agreement" else "metric" if kind == "metric" else "drop"), value

@@ -52,6 +52,8 @@ def check_gates(recipe: Recipe, dense: ir.Model, metric: bool) -> None:
             )
     if recipe.min_speedup is not None or recipe.fix_slow:
         option = "--fix-slow" if recipe.min_speedup is None else f"--min-speedup {recipe.min_speedup:g}"
+        if not recipe.measure_speed:
+            raise RecipeError(f"{option} needs the speed that is measured; leave out --no-measure-speed")
         try:
             TARGETS[recipe.target].engine.version()
         except EngineError as error:

@@ -102,6 +102,7 @@ def make_report(
     """Gather what the stages found. written: where the file lies now; `output`, where it goes, is left empty, and so
     is `command`, which only the command line knows."""
     plan, model = draft.plan, material.source
+    judged = recipe.verify and not verdict.faults  # of a file that fails a check nothing more was measured
     notes = [*plan.notes, *material.notes]
     reports = [entry.report for entry in draft.solved.values()]
     notes += quality_notes(reports, verdict.outputs, material.calibration["held_out"])
@@ -138,7 +139,7 @@ def make_report(
         engine=None if verdict.file_check is None else _engine(verdict.file_check),
         speed=verdict.speed,
         metric=verdict.metric,
-        gates=judge(recipe, verdict.outputs, verdict.metric, verdict.speed) if recipe.verify else (),
+        gates=judge(recipe, verdict.outputs, verdict.metric, verdict.speed) if judged else (),
         notes=tuple(notes),
         seconds=dict(seconds),
         file_bytes_before=_model_bytes(model),

@@ -36,7 +36,7 @@ class Speed:
 
     runtime: its name and version. ratio: how many times faster than dense; low, high: quartiles. dense_seconds,
     seconds: medians of a run of `batch` samples. layers: seconds of each layer in the dense model and in the file, by
-    the engine's profile; None where it gives none.
+    the engine's profile, without layers that it counts for others in one of them; None where it gives none.
     """
 
     runtime: str
@@ -98,7 +98,7 @@ def measure_speed(folded: Folded, path: Path, feed: Feed, recipe: Recipe) -> Spe
         try:
             subject = subject_of(folded)
             before, now = (time_file(subject, file, feed, recipe, PROFILE_SECONDS)[0] for file in files)
-            layers = {name: (seconds, now[name]) for name, seconds in before.items()}
+            layers = _of_both(before, now)
         except EngineError:
             layers = None  # an engine that keeps its profile to itself
     dense_time, time = found.files
@@ -114,6 +114,11 @@ def measure_speed(folded: Folded, path: Path, feed: Feed, recipe: Recipe) -> Spe
         high=time.high,
         layers=layers,
     )
+
+
+def _of_both(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """The seconds of layers that take some in both: what an engine hides in another layer has none to compare."""
+    return {name: (x, now[name]) for name, x in before.items() if min(x, now[name]) > SHORTEST}
 
 
 def timing_feed(folded: Folded, samples: Samples, batch: int) -> Feed:

@@ -170,6 +170,8 @@ def correction_words(kinds: Sequence[str], sites: int) -> str:
     """What was tried, and at how many places."""
     if tuple(kinds) == ("sequential",):
         return f"{counted(sites, 'layer')} solved in order"
+    if tuple(kinds) == ("rounding",):
+        return f"{counted(sites, 'layer')} of 8 bits rounded to nearest"
     return f"{' and '.join(kinds)} at {counted(sites, 'place')}"
 
 

@@ -138,7 +138,8 @@ def report_table(report: Report, width: int) -> RenderableType:
             )
     if (metric := report.metric) is not None:
         spread = "" if metric.standard_error is None else f" ± {100 * metric.standard_error:.2f}"
-        worse = f"{100 * abs(metric.drop):.2f}{spread} % {'worse' if metric.drop > 0 else 'better'}"
+        how = "worse" if metric.drop >= 0 else "better"
+        worse = f"{100 * abs(metric.drop):.2f}{spread} % {how}"
         told = f"{metric.dense:.5g} → {metric.compressed:.5g}, {worse} on {counted(metric.samples, 'sample')}"
         lines.append(Text(f"{metric.name}: {told}"))
     lines += [Text(f"note: {note}", "yellow") for note in report.notes]

@@ -29,8 +29,9 @@ class Metric:
     """A number of many samples.
 
     note(sample) → what is kept of a sample. value(notes, the dense model's notes of the same samples) → the number.
-    higher: whether more is better. labels: whether it needs labels. Both functions raise ValueError for outputs or
-    labels that they cannot read, in words for the user.
+    higher: whether more is better. labels: whether it needs labels. together(note) → what notes share that only count
+    together, such as two texts; None for a sample alone. note and value raise ValueError for outputs or labels that
+    they cannot read, in words for the user.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Metric:
     value: Callable[[Sequence[Any], Sequence[Any]], float]
     higher: bool = True
     labels: bool = True
+    together: Callable[[Any], Any] = lambda note: None
 
 
 def mean(notes: Sequence[Any], dense: Sequence[Any]) -> float:
@@ -49,6 +51,8 @@ def cut(feed: Feed, outputs: Mapping[str, Any], count: int, labels: Array | None
     """The samples of one run. count: how many the feed holds. labels: (count, …) or None.
 
     Where a feed is a sample of the user's own, which holds several along its first axis with a label each, these are.
+    An array of a run of several that does not lie along them, such as the boxes of all images in one, is no sample's
+    output: it is left out.
     """
     if count == 1 and labels is not None and np.ndim(labels[0]) > 0:
         own = np.asarray(labels[0])
@@ -62,9 +66,13 @@ def cut(feed: Feed, outputs: Mapping[str, Any], count: int, labels: Array | None
     for index in range(count):
         yield Sample(
             {name: part(array, index) for name, array in feed.items()},
-            {name: part(array, index) for name, array in outputs.items()},
+            {name: part(array, index) for name, array in outputs.items() if _of_each(array, count)},
             None if labels is None else labels[index],
         )
+
+
+def _of_each(value: Any, count: int) -> bool:
+    return count == 1 or not isinstance(value, np.ndarray) or value.ndim == 0 or len(value) == count
 
 
 def standard_error(metric: Metric, dense: Sequence[Any], compressed: Sequence[Any]) -> float | None:
@@ -74,12 +82,15 @@ def standard_error(metric: Metric, dense: Sequence[Any], compressed: Sequence[An
     dense, compressed: notes of the same samples, in the same order. None for fewer than two samples, or where the
     metric cannot be taken of a part.
     """
-    groups = min(GROUPS, len(dense))
+    keys = [metric.together(note) for note in dense]
+    units: dict[Any, int] = {}  # what is left out at once, a sample or those that count together, by number
+    numbers = [units.setdefault(("alone", i) if key is None else key, len(units)) for i, key in enumerate(keys)]
+    groups = min(GROUPS, len(units))
     if groups < 2:
         return None
     differences = []
     for group in range(groups):
-        kept = [index for index in range(len(dense)) if index % groups != group]
+        kept = [index for index, number in enumerate(numbers) if number % groups != group]
         try:
             reference, other = ([notes[index] for index in kept] for notes in (dense, compressed))
             differences.append(metric.value(other, reference) - metric.value(reference, reference))

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.arrays import Array, Float64
 from ..core.errors import RecipeError
+from ..core.plural import counted
 from .metric import Metric, Sample, mean
 
 VOID = 255  # the class of pixels that are not judged
@@ -99,7 +100,9 @@ def _intersections(sample: Sample) -> Float64:
             break
     else:
         raise ValueError(f"no output is (classes, {label.shape[0]}, {label.shape[1]}), as the labels are; {OWN}")
-    told = (label >= 0) & (label < classes) & (label != VOID)
+    told = (label >= 0) & (label != VOID)
+    if (most := int(label[told].max(initial=0))) >= classes:
+        raise ValueError(f"labels are classes 0 … {classes - 1}, or {VOID} for none, not {most}; {OWN}")
     pairs = np.bincount(label[told] * classes + found[told], minlength=classes**2).reshape(classes, classes)
     both = np.diagonal(pairs)
     return np.stack([both, pairs.sum(axis=0) + pairs.sum(axis=1) - both]).astype(np.float64)
@@ -122,6 +125,7 @@ MEAN_IOU = Metric("mean-iou", _intersections, _mean_iou)
 def _boxes(sample: Sample) -> tuple[Array, Array]:
     """The boxes there are, (n, 5) of class, x1, y1, x2, y2, and those that were found, (m, 6) with a score last."""
     truth = np.asarray(sample.label, np.float64)
+    truth = truth[None] if truth.shape == (5,) else truth  # of a feed of one image with one box
     if truth.ndim != 2 or truth.shape[1] != 5:
         raise ValueError(f"labels are (boxes, 5): class, x1, y1, x2, y2; not {_kind(sample.label)}")
     parts = {}
@@ -220,14 +224,24 @@ def _rank_correlation(notes: Sequence[Any], dense: Sequence[Any]) -> float:
         for vector, label in notes:
             rows.setdefault(label[0], []).append((vector, label[1]))
         pairs = [row for row in rows.values() if len(row) == 2]
+        if 2 * len(pairs) < len(rows):  # as where samples are drawn, or held out
+            alone = f"{len(rows) - len(pairs)} of {counted(len(rows), 'text pair')}"
+            raise ValueError(f"of {alone} one text alone is among the samples; give all of the pairs as --eval")
         found = [float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30)) for (a, _), (b, _) in pairs]
         wanted = [row[0][1] for row in pairs]
-    if len(found) < 2 or len(set(found)) < 2 or len(set(wanted)) < 2:
-        raise ValueError("Spearman's correlation needs two samples or more that differ")
+    if len(set(wanted)) < 2:
+        raise ValueError("Spearman's correlation needs two labels or more that differ")
+    if len(set(found)) < 2:  # a model that says the same of all ranks nothing
+        return 0.0
     return float(spearmanr(found, wanted).statistic)
 
 
-SPEARMAN = Metric("spearman", _similar, _rank_correlation)
+def _row_of_texts(note: Any) -> float | None:
+    """The row that a text shares with another one; None for a sample of its own."""
+    return None if note[1].shape == () else float(note[1][0])
+
+
+SPEARMAN = Metric("spearman", _similar, _rank_correlation, together=_row_of_texts)
 
 
 # ---- Language: an output (tokens, vocabulary) of scores for the next token of the input `input_ids`.
@@ -239,10 +253,13 @@ def _surprise(sample: Sample) -> tuple[float, int]:
     scores = next((x for x in sample.outputs.values() if isinstance(x, np.ndarray) and x.ndim == 2), None)
     if ids is None or scores is None or len(scores) != len(ids):
         raise ValueError(f"perplexity needs an input input_ids and an output (tokens, vocabulary) for it; {OWN}")
+    if ids.size and not 0 <= ids.min() <= ids.max() < scores.shape[1]:
+        raise ValueError(f"input_ids reach {ids.max()}, but the output scores {scores.shape[1]} tokens; {OWN}")
     logits = scores[:-1].astype(np.float64)  # (tokens − 1, vocabulary)
     logits -= logits.max(axis=1, keepdims=True)
     each = np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(logits, ids[1:, None].astype(np.int64), 1)[:, 0]
-    told = np.asarray(sample.feed.get("attention_mask", np.ones_like(ids)))[1:] > 0
+    mask = np.asarray(sample.feed.get("attention_mask", np.ones_like(ids))) > 0
+    told = mask[1:] & mask[:-1]  # nothing is said before the first token, where padding is in front
     return float(each[told].sum()), int(told.sum())
 
 

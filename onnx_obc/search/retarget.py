@@ -33,7 +33,7 @@ from ..graph.layers import find_embeddings, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
 from ..pipeline.correct import check_trainable
-from ..pipeline.examine import open_examiner
+from ..pipeline.examine import Examiner, open_examiner
 from ..pipeline.finish import Destination, Result, hand_over
 from ..pipeline.gates import check_gates
 from ..pipeline.options import FinishOptions, RunOptions
@@ -62,13 +62,14 @@ def retarget(
     *,
     source: object = None,
     feedback: Feedback | None = None,
+    examiner: Examiner | None = None,
 ) -> list[Result]:
     """A model for every budget, each written to its output (None: kept in memory).
 
     recipe: fields of a Recipe that do not change solutions, such as `correct` and `verify`, over those that the
     database was built with. source: the model that the database was built from, for the report; None: the copy in the
-    database. feedback: as for `compress`. Raises RecipeError if a budget cannot be met, and what
-    `open_database` and `compress` raise.
+    database. feedback: as for `compress`. examiner: of the evaluation in the options, where it is open already. Raises
+    RecipeError if a budget cannot be met, and what `open_database` and `compress` raise.
     """
     feedback = feedback or Feedback()
     progress = feedback.progress
@@ -81,8 +82,9 @@ def retarget(
     check_budgets(budgets, database.layers, database.costs, choices, levels, database.target, options.timings)
     check_trainable(chosen)
     check_gates(chosen, database.dense, options.evaluation is not None)
-    held_out, execution = database.samples["held_out"], chosen.execution()
-    examiner = open_examiner(database.dense, options.evaluation, held_out, execution, progress)
+    if examiner is None:
+        held_out, execution = database.samples["held_out"], chosen.execution()
+        examiner = open_examiner(database.dense, options.evaluation, held_out, execution, progress)
     if chosen.solver == "gmp":  # one threshold decides, and no loss
         options = replace(options, sensitivity="layer", search="dp")
     losses = sensitivities(database, options, chosen, progress)
@@ -145,9 +147,10 @@ def compress_to_budget(
 ) -> list[Result]:
     """`build` and `retarget` in one. Without a database in the options the solutions are thrown away at the end.
 
-    A budget that is out of reach whatever the losses are is refused before anything is solved.
+    A budget that is out of reach whatever the losses are, and a metric that does not fit, is refused before anything is
+    solved.
     """
-    dense = read_model(model)
+    dense, feedback = read_model(model), feedback or Feedback()
     for output in outputs:
         if output is not None:
             check_beside(dense, check_output(output, model))
@@ -159,10 +162,12 @@ def compress_to_budget(
     samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed))
     folded = prepare(dense)
     _check_reachable(budgets, folded.model, samples, levels, recipe, options)
+    held_out = split(samples)[1]  # with labels of all kinds, of which a database keeps classes alone
+    examiner = open_examiner(folded.dense, options.evaluation, held_out, recipe.execution(), feedback.progress)
     with ExitStack() as stack:
         folder = options.database or stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-obc-"))
         build(folded, samples, levels, folder, recipe, feedback=feedback)
-        return retarget(folder, budgets, outputs, options, over, source=model, feedback=feedback)
+        return retarget(folder, budgets, outputs, options, over, source=model, feedback=feedback, examiner=examiner)
 
 
 def _check_reachable(

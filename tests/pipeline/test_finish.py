@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from digits import small
+from digits import CALIBRATION, MODEL, small
 
-from onnx_obc import Recipe, VerificationError
+from onnx_obc import Recipe, VerificationError, compress
 from onnx_obc.calibration.data import open_samples
 from onnx_obc.calibration.options import DataOptions
 from onnx_obc.calibration.split import describe, split
@@ -78,3 +78,37 @@ def test_of_two_drafts_the_one_with_the_lower_loss_is_kept(work: tuple[Material,
         attempt = chosen.corrections[-1]
         assert chosen.plan is good.plan and attempt.kinds == ("sequential",)
         assert attempt.kept == (ordered is good) and (attempt.loss_after < attempt.loss_before) == attempt.kept
+
+
+def test_a_failed_check_comes_before_the_gates(work: tuple[Material, Solutions], tmp_path: Path) -> None:
+    material, solutions = work
+    ((name, entry),) = solutions.solved.items()
+    wrong = replace(entry, report=replace(entry.report, loss_predicted=2 * entry.report.loss_measured))
+    recipe = RECIPE.model_copy(update={"min_quality": "drop=1%"})  # of a metric that is not measured any more
+    with pytest.raises(VerificationError, match=r"losses failed.*out\.onnx\.rejected"):
+        finish(
+            material, replace(solutions, solved={name: wrong}), recipe, Destination(tmp_path / "out.onnx"), Feedback()
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx.rejected"]
+
+
+def test_rounding_is_a_rival_of_the_draft_that_was_chosen(
+    work: tuple[Material, Solutions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material, solutions = work
+    rival = solve_plan(make_plan(material.folded, RECIPE), material.feeds, RECIPE, Feedback())
+    seen: list[Solutions] = []
+    monkeypatch.setattr("onnx_obc.pipeline.draft.rounded", lambda found, *_: seen.append(found))
+    monkeypatch.setattr("onnx_obc.pipeline.finish.better", lambda ordered, other, *_: other)
+    finish(material, solutions, RECIPE, Destination(None), Feedback(), rival=rival)
+    assert seen and seen[0].plan is rival.plan
+
+
+def test_as_many_layers_are_rounded_as_have_8_bits() -> None:
+    data, recipe = DataOptions(samples=64), {"activations": "none", "device": "cpu", "threads": 1}
+    names = [layer.name for layer in compress(MODEL, str(CALIBRATION), Recipe(**recipe), data=data).report.layers]
+    mixed = Recipe(**recipe, layers=({"match": names[0], "weights": "int4"},))
+    (attempt,) = (
+        x for x in compress(MODEL, str(CALIBRATION), mixed, data=data).report.corrections if "rounding" in x.kinds
+    )
+    assert attempt.sites == len(names) - 1

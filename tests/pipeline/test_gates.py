@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from digits import CALIBRATION, MODEL, TEST, listing, refused, run_cli, small, top1
+from rich.console import Console
 
-from onnx_obc import CalibrationError, DataOptions, GateError, Recipe, RecipeError, compress
-from onnx_obc.pipeline.examine import Evaluation
+from onnx_obc import CalibrationError, DataOptions, GateError, Recipe, RecipeError, VerificationError, compress
+from onnx_obc.pipeline.examine import Evaluation, MetricReport, users_metric
 from onnx_obc.pipeline.floor import parse_quality
-from onnx_obc.pipeline.speed import Speed
+from onnx_obc.pipeline.speed import SHORTEST, Speed, _of_both
+from onnx_obc.report.table import report_table
+from onnx_obc.runtime.metric import Sample
 
 X = np.random.default_rng(1).standard_normal((80, 4)).astype(np.float32)
 RECIPE = Recipe(weights="int3", activations="none", device="cpu", threads=1)
@@ -44,7 +48,7 @@ def test_floors_are_read(text: str, wanted: tuple[str, float]) -> None:
     assert parse_quality(text) == (wanted[0], pytest.approx(wanted[1]))
 
 
-@pytest.mark.parametrize("text", ["30", "dB", "99%", "agreement=990%", "drop=", "sqnr=30", ""])
+@pytest.mark.parametrize("text", ["30", "dB", "99%", "agreement=990%", "drop=", "drop=1", "drop=100%", "sqnr=30", ""])
 def test_floors_that_cannot_be_read(text: str) -> None:
     with pytest.raises(RecipeError, match="min-quality"):
         parse_quality(text)
@@ -219,8 +223,13 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], labelled:
     assert "need the checks" in refused(capsys, *run, "--min-quality", "30dB", "--no-verify")
     assert "cannot be read; write 30dB" in refused(capsys, *run, "--min-quality", "good")
     assert "min_speedup" in refused(capsys, *run, "--min-speedup", "0")
+    for option in (("--min-speedup", "2"), ("--fix-slow",)):
+        assert "leave out --no-measure-speed" in refused(capsys, *run, *option, "--no-measure-speed")
     line = refused(capsys, *run, "--min-speedup", "2", "--target", "tensorrt")
     assert line.startswith("error: --min-speedup 2 cannot be measured: ")
+    judging = (*run, "--metric", f"{source}:good", "--eval", short)
+    assert "--eval reads it" in refused(capsys, *judging, "--report", short)
+    assert "--metric reads it" in refused(capsys, *judging, "--html", source)
     assert listing(tmp_path) == before
 
 
@@ -236,3 +245,75 @@ def test_gates_that_a_model_cannot_have(tmp_path: Path) -> None:
 def test_a_slow_file_is_clearly_slow() -> None:
     assert speeds(0.9).slower and not speeds(1.1).slower
     assert not replace(speeds(0.9), high=1.05).slower
+
+
+def test_a_metric_that_fails_on_the_compressed_model_leaves_the_file(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def crash_later(outputs: dict[str, np.ndarray]) -> float:
+        asked.append(1)
+        return 1.0 if len(asked) == 1 else float("nan")
+
+    with pytest.raises(VerificationError, match=r"metric failed.*it is nan.*out\.onnx\.rejected") as caught:
+        compress(small(), {"x": X}, RECIPE, tmp_path / "out.onnx", evaluation=Evaluation(crash_later))
+    assert "please report it" not in str(caught.value)  # it is the user's own function
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx.rejected"]
+
+
+def test_a_metric_is_measured_of_files_that_are_not_verified() -> None:
+    recipe = RECIPE.model_copy(update={"verify": False})
+    metric = compress(small(), {"x": X}, recipe, evaluation=Evaluation("agreement")).report.metric
+    assert metric is not None and metric.dense == 1
+
+
+def test_a_metric_that_does_not_fit_is_refused_before_a_database_is_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], labelled: Path
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was built")
+
+    monkeypatch.setattr("onnx_obc.search.retarget.build", never)
+    run = (MODEL, tmp_path / "o.onnx", "--calib", CALIBRATION, "--samples", 64, "--quiet", "--budget", "size=0.2x")
+    assert "did you mean top-1?" in refused(capsys, *run, "--metric", "top1", "--eval", labelled)
+    assert "have no labels" in refused(capsys, *run, "--metric", "top-1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_function_does_not_ask_for_is_not_kept() -> None:
+    sample = Sample({"x": X}, {"y": X}, 3)
+    kept = {
+        "labels": users_metric(lambda labels: 1.0, "f").note(sample),
+        "outputs": users_metric(lambda outputs: 1.0, "f").note(sample),
+        "feeds": users_metric(lambda feeds: 1.0, "f").note(sample),
+    }
+    assert kept["labels"].label == 3 and not kept["labels"].feed and not kept["labels"].outputs
+    assert kept["outputs"].outputs == sample.outputs and not kept["outputs"].feed
+    assert kept["feeds"].feed == sample.feed and not kept["feeds"].outputs
+
+
+def test_layers_that_an_engine_counts_for_others_have_no_speed() -> None:
+    before = {"both": 1e-3, "hidden before": SHORTEST, "hidden now": 1e-3}
+    assert _of_both(before, {"both": 2e-3, "hidden before": 1e-3, "hidden now": SHORTEST}) == {"both": (1e-3, 2e-3)}
+
+
+def test_only_compressed_layers_return_to_float_and_what_was_judged_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, recipe = DataOptions(samples=64), Recipe(device="cpu", threads=1, activations="none", fix_slow=True)
+    names = [layer.name for layer in compress(MODEL, str(CALIBRATION), RECIPE, data=data).report.layers]
+    first = speeds(0.8, {names[1]: (1e-3, 2e-3)})
+    second = speeds(1.5, {names[1]: (1e-3, 1.2e-3)})  # float by now: noise
+    turns = iter([first, second])
+    monkeypatch.setattr("onnx_obc.pipeline.finish.measure_speed", lambda *_: next(turns))
+    report = compress(MODEL, str(CALIBRATION), recipe, tmp_path / "o.onnx", data=data).report
+    assert report.speed == second and [x.name for x in report.left_out if x.name in names] == [names[1]]
+    assert [attempt.kinds for attempt in report.corrections].count(("rounding",)) == 1
+
+
+def test_a_metric_that_stays_the_same_is_not_said_to_be_better() -> None:
+    report = compress(small(), {"x": X}, RECIPE).report
+    same = replace(report, metric=MetricReport("f1", 0.9, 0.9, 0.0, 20, 0.001, True))
+    console = Console(width=200, file=StringIO())
+    console.print(report_table(same, 200))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "f1: 0.9 → 0.9, 0.00 ± 0.10 % worse on 20 samples" in said

@@ -334,3 +334,7 @@ def test_the_page_of_a_benchmark(tmp_path: Path) -> None:
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_report_page(checked_reports(make_report(2), ""), tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_rounding_is_told_in_layers() -> None:
+    assert words.correction_words(("rounding",), 3) == "3 layers of 8 bits rounded to nearest"

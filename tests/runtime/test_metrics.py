@@ -124,3 +124,72 @@ def test_the_standard_error_is_that_of_a_mean() -> None:
     assert standard_error(metric, list(dense), list(other)) == pytest.approx(wanted, rel=0.5)  # of 20 groups
     assert standard_error(metric, list(dense), list(dense)) == 0
     assert standard_error(metric, [1.0], [2.0]) is None
+
+
+def test_pixels_of_a_class_that_the_output_has_not() -> None:
+    scores = RNG.standard_normal((2, 4, 5, 7))
+    with pytest.raises(ValueError, match=r"classes 0 … 3, or 255 for none, not 4"):
+        value("mean-iou", samples_of(scores, np.full((2, 5, 7), 4)))
+    one = RNG.standard_normal((2, 1, 5, 7))  # a score of one class: nothing to choose the largest of
+    with pytest.raises(ValueError, match=r"classes 0 … 0"):
+        value("mean-iou", samples_of(one, RNG.integers(0, 2, (2, 5, 7))))
+
+
+def test_padding_in_front_predicts_nothing() -> None:
+    scores, ids = RNG.standard_normal((1, 6, 11)), RNG.integers(0, 11, (1, 6))
+    mask = np.array([[0, 0, 1, 1, 1, 1]])
+    padded = value("perplexity", samples_of(scores, None, {"input_ids": ids, "attention_mask": mask}))
+    plain = value("perplexity", samples_of(scores[:, 2:], None, {"input_ids": ids[:, 2:]}))
+    assert padded == pytest.approx(plain)
+    with pytest.raises(ValueError, match="input_ids reach"):
+        value("perplexity", samples_of(scores[:, :, :3], None, {"input_ids": ids + 3}))
+
+
+def pairs_of(vectors: np.ndarray, scores: np.ndarray) -> list[Sample]:
+    """Embeddings (rows, 2, width), all first texts before all second ones, as sorting by length may leave them."""
+    rows = len(vectors)
+    labels = np.array([(row, scores[row]) for _ in range(2) for row in range(rows)])
+    return samples_of(vectors.transpose(1, 0, 2).reshape(2 * rows, -1), labels)
+
+
+def test_a_model_that_says_the_same_of_all_ranks_nothing() -> None:
+    scores = RNG.standard_normal(30)
+    assert value("spearman", pairs_of(np.ones((30, 2, 8)), scores)) == 0
+    assert value("spearman", samples_of(np.ones((30, 1)), scores)) == 0
+
+
+def test_pairs_of_texts_are_left_out_together() -> None:
+    metric, rows = named_metric("spearman", ()), 203
+    vectors, scores = RNG.standard_normal((rows, 2, 8)), RNG.standard_normal(rows)
+    dense, other = (
+        [metric.note(sample) for sample in pairs_of(x, scores)]
+        for x in (vectors, vectors + 0.5 * RNG.standard_normal(vectors.shape))
+    )
+    by_row = {first[1][0]: (first, second) for first, second in zip(dense[:rows], dense[rows:], strict=True)}
+    other_by_row = {a[1][0]: (a, b) for a, b in zip(other[:rows], other[rows:], strict=True)}
+    differences = []
+    for group in range(20):  # the same by whole pairs
+        kept = [row for row in range(rows) if row % 20 != group]
+        a, b = ([note for row in kept for note in of[row]] for of in (by_row, other_by_row))
+        differences.append(metric.value(b, a) - metric.value(a, a))
+    wanted = np.sqrt(19 / 20 * np.square(np.array(differences) - np.mean(differences)).sum())
+    assert standard_error(metric, dense, other) == pytest.approx(wanted)
+    with pytest.raises(ValueError, match=r"of 200 of 203 text pairs one text alone .* --eval"):
+        metric.value(dense[: rows + 3], dense[: rows + 3])
+    assert metric.value(dense[1:], dense[1:]) == pytest.approx(metric.value(dense, dense), abs=0.05)  # but for one
+
+
+def test_boxes_of_all_images_in_one_output_are_those_of_none() -> None:
+    outputs = {"boxes": np.ones((7, 4)), "scores": np.ones(7), "labels": np.ones(7)}  # of two images
+    truth = np.array([[[1, 0, 0, 10, 10]], [[1, 0, 0, 20, 20]]], np.float64)
+    (first, second) = cut({"x": np.zeros((2, 3))}, outputs, 2, truth)
+    assert not first.outputs and second.feed["x"].shape == (3,)
+    with pytest.raises(ValueError, match="no output is named like boxes"):
+        named_metric("map", ()).note(first)
+
+
+def test_an_image_with_a_single_box() -> None:
+    outputs = {"boxes": np.ones((1, 7, 4)), "scores": np.ones((1, 7)), "labels": np.ones((1, 7))}
+    (sample,) = cut({"x": np.zeros((1, 3))}, outputs, 1, np.array([[[1, 0, 0, 10, 10]]], np.float64))
+    truth, found = named_metric("map", ()).note(sample)
+    assert truth.tolist() == [[1, 0, 0, 10, 10]] and found.shape == (7, 6)

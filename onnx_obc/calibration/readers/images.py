@@ -12,7 +12,8 @@ An image becomes the input of a model with one input of rank 4 like this:
    those of the preset, and mean `unit` without one. A uint8 input takes raw pixels and needs nothing said.
 
 Images in several folders are labelled: the class of an image is the place of its folder among all, in alphabetical
-order. Labels only serve a task loss.
+order. Labels serve metrics and a task loss alone: where the model's classes are others, or in another order, they are
+wrong.
 
 With `augment` N every image appears N times in succession: once as above, then with chance ½ flipped left to right,
 and cut out at a random place; where nothing is resampled, it is first padded with black by an eighth (4 pixels of 32)
