@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -104,8 +103,8 @@ def compress_command(
     outputs = output_names(output, budgets)
     _check_together(bool(budgets), {"--levels": levels, "--database": database}, uniform, searching)
     results = check_beside(outputs, Beside(report, html, overlay), budgets, source)
-    read = {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--recipe": recipe, "--tokenizer": data.tokenizer}
-    check_not_read(results, {**read, "--timings": searching.timings})
+    read = {"--calib": calib, "--recipe": recipe, "--tokenizer": data.tokenizer, "--timings": searching.timings}
+    check_not_read(results, {**read, "--eval": eval_data, "--metric": metric})
     with told_what_was_written(results, database):
         with progress_bar(quiet) as feedback:
             found = DataOptions(**{**given(data), "seed": chosen.seed})
@@ -210,7 +209,8 @@ def search_command(
     outputs = output_names(output, budgets)
     over = given(finishing, run)
     results = check_beside(outputs, Beside(report, html, overlay), budgets, None)
-    check_not_read(results, {"--timings": searching.timings, "the database": database / "model.onnx"})
+    read = {"--timings": searching.timings, "the database": database / "model.onnx", "--tokenizer": data.tokenizer}
+    check_not_read(results, {**read, "--eval": eval_data, "--metric": metric})
     with told_what_was_written(results):
         if eval_data is None and (fixed := given(data)):
             raise RecipeError(f"--{next(iter(fixed)).replace('_', '-')} has no effect without --eval; leave it out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +75,7 @@ def debug_command(
     recipe = (output or Path(f"{compressed.stem}-fix.yaml")) if fix is not None else None
     results = [path for path in (recipe, html, report) if path is not None]
     _check_results(results, dense, compressed)
-    check_not_read(results, {"--calib": re.sub(r"(\.py):\w+$", r"\1", calib), "--tokenizer": data.tokenizer})
+    check_not_read(results, {"--calib": calib, "--tokenizer": data.tokenizer})
     options = DataOptions(**given(data))
     with told_what_was_written(results):
         with progress_bar(quiet) as feedback:

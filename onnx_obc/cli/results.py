@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 from ..core.errors import OutputError, RecipeError
+
+FUNCTION = re.compile(r"(\.py):\w+$")  # of a Python file, as data and metrics are named
 
 typed: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)  # the arguments of the command line
 
@@ -49,11 +52,11 @@ def check_report(report: Path | None, outputs: Sequence[Path], source: Path | No
     check_output(report, source)
 
 
-def check_not_read(results: Sequence[Path], read: dict[str, str | Path | None]) -> None:
-    """Raise OutputError if a result would replace a file that an option names to be read."""
+def check_not_read(results: Sequence[Path], read: Mapping[str, str | Path | None]) -> None:
+    """Raise OutputError if a result would replace a file that an option reads: data, or that of `file.py:function`."""
     for option, name in read.items():
         for path in results:
-            if name is not None and path.resolve() == Path(name).resolve():
+            if name is not None and path.resolve() == Path(FUNCTION.sub(r"\1", str(name))).resolve():
                 raise OutputError(f"cannot write {path}: {option} reads it; name another file")
 
 
