@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from cyclopts import Parameter
 from ..calibration.options import DataOptions
 from ..core.errors import CalibrationError, ModelError, RecipeError, plain, shortened
 from .options import DATA, RUN, CalibrationOptions, Flag, Html, Output, Report, Target
-from .results import check_results
+from .results import check_not_read, check_results
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -61,6 +62,7 @@ def check_command(
     from ..targets.check import check_file
 
     check_results([report, html], [], source)
+    _check_not_read([report, html], calib, data)
     found = check_file(source, target, _any_feed(read_model(source), calib, data), threads)
     if report is not None:
         _write(found.to_dict(), report)
@@ -116,6 +118,7 @@ def bench_command(
         raise RecipeError(f"--rounds {rounds}: ask for at least 1")
     for path in files:
         check_results([report, html], [], path)
+    _check_not_read([report, html], calib, data)
     models = [read_model(path) for path in files]  # says what is wrong with one
     feed = read_feed(models[0], calib, data)
     for path, model in zip(files[1:], models[1:], strict=True):
@@ -174,6 +177,7 @@ def time_command(
     from .terminal import progress_bar
 
     check_output(output, source)
+    _check_not_read([output], calib, data)
     recipe = make_recipe({"target": target, "threads": threads}, "command line")
     model = read_model(source)
     subject = subject_of(prepare(model))
@@ -185,6 +189,10 @@ def time_command(
     write_timings(found, output)
     if not quiet:
         show(lambda width: timing_table(found, wanted))
+
+
+def _check_not_read(results: Sequence[Path | None], calib: str, data: CalibrationOptions) -> None:
+    check_not_read([path for path in results if path is not None], {"--calib": calib, "--tokenizer": data.tokenizer})
 
 
 def read_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -50,7 +50,7 @@ def check_report(report: Path | None, outputs: Sequence[Path], source: Path | No
     check_output(report, source)
 
 
-def check_not_read(results: Sequence[Path], read: dict[str, str | Path | None]) -> None:
+def check_not_read(results: Sequence[Path], read: Mapping[str, str | Path | None]) -> None:
     """Raise OutputError if a result would replace a file that an option names to be read, `file.py:function` too."""
     for option, name in read.items():
         file = None if name is None else Path(re.sub(r"(\.py):\w+$", r"\1", str(name))).resolve()

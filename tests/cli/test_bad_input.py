@@ -401,6 +401,15 @@ def test_what_is_read_is_not_replaced(folder: Path, capsys: pytest.CaptureFixtur
         message = f"error: cannot write {name}: --{option} reads it; name another file"
         assert refuse(capsys, *read, output=name) == message
         assert refuse(capsys, *read, "--report", name) == message
+    judged = ["--metric", "feeds.py:feeds", "--eval", "e.npz"]
+    np.savez("e.npz", x=np.load("x.npz")["x"])
+    for name, option in {"e.npz": "eval", "feeds.py": "metric"}.items():
+        for result in ("--report", "--html"):
+            assert f"cannot write {name}: --{option} reads it" in refuse(capsys, *judged, result, name)
+    for command in (("check", "in.onnx", "--target", "onnxruntime"), ("bench", "in.onnx", "in.onnx")):
+        message = refused(capsys, *command, "--calib", "x.npz", "--html", "x.npz")
+        assert message == "error: cannot write x.npz: --calib reads it; name another file"
+    assert "--calib reads it" in refused(capsys, "time", "in.onnx", "--calib", "x.npz", "-o", "x.npz")
     assert "cannot write feeds.py: --calib reads it" in refuse(capsys, calib="feeds.py:feeds", output="feeds.py")
     message = "error: cannot write the report to out.onnx.data: the model goes there; name another file"
     assert refuse(capsys, "--report", "out.onnx.data") == message
