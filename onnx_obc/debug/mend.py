@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..core.errors import plain
+from ..core.errors import plain, shortened
 from .record import Debug, LayerRow, Return
 
 FEWEST, MOST = 2, 8  # bits that a recipe can ask for
@@ -24,7 +24,7 @@ def recipe_text(debug: Debug, returns: Sequence[Return]) -> str:
     them are in the compressed file."""
     lines = [
         f"# {plain(debug.compressed)}: the layers whose return gains most.",
-        f"# Output loss {debug.loss:.3g} on {debug.source}; what each return alone lowers it to:",
+        f"# Output loss {debug.loss:.3g} on {shortened(plain(debug.source))}; what each return alone lowers it to:",
         *(f"# {plain(row.layer)}: {row.loss:.3g} ({row.fault})" for row in returns),
     ]
     rules: list[dict[str, Any]] = []

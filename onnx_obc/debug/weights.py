@@ -112,9 +112,11 @@ def weight_behind(value: ir.Value) -> tuple[Array | None, int | None]:
 
 
 def _bits(codes: Array) -> int:
-    """The fewest bits, of 2 or more, whose integers span these codes."""
+    """The fewest bits, of 2 or more, whose integers span these codes; 8 for 7, which are rather 8 whose range was not
+    used."""
     wide = codes.astype(np.int64)
-    return max(2, int(np.ceil(np.log2(max(int(wide.max(initial=0)) - int(wide.min(initial=0)) + 1, 2)))))
+    bits = max(2, int(np.ceil(np.log2(max(int(wide.max(initial=0)) - int(wide.min(initial=0)) + 1, 2)))))
+    return 8 if bits == 7 else bits
 
 
 def _evaluated(value: ir.Value) -> Array | None:

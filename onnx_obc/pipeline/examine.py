@@ -82,24 +82,38 @@ class Examiner:
 
     def examine(self, model: Model) -> MetricReport:
         """The metric of a compressed model. Raises CalibrationError if it is not a number."""
-        session = open_session(model, device=self._execution.device, threads=self._execution.threads)
-        notes: list[Any] = []
         with _told(self._metric):
-            for batch in self._samples.read(0, self._samples.count):
-                notes += self._note(session, batch)
-            value = _number(self._metric.value(notes, self._notes))
+            notes, value = self._measure(model)
             error = standard_error(self._metric, self._notes, notes)
         size = abs(self.dense)
-        worse = self.dense - value if self._metric.higher else value - self.dense
         return MetricReport(
             name=self._metric.name,
             dense=self.dense,
             compressed=value,
-            drop=worse / size if size else 0.0 if worse == 0 else float("inf") if worse > 0 else float("-inf"),
+            drop=self._drop(value),
             samples=len(notes),
             standard_error=None if error is None or not size else error / size,
             higher=self._metric.higher,
         )
+
+    def drop(self, model: Model) -> float:
+        """Only how much worse a model is, as in the report; infinite where the metric cannot be taken of it."""
+        try:
+            return self._drop(self._measure(model)[1])
+        except ValueError:
+            return float("inf")
+
+    def _measure(self, model: Model) -> tuple[list[Any], float]:
+        session = open_session(model, device=self._execution.device, threads=self._execution.threads)
+        notes: list[Any] = []
+        for batch in self._samples.read(0, self._samples.count):
+            notes += self._note(session, batch)
+        return notes, _number(self._metric.value(notes, self._notes))
+
+    def _drop(self, value: float) -> float:
+        size = abs(self.dense)
+        worse = self.dense - value if self._metric.higher else value - self.dense
+        return worse / size if size else 0.0 if worse == 0 else float("inf") if worse > 0 else float("-inf")
 
     def _labelled(self) -> Iterator[Batch]:
         for batch in self._samples.read(0, self._samples.count):

@@ -24,10 +24,10 @@ from .plan import Folded
 from .recipe import Recipe
 
 QUICK_ROUNDS, QUICK_SECONDS = 5, 0.02  # a first look; what seems slower than dense is timed as `bench` does
-PROFILE_SECONDS = 0.05  # that layers are profiled for, at a first look
+PROFILE_SECONDS = 0.1  # that layers are profiled for, at a first look
 RUNS = (5, 200)  # at least and at most
 SHORTEST = 1e-9  # seconds
-NOTICED = 1.05  # times the dense layer's that a slow layer takes at least
+NOTICED = 1.1  # times the dense layer's that a slow layer takes at least
 
 
 @dataclass(frozen=True)

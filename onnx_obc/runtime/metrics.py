@@ -128,11 +128,15 @@ def _boxes(sample: Sample) -> tuple[Array, Array]:
     truth = truth[None] if truth.shape == (5,) else truth  # of a feed of one image with one box
     if truth.ndim != 2 or truth.shape[1] != 5:
         raise ValueError(f"labels are (boxes, 5): class, x1, y1, x2, y2; not {_kind(sample.label)}")
-    parts = {}
+    parts: dict[str, Array] = {}
+    taken: set[str] = set()
     for key, words in {"boxes": ("box",), "scores": ("score", "conf"), "classes": ("label", "class")}.items():
-        output = next((x for n, x in sample.outputs.items() if any(word in n.lower() for word in words)), None)
+        fitting = (n for n in sample.outputs if n not in taken and any(word in n.lower() for word in words))
+        name = next(fitting, "")
+        output = sample.outputs.get(name)
         if not isinstance(output, np.ndarray):
             raise ValueError(f"no output is named like {key}; {OWN}")
+        taken.add(name)
         parts[key] = output.reshape(-1, 4) if key == "boxes" else output.reshape(-1)
     if len({len(part) for part in parts.values()}) > 1:
         raise ValueError(f"boxes, scores and classes differ in number; {OWN}")

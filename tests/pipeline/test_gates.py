@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from digits import CALIBRATION, MODEL, TEST, listing, refused, run_cli, small, top1
 from rich.console import Console
 
 from onnx_obc import CalibrationError, DataOptions, GateError, Recipe, RecipeError, VerificationError, compress
-from onnx_obc.pipeline.examine import Evaluation, MetricReport, users_metric
+from onnx_obc.calibration.samples import Samples
+from onnx_obc.graph.model import read_model
+from onnx_obc.pipeline.examine import Evaluation, MetricReport, open_examiner, users_metric
 from onnx_obc.pipeline.floor import parse_quality
 from onnx_obc.pipeline.speed import SHORTEST, Speed, _of_both
 from onnx_obc.report.table import report_table
 from onnx_obc.runtime.metric import Sample
+from onnx_obc.runtime.session import Execution
 
 X = np.random.default_rng(1).standard_normal((80, 4)).astype(np.float32)
 RECIPE = Recipe(weights="int3", activations="none", device="cpu", threads=1)
@@ -317,3 +321,27 @@ def test_a_metric_that_stays_the_same_is_not_said_to_be_better() -> None:
     console.print(report_table(same, 200))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "f1: 0.9 → 0.9, 0.00 ± 0.10 % worse on 20 samples" in said
+
+
+def test_a_metric_that_fails_on_a_ruined_model_does_not_stop_a_search(labelled: Path, tmp_path: Path) -> None:
+    def strict(outputs: dict[str, np.ndarray], labels: np.ndarray) -> float:
+        share = float(np.mean(next(iter(outputs.values())).argmax(axis=1) == labels))
+        if share < 0.9:
+            raise ValueError("nothing was recognised")
+        return share
+
+    examiner = open_examiner(
+        read_model(MODEL), Evaluation(strict, str(labelled)), samples_of_nothing(), Execution("cpu", 1), lambda *_: None
+    )
+    assert examiner is not None and examiner.drop(read_model(MODEL)) == 0
+    ruined = read_model(MODEL)
+    for value in ruined.graph.initializers.values():
+        if value.const_value is not None and len(value.shape or ()) == 4:
+            value.const_value = ir.Tensor(np.zeros_like(value.const_value.numpy()), name=value.name)
+    assert examiner.drop(ruined) == np.inf
+    with pytest.raises(CalibrationError, match="nothing was recognised"):
+        examiner.examine(ruined)
+
+
+def samples_of_nothing() -> Samples:
+    return Samples(0, "nothing", lambda start, stop: iter(()))
