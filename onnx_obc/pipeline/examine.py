@@ -35,9 +35,9 @@ class Evaluation:
     """What a user judges models by.
 
     metric: a name of `runtime.metrics`, `file.py:function`, or a function whose parameters are among `outputs`,
-    `labels` and `feeds`, which returns a number, the higher the better. It is called once: outputs and feeds are dicts
-    of name to array, the samples along the first axis (a list where they differ in shape), labels the same of what the
-    data says of each sample, or None.
+    `labels` and `feeds`, which returns a number, the higher the better. It is called with all samples, and for the
+    standard error with parts of them: outputs and feeds are dicts of name to array, the samples along the first axis (a
+    list where they differ in shape), labels the same of what the data says of each sample, or None.
     data: as calibration data; None: the calibration samples that are held out. options: how it is read.
     """
 
@@ -79,15 +79,18 @@ class Examiner:
                 self._notes += self._note(session, batch)
             self.dense = _number(metric.value(self._notes, self._notes))
 
-    def examine(self, model: Model) -> MetricReport:
-        """The metric of a compressed model. Raises CalibrationError if it is not a number."""
+    def examine(self, model: Model, spread: bool = True) -> MetricReport:
+        """The metric of a compressed model. Raises CalibrationError if it is not a number.
+
+        spread: whether the standard error is wanted, which takes the metric of many parts of the samples.
+        """
         session = open_session(model, device=self._execution.device, threads=self._execution.threads)
         notes: list[Any] = []
         with _told(self._metric):
             for batch in self._samples.read(0, self._samples.count):
                 notes += self._note(session, batch)
             value = _number(self._metric.value(notes, self._notes))
-            error = standard_error(self._metric, self._notes, notes)
+            error = standard_error(self._metric, self._notes, notes) if spread else None
         size = abs(self.dense)
         worse = self.dense - value if self._metric.higher else value - self.dense
         return MetricReport(

@@ -171,7 +171,10 @@ def _without_slow(made: _Made, work: _Work) -> _Made:
     """The same file without the layers that are slower than in the dense model, as long as that makes it faster."""
     for _ in range(FIXES):
         speed = made.verdict.speed
-        if made.verdict.faults or speed is None or not (slow := speed.slow_layers):
+        if made.verdict.faults or speed is None:
+            break
+        compressed = {layer.name for layer in made.draft.plan.layers}
+        if not (slow := [name for name in speed.slow_layers if name in compressed]):
             break
         why = f"{speed.runtime} runs it slower than in float: it stays float"
         solutions = left_in_float(made.draft.source, slow, work.material.folded, work.recipe, why)

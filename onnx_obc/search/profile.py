@@ -208,7 +208,7 @@ def _smallest(
         if examiner is None or all(choice.level == FLOAT for choice in choices.values()):
             return _loss(database, choices, recipe, judge, finished=True)
         quick = recipe.model_copy(update=QUICK)
-        return examiner.examine(database.write(choices, quick).model).drop
+        return examiner.examine(database.write(choices, quick).model, spread=False).drop
 
     low, high = np.log(least), 0.0  # of the fraction that is left
     best = None
