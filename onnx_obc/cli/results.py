@@ -42,7 +42,11 @@ def check_report(report: Path | None, outputs: Sequence[Path], source: Path | No
     """Raise OutputError if the report cannot be written, or would replace a model that was read or is written."""
     if report is None:
         return
-    taken = {path.with_name(path.name + end).resolve() for path in outputs for end in ("", ".data")}
+    taken = {
+        path.with_name(path.name + end).resolve()
+        for path in outputs
+        for end in ("", ".data", ".rejected", ".rejected.data")
+    }
     if report.resolve() in taken:
         raise OutputError(f"cannot write the report to {report}: the model goes there; name another file")
     from ..graph.save import check_output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +16,9 @@ from ..core.files import remove_abandoned, scratch_prefix
 from .model import PROTOBUF_LIMIT
 from .tensors import tensors
 
+REJECTED = ".rejected"  # how the name of a file ends that is not to be used
+LONGEST_NAME = 180  # bytes: of the 255 that file systems allow, the rest is for temporary names and endings
+
 
 def check_output(output: str | Path, source: object) -> Path:
     """The path of the result, if something can be written there that is not the model itself. Raises OutputError.
@@ -22,6 +26,8 @@ def check_output(output: str | Path, source: object) -> Path:
     What a process that was killed left there under temporary names is removed.
     """
     path = Path(output)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise OutputError(f"cannot write {path}: its name is longer than {LONGEST_NAME} bytes; give a shorter one")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; name a file in it, e.g. {path / 'model.onnx'}")
     if path.exists() and not path.is_file():
@@ -57,14 +63,19 @@ def place_model(path: Path, target: Path) -> None:
 
 
 def leave_rejected(path: Path, target: Path | None) -> Path | None:
-    """Keep a file that is not to be used under `.rejected`; returns where, None for a model in memory."""
+    """Keep a file that is not to be used under `.rejected`; returns where, None for a model in memory.
+
+    Raises OutputError."""
     if target is None:
         return None
-    rejected = target.with_name(f"{target.name}.rejected")
+    rejected = target.with_name(f"{target.name}{REJECTED}")
     if path.with_name(f"{path.name}.data").exists():  # weights beside it go by the name of the file
         save_model(ir.load(path), rejected)
-    else:
+        return rejected
+    try:
         path.replace(rejected)
+    except OSError as error:
+        raise OutputError(f"cannot write {rejected}: {error.strerror}; remove what is there, or make room") from error
     return rejected
 
 

@@ -273,8 +273,10 @@ def checked_reports(plain: object, where: str) -> tuple[PlainReport, ...]:
 
 
 def _checked(plain: object, where: str) -> PlainReport:
-    if not isinstance(plain, dict) or "schema" not in plain or "layers" not in plain:
-        raise ReportError(f"{where}: is no report of a run of onnx-obc; give the file that --report wrote")
+    if not isinstance(plain, dict) or not {"schema", "layers"} <= set(plain) or "unmatched" in plain:  # that of `debug`
+        raise ReportError(
+            f"{where}: is no report of a run of onnx-obc that made a model; give the file that --report wrote"
+        )
     if plain["schema"] != SCHEMA:
         found = quoted(plain["schema"])
         raise ReportError(f"{where}: schema {found}, but this version reads {SCHEMA}; use the onnx-obc that wrote it")

@@ -216,8 +216,11 @@ def _speed(report: Report) -> list[Text]:
     if not speed.slower:
         return [Text(f"speed: {ratio} times the dense model's in {where}")]
     layers = speed.layers or {}
-    costly = [f"{name} (+{1e3 * (layers[name][1] - layers[name][0]):.2g} ms)" for name in speed.slow_layers[:SLOW]]
-    who = f"; the layers that cost most: {', '.join(costly)}; --fix-slow returns such layers to float" if costly else ""
+    compressed = {layer.name for layer in report.layers}
+    slow = [name for name in speed.slow_layers if name in compressed][:SLOW]
+    costly = ", ".join(f"{name} (+{1e3 * (layers[name][1] - layers[name][0]):.2g} ms)" for name in slow)
+    remedy = "" if report.recipe.get("fix_slow") else "; --fix-slow returns such layers to float"
+    who = f"; the layers that cost most: {costly}{remedy}" if costly else ""
     return [Text(f"slower than the dense model: {ratio} times its speed in {where}{who}", "yellow")]
 
 

@@ -103,6 +103,7 @@ def _intersections(sample: Sample) -> Float64:
     told = (label >= 0) & (label != VOID)
     if (most := int(label[told].max(initial=0))) >= classes:
         raise ValueError(f"labels are classes 0 … {classes - 1}, or {VOID} for none, not {most}; {OWN}")
+    label, found = label.astype(np.int64), found.astype(np.int64)  # their products do not fit into bytes
     pairs = np.bincount(label[told] * classes + found[told], minlength=classes**2).reshape(classes, classes)
     both = np.diagonal(pairs)
     return np.stack([both, pairs.sum(axis=0) + pairs.sum(axis=1) - both]).astype(np.float64)
@@ -112,6 +113,8 @@ def _mean_iou(notes: Sequence[Any], dense: Sequence[Any]) -> float:
     classes = max(note.shape[1] for note in notes)
     total = np.stack([np.pad(note, ((0, 0), (0, classes - note.shape[1]))) for note in notes]).sum(axis=0)
     there = total[1] > 0
+    if not there.any():
+        raise ValueError(f"no pixel's label is among the {classes} classes of the output; number them from 0")
     return float((total[0][there] / total[1][there]).mean())
 
 
@@ -206,8 +209,10 @@ MEAN_AVERAGE_PRECISION = Metric("map", _boxes, _mean_average_precision)
 def _similar(sample: Sample) -> tuple[Any, Array]:
     label = np.asarray(sample.label, np.float64)
     output = next((x for x in sample.outputs.values() if isinstance(x, np.ndarray) and x.dtype.kind == "f"), None)
-    if output is None or label.shape not in ((), (2,)):
+    if sample.label is None or output is None or label.shape not in ((), (2,)):
         raise ValueError(f"labels are a number for each sample, or for each pair of texts; not {_kind(sample.label)}")
+    if not np.isfinite(label).all():
+        raise ValueError(f"a label is {label.tolist()}; leave such samples out")
     if label.shape == ():
         if output.size != 1:
             raise ValueError(f"an output of {output.size} numbers cannot be ranked against a label; {OWN}")

@@ -378,6 +378,9 @@ def test_outputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "folder none does not exist; create it first" in refuse(capsys, output="none/out.onnx")
     assert "folder x.npz does not exist" in refuse(capsys, output="x.npz/out.onnx")
     assert "it is a folder; name a file in it" in refuse(capsys, output=".")
+    for length in (250, 400):
+        assert "its name is longer than 180 bytes" in refuse(capsys, output="n" * length)
+        assert "its name is longer than 180 bytes" in refuse(capsys, "--html", "n" * length)
     if os.access("/proc", os.F_OK):
         assert "cannot write into /proc" in refuse(capsys, output="/proc/out.onnx")
 
@@ -413,6 +416,7 @@ def test_what_is_read_is_not_replaced(folder: Path, capsys: pytest.CaptureFixtur
     assert "cannot write feeds.py: --calib reads it" in refuse(capsys, calib="feeds.py:feeds", output="feeds.py")
     message = "error: cannot write the report to out.onnx.data: the model goes there; name another file"
     assert refuse(capsys, "--report", "out.onnx.data") == message
+    assert "the model goes there" in refuse(capsys, "--report", "out.onnx.rejected")
     assert "it is not a regular file" in refuse(capsys, output=os.devnull)
 
 

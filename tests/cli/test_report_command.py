@@ -91,6 +91,7 @@ FILES: dict[str, tuple[bytes | None, str]] = {
     "no text": (b"\xff\xfe\x00", "r.json: is not UTF-8 text"),
     "deep": (b"[" * 200_000, "r.json: is no JSON"),
     "something else": (b'{"nodes": []}', "r.json: is no report of a run of onnx-obc"),
+    "of debugging": (b'{"schema": 1, "layers": [], "unmatched": []}', "r.json: is no report of a run of onnx-obc that"),
     "a number": (b"3", "r.json: is no report of a run of onnx-obc"),
     "a list of nothing": (b"[]", "r.json: a list without a report"),
     "a list of something else": (b"[1]", "r.json, report 1: is no report of a run of onnx-obc"),

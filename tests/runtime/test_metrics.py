@@ -47,6 +47,20 @@ def test_mean_iou_is_that_of_sklearn(form: str) -> None:
     assert value("mean-iou", samples_of(outputs, labels)) == pytest.approx(wanted)
 
 
+def test_mean_iou_of_masks_in_bytes() -> None:
+    scores, labels = RNG.standard_normal((4, 21, 5, 7)), RNG.integers(0, 21, (4, 5, 7))
+    wanted = value("mean-iou", samples_of(scores, labels))
+    assert value("mean-iou", samples_of(scores, labels.astype(np.uint8))) == wanted
+    assert value("mean-iou", samples_of(scores.argmax(axis=1).astype(np.uint8), labels.astype(np.uint8))) == wanted
+
+
+def test_labels_that_say_nothing() -> None:
+    with pytest.raises(ValueError, match="no pixel's label is among the 3 classes"):
+        value("mean-iou", samples_of(RNG.standard_normal((2, 3, 4, 4)), np.full((2, 4, 4), 255)))
+    with pytest.raises(ValueError, match="a label is nan; leave such samples out"):
+        value("spearman", samples_of(RNG.standard_normal((3, 1)), np.array([1.0, np.nan, 2.0])))
+
+
 def test_rank_correlation_of_numbers_and_of_pairs_of_texts() -> None:
     found, labels = RNG.standard_normal((50, 1)), RNG.standard_normal(50)
     assert value("spearman", samples_of(found, labels)) == pytest.approx(spearmanr(found[:, 0], labels).statistic)
