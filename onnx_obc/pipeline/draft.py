@@ -79,6 +79,8 @@ def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions |
     if not plain or recipe.solver not in ("auto", "exact", "ordered") or recipe.global_adaprune:
         return None
     found = in_profile(solutions, choices, folded, recipe)
+    if len(found.solved) < len(plan.layers):  # what is left of a level, its input in float, may not be one by itself
+        return None
     shared, solved = TARGETS[recipe.target].shared_scale, dict(found.solved)
     for name in plain:
         entry = solved[name]

@@ -183,7 +183,7 @@ def left_in_float(
     if not profile:
         return None
     found = in_profile(solutions, profile, folded, recipe)
-    gone = [LeftOut(layer.name, layer.op, why) for layer in plan.layers if layer.name in names]
+    gone = [LeftOut(layer.name, layer.op, why) for layer in plan.layers if layer.name not in found.solved]
     return replace(found, plan=replace(found.plan, left_out=(*plan.left_out, *gone)))
 
 

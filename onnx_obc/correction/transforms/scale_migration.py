@@ -71,7 +71,8 @@ def look_at_channels(
     stepper, found = Stepper(model, feeds, execution), {}
     for value in values:
         arrays = [result[value].reshape(-1, result[value].shape[-1]) for result in stepper.advance([value])]
-        count = max(sum(map(len, arrays)), 1)
+        arrays = [x for x in arrays if len(x)] or [np.zeros((1, arrays[0].shape[1]))]  # a stage that no sample reaches
+        count = sum(map(len, arrays))
         found[value] = Channels(
             np.min([x.min(axis=0) for x in arrays], axis=0).astype(np.float64),
             np.max([x.max(axis=0) for x in arrays], axis=0).astype(np.float64),

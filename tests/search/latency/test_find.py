@@ -96,15 +96,15 @@ def test_a_table_of_another_machine_predicts_only(database: Database, speed: dic
 @pytest.mark.slow
 def test_the_table_is_measured_once_and_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnx_obc.search.latency.layer_times.RUN_SECONDS", 0.01)
-    options = SearchOptions()
-    first = table_of(database, options, Recipe(threads=1), QUIET)
+    options, recipe = SearchOptions(), Recipe(threads=1, timing_batch=2)
+    first = table_of(database, options, recipe, QUIET)
     assert first.batch == 2 and first.threads == 1
     monkeypatch.setattr("onnx_obc.search.latency.find.time_layers", lambda *_: pytest.fail("it is there"))
-    assert table_of(database, options, Recipe(threads=1), QUIET) == first
+    assert table_of(database, options, recipe, QUIET) == first
     path = database.folder / "timings" / "onnxruntime-batch2-threads1.json"
     write_timings(replace(first, machine="a toaster"), path)  # the database was copied from elsewhere
     monkeypatch.setattr("onnx_obc.search.latency.find.time_layers", lambda *_: first)
-    assert table_of(database, options, Recipe(threads=1), QUIET) == first == read_timings(path)
+    assert table_of(database, options, recipe, QUIET) == first == read_timings(path)
 
 
 def test_feeds_of_any_batch(database: Database) -> None:
