@@ -20,8 +20,8 @@ def gaining(debug: Debug, most: int) -> list[Return]:
 
 
 def recipe_text(debug: Debug, returns: Sequence[Return]) -> str:
-    """A recipe file that leaves these layers in float, or gives them int8 weights, and makes of the others what most of
-    them are in the compressed file."""
+    """A recipe file that leaves these layers in float, or gives them int8 weights. Of the others, those that are float
+    in the compressed file stay so, and the rest becomes what most of them are there."""
     lines = [
         f"# {plain(debug.compressed)}: the layers whose return gains most.",
         f"# Output loss {debug.loss:.3g} on {shortened(plain(debug.source))}; what each return alone lowers it to:",
@@ -32,6 +32,9 @@ def recipe_text(debug: Debug, returns: Sequence[Return]) -> str:
         rule: dict[str, Any] = {"match": row.layer}
         rule |= {"skip": True} if row.remedy == "float" else {"weights": "int8", "sparsity": "none"}
         rules.append(rule)
+    returned = {row.layer for row in returns}
+    floats = [row.name for row in debug.layers if row.form and row.bits is None and row.name not in returned]
+    rules += [{"match": name, "skip": True} for name in floats]
     content = {**_uniform(debug), "layers": rules}
     return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 

@@ -105,6 +105,7 @@ def test_few_bits_return_to_int8(tmp_path: Path) -> None:
     assert all(row.activations is None for row in found.values)
     text = recipe_text(found, gaining(found, 2))
     assert "weights: int3" in text and "activations: none" in text and text.count("weights: int8") == 2
+    assert "- match: /classifier/classifier.2/Gemm\n  skip: true" in text  # it is float in the file, and stays so
 
 
 def test_clipping_by_the_integers_is_a_relu_that_is_not_there() -> None:
