@@ -37,11 +37,12 @@ def transformed(
         return folded, ()
     with feedback.watch("correct"):
         samples = first_samples(calibrating, CORRECTING)
-        total = len(readers)
+        feeds = list(samples.feeds())
+        total = len(feeds)
         channels = look_at_channels(
             folded.model,
             list(readers),
-            list(samples.feeds()),
+            feeds,
             recipe.execution(),
             lambda done: feedback.progress("transform", done, total),
         )

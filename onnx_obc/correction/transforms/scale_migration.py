@@ -17,8 +17,7 @@ import onnx_ir as ir
 from ...core.arrays import Array, Feed, Float32, Float64
 from ...graph.edit import add_initializer, free_name, names_of
 from ...graph.layers import Layer, Use
-from ...runtime.session import Execution
-from ...runtime.stepper import Stepper
+from ...runtime.session import Execution, open_session
 
 EXPONENTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # α of s = (max |x|)^α / (max |w|)^(1 − α)
 LEAST = 1e-4  # of the largest channel's range: what a channel that is hardly used counts as
@@ -67,19 +66,29 @@ def look_at_channels(
     execution: Execution,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Channels]:
-    """The channels of values, in the order of the graph, over feeds; the last axis holds them."""
-    stepper, found = Stepper(model, feeds, execution), {}
-    for value in values:
-        arrays = [result[value].reshape(-1, result[value].shape[-1]) for result in stepper.advance([value])]
-        arrays = [x for x in arrays if len(x)] or [np.zeros((1, arrays[0].shape[1]))]  # a stage that no sample reaches
-        count = sum(map(len, arrays))
-        found[value] = Channels(
-            np.min([x.min(axis=0) for x in arrays], axis=0).astype(np.float64),
-            np.max([x.max(axis=0) for x in arrays], axis=0).astype(np.float64),
-            np.sum([np.square(x, dtype=np.float64).sum(axis=0) for x in arrays], axis=0) / count,
-        )
+    """The channels of values over feeds; the last axis holds them. Of a value that no feed reaches all are zero."""
+    session = open_session(model, device=execution.device, threads=execution.threads, outputs=list(values))
+    seen: dict[str, list[tuple[Channels, int]]] = {value: [] for value in values}
+    for feed in feeds:
+        for value, array in session.run(feed).items():
+            x = array.reshape(-1, array.shape[-1])  # (positions, channels)
+            if len(x):
+                square = np.square(x, dtype=np.float64).mean(axis=0)
+                seen[value].append((Channels(x.min(axis=0), x.max(axis=0), square), len(x)))
         progress(1)
-    return found
+    return {value: _together(parts) for value, parts in seen.items()}
+
+
+def _together(parts: Sequence[tuple[Channels, int]]) -> Channels:
+    """The channels of all positions, from those of parts and how many positions each has."""
+    if not parts:
+        return Channels(np.zeros(1), np.zeros(1), np.zeros(1))
+    total = sum(count for _, count in parts)
+    return Channels(
+        np.min([part.low for part, _ in parts], axis=0).astype(np.float64),
+        np.max([part.high for part, _ in parts], axis=0).astype(np.float64),
+        np.sum([part.square * (count / total) for part, count in parts], axis=0),
+    )
 
 
 def best_factors(channels: Channels, weights: Sequence[Float32], bits: int = 8) -> Float64 | None:
