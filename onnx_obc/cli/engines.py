@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -55,6 +54,7 @@ def check_command(
     html
         Write all findings to this file too, as a page.
     """
+    from ..core.files import write_plain
     from ..graph.model import read_model
     from ..report.engine_pages import write_check_page
     from ..report.engines import examination_table
@@ -65,7 +65,7 @@ def check_command(
     _check_not_read([report, html], calib, data)
     found = check_file(source, target, _any_feed(read_model(source), calib, data), threads)
     if report is not None:
-        _write(found.to_dict(), report)
+        write_plain(report, found.to_dict())
     if html is not None:
         write_check_page(found, html)
     show(lambda width: examination_table(found, width))
@@ -105,6 +105,7 @@ def bench_command(
     quiet
         Show no progress.
     """
+    from ..core.files import write_plain
     from ..graph.model import read_model
     from ..report.engine_pages import write_bench_page
     from ..report.engines import bench_table
@@ -126,7 +127,7 @@ def bench_command(
     with progress_bar(quiet) as feedback:
         found = bench(files, target, feed, threads, rounds, feedback.progress)
     if report is not None:
-        _write(found.to_dict(), report)
+        write_plain(report, found.to_dict())
     if html is not None:
         write_bench_page(found, html)
     show(lambda width: bench_table(found))
@@ -240,8 +241,3 @@ def _any_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed | N
         print(plain(f"not run: {shortened(str(error))}"), file=sys.stderr)
         return None
 
-
-def _write(plain: dict[str, Any], path: Path) -> None:
-    from ..core.files import write_file
-
-    write_file(path, f"{json.dumps(plain, indent=2, allow_nan=False)}\n".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -46,6 +47,11 @@ def _machine() -> str:
 
 def _runs(process: int) -> bool:
     return bool(psutil.pid_exists(process))
+
+
+def write_plain(path: Path, values: object, indent: int = 2) -> None:
+    """Write plain values as JSON, like `write_file`. Raises ValueError for numbers that JSON does not have."""
+    write_file(path, f"{json.dumps(values, indent=indent, allow_nan=False)}\n".encode())
 
 
 def write_file(path: Path, data: bytes) -> None:

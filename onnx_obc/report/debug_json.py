@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..core.files import write_file
+from ..core.files import write_plain
 from ..core.plain_values import plain_values
 from ..debug.record import Debug
 
@@ -15,7 +14,7 @@ SCHEMA = 1
 
 def write_debug_json(found: Debug, path: Path) -> None:
     """Write it under a temporary name, then rename it. Raises OutputError."""
-    write_file(path, f"{json.dumps(debug_values(found), indent=2, allow_nan=False)}\n".encode())
+    write_plain(path, debug_values(found))
 
 
 def debug_values(found: Debug) -> dict[str, Any]:

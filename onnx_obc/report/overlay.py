@@ -7,13 +7,12 @@ Explorer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import RecipeError, ReportError
-from ..core.files import write_file
+from ..core.files import write_plain
 from ..graph.model import read_model
 from ..graph.save import save_model
 from .plain_report import LayerPart, PlainReport
@@ -52,7 +51,7 @@ def write_overlay(report: PlainReport, paths: Sequence[Path]) -> list[Path]:
     written = []
     for path, data in zip(paths, _node_data(report).values(), strict=True):
         if data["results"]:
-            write_file(path, f"{json.dumps(data, indent=1, allow_nan=False)}\n".encode())
+            write_plain(path, data, indent=1)
             written.append(path)
     return written
 

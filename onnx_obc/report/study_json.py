@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..core.files import write_file
+from ..core.files import write_plain
 from ..core.plain_values import plain_values
 from ..study.paper import Theory
 from ..study.record import Study
@@ -16,7 +15,7 @@ SCHEMA = 1
 
 def write_study_json(found: Study | Theory, path: Path) -> None:
     """Write a study, or the theory alone, under a temporary name, then rename it. Raises OutputError."""
-    write_file(path, f"{json.dumps(study_values(found), indent=2, allow_nan=False)}\n".encode())
+    write_plain(path, study_values(found))
 
 
 def study_values(found: Study | Theory) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ...core.errors import RecipeError, quoted, shortened
-from ...core.files import read_regular, write_file
+from ...core.files import read_regular, write_plain
 
 LARGEST = 2**26  # bytes
 FORM = '{"layers": {layer: {"float": seconds, "8w8a": seconds}}, "rest": seconds}'
@@ -45,7 +45,7 @@ class Timings:
 
 def write_timings(timings: Timings, path: Path) -> None:
     """Write a table, under a temporary name first. Raises OutputError."""
-    write_file(path, f"{json.dumps(asdict(timings), indent=1, allow_nan=False)}\n".encode())
+    write_plain(path, asdict(timings), indent=1)
 
 
 def read_timings(path: Path) -> Timings:
