@@ -223,11 +223,10 @@ def _check_inputs(path: Path, model: ir.Model, first: Path, feed: Feed) -> None:
             size in (None, given) for size, given in zip(spec.shape, array.shape, strict=True)
         )
         if array.dtype != spec.dtype or not fits:
-            wanted = f"{spec.dtype.name}[{', '.join('any' if size is None else str(size) for size in spec.shape)}]"
             given = f"{array.dtype.name}{list(array.shape)}"
             raise ModelError(
-                f"{path} takes {wanted} for input {spec.name!r}, but {first} was given {given}; name files with the "
-                "same inputs, or a --batch and data that fit both"
+                f"{path} takes {spec.words} for input {spec.name!r}, but {first} was given {given}; name files with "
+                "the same inputs, or a --batch and data that fit both"
             )
 
 
@@ -240,4 +239,3 @@ def _any_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed | N
             raise
         print(plain(f"not run: {shortened(str(error))}"), file=sys.stderr)
         return None
-

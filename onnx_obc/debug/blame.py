@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Feed
 from ..runtime.output_loss import OutputLoss
 from ..runtime.session import Execution, open_session
+from ..runtime.sqnr import is_float
 from .match import Matched
 from .record import Fault, Remedy, Return, ValueRow, to_db
 from .rerun import Rerun, in_order
@@ -58,7 +58,7 @@ class Bench:
         for wanted, found in zip(self.wanted, outputs, strict=True):
             loss.add(wanted, found)
             for name, array in wanted.items():
-                if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                if is_float(array):
                     errors.setdefault(name, Error()).add(array, found[name])
         return Quality(loss.value, max((error.relative for error in errors.values()), default=0.0))
 

@@ -17,7 +17,7 @@ from ..calibration.data import open_samples
 from ..calibration.options import DataOptions
 from ..calibration.samples import Samples
 from ..calibration.split import first_samples
-from ..core.arrays import Array, Feed
+from ..core.arrays import Feed
 from ..core.errors import ModelError, RecipeError
 from ..core.progress import Feedback
 from ..graph.layers import find_layers
@@ -26,7 +26,7 @@ from ..graph.save import save_model
 from ..pipeline.plan import prepare
 from ..runtime.output_loss import OutputLoss, class_scores
 from ..runtime.session import Execution, is_finite, open_session
-from ..runtime.sqnr import agreement_db
+from ..runtime.sqnr import agreement_db, is_float
 from ..targets.agreement import disagreement
 from ..targets.registry import TARGETS
 from .blame import Bench, returns
@@ -100,8 +100,8 @@ def debug_models(
     found, tried = returns(matched, located, walked, bench, lambda d, t: feedback.progress("return", d, t))
     with _as_file(compressed, second) as path:
         optimised = _optimised(path, run)
-    worst = run.worst(bench.scores)
-    if samples.count > 1 and worst and worst[0].loss > DOMINANT * samples.count * bench.quality(run.found).loss > 0:
+    worst, loss = run.worst(bench.scores), bench.quality(run.found).loss
+    if samples.count > 1 and worst and worst[0].loss > DOMINANT * samples.count * loss > 0:
         notes.append(
             f"{worst[0].name} alone makes up most of the output loss: returns are about it; give more --samples"
         )
@@ -112,7 +112,7 @@ def debug_models(
         samples=samples.count,
         synthetic=samples.synthetic,
         threshold=options.threshold,
-        loss=bench.quality(run.found).loss,
+        loss=loss,
         weights_loss=bench.judge(with_float_activations(matched.compressed.model)).loss,
         outputs=tuple(run.outputs()),
         optimised=optimised,
@@ -141,13 +141,9 @@ def check_alike(dense: ir.Model, compressed: ir.Model) -> None:
             a is None or b is None or a == b for a, b in zip(spec.shape, other[name].shape, strict=True)
         )
         if not fits or spec.dtype != other[name].dtype:
-            kinds = [
-                f"{s.dtype.name}[{', '.join('any' if size is None else str(size) for size in s.shape)}]"
-                for s in (spec, other[name])
-            ]
             raise ModelError(
-                f"input {name!r} is {kinds[0]} in the dense model and {kinds[1]} in the compressed one; name the file "
-                "that the compressed one was made from"
+                f"input {name!r} is {spec.words} in the dense model and {other[name].words} in the compressed one; "
+                "name the file that the compressed one was made from"
             )
     outputs = [{str(value.name): value for value in model.graph.outputs} for model in (dense, compressed)]
     if missing := sorted(outputs[0].keys() - outputs[1].keys()) or sorted(outputs[1].keys() - outputs[0].keys()):
@@ -178,9 +174,9 @@ class _Run:
         self.wanted = self._outputs(dense, fuse=False)
         self.found = self._outputs(compressed, fuse=False)
         self.notes: list[str] = []
-        if not any(_is_float(array) for array in self.wanted[0].values()):
+        if not any(is_float(array) for array in self.wanted[0].values()):
             raise ModelError("no output is float: errors cannot be measured; give the model without its last step")
-        if not all(is_finite(array) for feed in self.wanted for array in feed.values() if _is_float(array)):
+        if not all(is_finite(array) for feed in self.wanted for array in feed.values() if is_float(array)):
             self.notes.append(
                 "the dense outputs hold NaN or infinity, which do not count; check the model and the data"
             )
@@ -196,7 +192,7 @@ class _Run:
     def outputs(self) -> Iterator[OutputRow]:
         """The float outputs."""
         for name in self.wanted[0]:
-            if _is_float(self.wanted[0][name]):
+            if is_float(self.wanted[0][name]):
                 total = Error()
                 for wanted, found in zip(self.wanted, self.found, strict=True):
                     total.add(wanted[name], found[name])
@@ -206,7 +202,7 @@ class _Run:
         """The samples with the highest output loss."""
         rows = []
         for (first, count), wanted, found in zip(self.places, self.wanted, self.found, strict=True):
-            floats = {name: array for name, array in wanted.items() if _is_float(array)}
+            floats = {name: array for name, array in wanted.items() if is_float(array)}
             single = all(array.ndim and len(array) == count for array in floats.values())
             for number in range(count) if single else (0,):
                 one = {name: array[number : number + 1] if single else array for name, array in floats.items()}
@@ -225,12 +221,8 @@ def _agreement(ones: Sequence[Feed], others: Sequence[Feed]) -> dict[str, float]
     return {
         name: min(agreement_db(other[name], one[name]) for one, other in zip(ones, others, strict=True))
         for name, array in ones[0].items()
-        if _is_float(array)
+        if is_float(array)
     }
-
-
-def _is_float(array: object) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.kind == "f"
 
 
 def _first(feed: Feed, most: int, count: int) -> Feed:
@@ -279,16 +271,12 @@ def agreement_normal(run: _Run, matched: Matched) -> float:
 def _optimised(path: Path, run: _Run) -> str | None:
     """Which output the runtime computes otherwise with its optimisations, in words; None if none."""
     found = disagreement(
-        path, TARGETS["onnxruntime"].engine, run.feeds[0], run.execution.threads, dense=_outputs(run.wanted[0])
+        path, TARGETS["onnxruntime"].engine, run.feeds[0], run.execution.threads, dense=dict(run.wanted[0])
     )
     if found is None:
         return None
     where = f", from {found.node} on" if found.node else ""
     return f"with its graph optimisations onnxruntime computes another {found.output}{where}: {found.db:.1f} dB"
-
-
-def _outputs(feed: Feed) -> dict[str, Array]:
-    return dict(feed)
 
 
 @contextmanager

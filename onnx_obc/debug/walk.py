@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Array, Feed
 from ..runtime.session import Execution
+from ..runtime.sqnr import is_float
 from ..runtime.stepper import Stepper
 from .match import Matched
 from .parts import Part, Runner, part_of, with_float_activations
@@ -100,9 +101,8 @@ def walk(
 def _row(state: _State, end: ir.Value, found: list[Array]) -> ValueRow | None:
     """A value's errors; None for one that is not float."""
     wanted, other = state.arrays[end], state.matched.pairs[end]
-    floats = bool(wanted) and isinstance(wanted[0], np.ndarray) and wanted[0].dtype.kind == "f"
     row = None
-    if floats:
+    if wanted and is_float(wanted[0]):
         state.types[str(end.name)] = wanted[0].dtype, found[0].dtype
         state.errors[end] = _error(wanted, found)
         part, node = state.parts.get(end), end.producer()

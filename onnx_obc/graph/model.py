@@ -59,6 +59,11 @@ class InputSpec:
     dtype: np.dtype[np.generic]
     shape: tuple[int | None, ...]
 
+    @property
+    def words(self) -> str:
+        """Its type and shape, in messages: float32[any, 3, 224, 224]."""
+        return f"{self.dtype.name}[{', '.join('any' if size is None else str(size) for size in self.shape)}]"
+
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
     """The inputs that a user must feed.

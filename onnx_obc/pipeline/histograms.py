@@ -11,6 +11,7 @@ from ..calibration.ranges import RangeObserver
 from ..core.arrays import Array
 from ..core.solution import Grid
 from ..graph.write import Activation
+from ..targets.attribution import node_name
 from .draft import Draft
 from .layer import Solved
 
@@ -76,21 +77,16 @@ def graph_order(draft: Draft) -> tuple[str, ...]:
     for number, node in enumerate(draft.plan.model.graph):
         for name in (node.name, *(value.name for value in node.outputs)):
             places.setdefault(str(name), number)
-    first = {name: _node(entry) for name, entry in draft.solved.items()}
+    first = {name: node_name(entry.layer.uses[0].node) for name, entry in draft.solved.items()}
     left = {entry.name: entry.name for entry in draft.plan.left_out}
     return tuple(sorted({**first, **left}, key=lambda name: places.get({**first, **left}[name], len(places))))
-
-
-def _node(entry: Solved) -> str:
-    node = entry.layer.uses[0].node
-    return node.name or str(node.outputs[0].name)
 
 
 def _picture(entry: Solved, named: Mapping[str, Activation]) -> WeightPicture:
     weight, uses = entry.layer.weight, entry.layer.uses
     flat = weight.ravel()[:: -(-weight.size // ELEMENTS) or 1]
     low, high = (float(f(weight, initial=0)) for f in (np.min, np.max))
-    nodes = tuple(use.node.name or str(use.node.outputs[0].name) for use in uses)
+    nodes = tuple(node_name(use.node) for use in uses)
     readers = {(node, index) for node, index in ((use.node, 1 - use.index) for use in uses)}
     quantized = next((name for name, one in named.items() if readers & set(one.readers)), None)
     grid = entry.solution.grid

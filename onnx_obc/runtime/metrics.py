@@ -13,6 +13,7 @@ from ..core.arrays import Array, Float64
 from ..core.errors import RecipeError
 from ..core.plural import counted
 from .metric import Metric, Sample, mean
+from .sqnr import is_float
 
 VOID = 255  # the class of pixels that are not judged
 OWN = "or write a function(outputs, labels) and give --metric file.py:function"
@@ -208,7 +209,7 @@ MEAN_AVERAGE_PRECISION = Metric("map", _boxes, _mean_average_precision)
 
 def _similar(sample: Sample) -> tuple[Any, Array]:
     label = np.asarray(sample.label, np.float64)
-    output = next((x for x in sample.outputs.values() if isinstance(x, np.ndarray) and x.dtype.kind == "f"), None)
+    output = next((x for x in sample.outputs.values() if is_float(x)), None)
     if sample.label is None or output is None or label.shape not in ((), (2,)):
         raise ValueError(f"labels are a number for each sample, or for each pair of texts; not {_kind(sample.label)}")
     if not np.isfinite(label).all():

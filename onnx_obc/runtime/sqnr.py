@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf, log10
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ def is_numeric(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
 
 
-def is_float(value: Any) -> bool:
+def is_float(value: Any) -> TypeGuard[npt.NDArray[Any]]:
     """Whether an output is an array of floats."""
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 

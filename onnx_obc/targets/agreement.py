@@ -18,7 +18,7 @@ from ..core.arrays import Feed
 from ..core.errors import EngineError, ModelError
 from ..graph.save import save_model
 from ..runtime.session import open_session
-from ..runtime.sqnr import agreement_db
+from ..runtime.sqnr import agreement_db, is_float
 from .engine import Engine
 from .expected import constant_behind, expected_kernels
 
@@ -75,9 +75,7 @@ def disagreement(
 def _worst(wanted: Outputs, found: Outputs) -> tuple[str, float] | None:
     """The float output that is furthest off, and by how much; None if there is none to compare."""
     compared = [
-        (name, agreement_db(array, found[name]))
-        for name, array in wanted.items()
-        if name in found and isinstance(array, np.ndarray) and array.dtype.kind == "f"
+        (name, agreement_db(array, found[name])) for name, array in wanted.items() if name in found and is_float(array)
     ]
     return min(compared, key=lambda entry: entry[1], default=None)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..core.arrays import Feed
 from ..core.machine import this_machine, workers
 from ..graph.save import file_bytes
-from ..runtime.sqnr import agreement_db
+from ..runtime.sqnr import agreement_db, is_float
 from .engine import Loaded, batch_of
 from .registry import TARGETS
 
@@ -115,13 +115,11 @@ def compare(
 
     Outputs are taken by name, or in order where the names differ.
     """
-    name, wanted = next(
-        ((n, a) for n, a in first.items() if isinstance(a, np.ndarray) and a.dtype.kind == "f"), (None, None)
-    )
+    name, wanted = next(((n, a) for n, a in first.items() if is_float(a)), (None, None))
     if name is None or wanted is None:
         return math.nan, None
     found = other.get(name, dict(zip(first, other.values(), strict=False)).get(name))
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
+    if not is_float(found):
         return math.nan, None
     top1 = None
     if wanted.ndim == 2 and wanted.shape[1] > 1 and found.shape == wanted.shape:

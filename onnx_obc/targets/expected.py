@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graph.constants import rearranged
+from .attribution import node_name
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
@@ -38,7 +39,7 @@ class ExpectedKernel:
     @property
     def name(self) -> str:
         """The node's name, or that of its output where it has none."""
-        return str(self.node.name or self.node.outputs[0].name)
+        return node_name(self.node)
 
 
 def expected_kernels(model: ir.Model) -> list[ExpectedKernel]:

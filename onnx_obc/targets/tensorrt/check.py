@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ..attribution import node_name
 from ..expected import INTEGER, THROUGH, WEIGHTED, array_behind, codes_type, constant_behind, dequantizer
 from ..finding import Finding
 
@@ -37,7 +38,7 @@ def check(model: ir.Model) -> list[Finding]:
         if node.domain == "com.microsoft" or node.op_type in INTEGER:
             message = f"TensorRT has no {node.op_type} of ONNX; it reads quantization from Q/DQ"
             found.append(
-                Finding("error", "operator", _name(node), message, "write it as Q/DQ around the float operator")
+                Finding("error", "operator", node_name(node), message, "write it as Q/DQ around the float operator")
             )
     for node in weighted:
         found += _operands(node)
@@ -59,47 +60,47 @@ def _numbers(node: ir.Node) -> Iterator[Finding]:
         return  # which says it
     if zero is None and node.op_type == "QuantizeLinear" and "output_dtype" not in node.attributes:
         message = "it has no zero point: in ONNX that means unsigned integers, which TensorRT does not have"
-        yield Finding("error", "zero-point", _name(node), message, "give it an int8 zero point of 0")
+        yield Finding("error", "zero-point", node_name(node), message, "give it an int8 zero point of 0")
         return
     if dtype is not None and dtype.name.startswith("UINT"):
         message = f"its integers are {dtype.name.lower()}; TensorRT takes signed ones only"
-        yield Finding("error", "unsigned", _name(node), message, "quantize to int8, symmetrically")
+        yield Finding("error", "unsigned", node_name(node), message, "quantize to int8, symmetrically")
         return
     if zero is None or dtype == ir.DataType.INT32:
         return  # symmetric, or a bias, which has a rule of its own
     tensor = constant_behind(zero)
     if tensor is None:
         message = "its zero point is computed; TensorRT wants the constant 0"
-        yield Finding("error", "zero-point", _name(node), message, "make it a constant")
+        yield Finding("error", "zero-point", node_name(node), message, "make it a constant")
     elif tensor.numpy().astype(np.int32).any():
         message = "its zero point is not 0; TensorRT's quantization is symmetric"
-        yield Finding("error", "asymmetric", _name(node), message, "quantize symmetrically")
+        yield Finding("error", "asymmetric", node_name(node), message, "quantize symmetrically")
 
 
 def _scales(node: ir.Node) -> Iterator[Finding]:
     """Activations per tensor, weights per channel along the outputs, int4 in blocks."""
     scale = constant_behind(node.inputs[1])
     if scale is None:
-        yield Finding("error", "scale", _name(node), "its scale is computed; TensorRT wants a constant", "fold it")
+        yield Finding("error", "scale", node_name(node), "its scale is computed; TensorRT wants a constant", "fold it")
         return
     values = scale.numpy()
     if not (np.isfinite(values).all() and (values > 0).all()):
-        yield Finding("error", "scale", _name(node), "a scale is not a positive number", "fit the scales again")
+        yield Finding("error", "scale", node_name(node), "a scale is not a positive number", "fit the scales again")
     constant = constant_behind(node.inputs[0]) is not None
     if not constant and values.size > 1:
         message = "an activation has several scales; TensorRT takes one for each"
-        yield Finding("error", "per-tensor", _name(node), message, "use one scale")
+        yield Finding("error", "per-tensor", node_name(node), message, "use one scale")
     block, dtype = node.attributes.get_int("block_size", 0), _codes_type(node)
     if _narrow(node) and node.op_type == "DequantizeLinear":
         if not constant:
             message = "4-bit integers are for weights alone in TensorRT"
-            yield Finding("error", "int4", _name(node), message, "leave the activation in float or int8")
+            yield Finding("error", "int4", node_name(node), message, "leave the activation in float or int8")
         elif block not in INT4_BLOCKS:
             message = f"4-bit weights have blocks of {block or 'a whole axis'}; TensorRT takes 64 or 128"
-            yield Finding("error", "int4", _name(node), message, "use blocks of 64 or 128 along the input channels")
+            yield Finding("error", "int4", node_name(node), message, "use blocks of 64 or 128 along the input channels")
     elif block != 0 and (dtype is None or dtype.is_integer()):
         message = "8-bit integers in blocks; TensorRT takes one scale for a tensor or a channel"
-        yield Finding("error", "block", _name(node), message, "use scales per output channel")
+        yield Finding("error", "block", node_name(node), message, "use scales per output channel")
 
 
 def _unpaired(node: ir.Node) -> Iterator[Finding]:
@@ -108,7 +109,7 @@ def _unpaired(node: ir.Node) -> Iterator[Finding]:
     if others or not uses:
         readers = ", ".join(sorted(others)) or "nothing"
         message = f"its integers go to {readers}; TensorRT wants a DequantizeLinear behind every QuantizeLinear"
-        yield Finding("error", "unpaired", _name(node), message, "put a DequantizeLinear behind it")
+        yield Finding("error", "unpaired", node_name(node), message, "put a DequantizeLinear behind it")
 
 
 def _operands(node: ir.Node) -> Iterator[Finding]:
@@ -118,10 +119,10 @@ def _operands(node: ir.Node) -> Iterator[Finding]:
     directly = data is not None and node.inputs[0] is data.outputs[0]  # further away it is another node's
     if weight is None and directly and not constant[0]:
         message = "its input is quantized and its weight is not: it runs in float, after a conversion"
-        yield Finding("slow", "one-sided", _name(node), message, "quantize the weight too, or leave the input")
+        yield Finding("slow", "one-sided", node_name(node), message, "quantize the weight too, or leave the input")
     if weight is not None and constant[1] and data is None and not _narrow(weight):
         message = "its weight is quantized and its input is not: it runs in float"
-        yield Finding("slow", "one-sided", _name(node), message, "quantize its input too")
+        yield Finding("slow", "one-sided", node_name(node), message, "quantize its input too")
     if weight is not None and constant[1] and not _narrow(weight):
         scale, array = constant_behind(weight.inputs[1]), array_behind(node.inputs[1])
         axis = weight.attributes.get_int("axis", 1)
@@ -134,14 +135,14 @@ def _operands(node: ir.Node) -> Iterator[Finding]:
             message = (
                 f"the scales of its weight lie along axis {seen}; TensorRT wants axis {wanted}, that of the outputs"
             )
-            yield Finding("error", "axis", _name(node), message, f"use axis {wanted}")
+            yield Finding("error", "axis", node_name(node), message, f"use axis {wanted}")
 
 
 def _bias(node: ir.Node) -> Iterator[Finding]:
     bias = dequantizer(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None:
         message = "its bias comes from a DequantizeLinear, of int32 for most tools; TensorRT refuses that"
-        yield Finding("error", "bias", _name(node), message, "leave the bias in float")
+        yield Finding("error", "bias", node_name(node), message, "leave the bias in float")
 
 
 def _output(node: ir.Node) -> Iterator[Finding]:
@@ -153,7 +154,7 @@ def _output(node: ir.Node) -> Iterator[Finding]:
         behind = [use for one in uses[0].node.outputs[0].uses() for use in one.node.outputs[0].uses()]
         if behind and all(use.node.op_type == "Add" for use in behind):
             message = "its output is quantized before a residual sum, which TensorRT could have fused into it"
-            yield Finding("slow", "output", _name(node), message, "quantize the other branch of the sum instead")
+            yield Finding("slow", "output", node_name(node), message, "quantize the other branch of the sum instead")
 
 
 def _channels(node: ir.Node) -> Iterator[Finding]:
@@ -164,7 +165,7 @@ def _channels(node: ir.Node) -> Iterator[Finding]:
     groups = node.attributes.get_int("group", 1)
     if groups == 1 and min(inputs, outputs) <= FEW_CHANNELS:
         message = f"it has {inputs} input and {outputs} output channels: int8 kernels work on 32 and are slower here"
-        yield Finding("slow", "few-channels", _name(node), message, "leave it in float")
+        yield Finding("slow", "few-channels", node_name(node), message, "leave it in float")
 
 
 def _skips(model: ir.Model, weighted: list[ir.Node]) -> Iterator[Finding]:
@@ -181,7 +182,7 @@ def _skips(model: ir.Model, weighted: list[ir.Node]) -> Iterator[Finding]:
         constant = constant_behind(other) is not None
         if not constant and not all(branches) and dequantizer(other) is None:
             message = "it adds a float branch to the output of a quantized convolution, which keeps the two apart"
-            yield Finding("slow", "skip", _name(node), message, "quantize the other branch")
+            yield Finding("slow", "skip", node_name(node), message, "quantize the other branch")
 
 
 def _sparsity(node: ir.Node) -> Iterator[Finding]:
@@ -195,16 +196,16 @@ def _sparsity(node: ir.Node) -> Iterator[Finding]:
     if channels.shape[0] % 4:
         if channels.size and (channels == 0).mean() >= 0.45:
             message = f"half of its weight is zero, but {channels.shape[0]} input channels do not divide by 4"
-            yield Finding("note", "2:4", _name(node), message, "pad the channels, or leave it dense")
+            yield Finding("note", "2:4", node_name(node), message, "pad the channels, or leave it dense")
         return
     broken, groups = broken_groups(channels)
     if broken == 0 and groups:
         message = "its weight is 2:4 along the input channels: sparse kernels can run it"
-        yield Finding("note", "2:4", _name(node), message, "build with --sparsity=enable")
+        yield Finding("note", "2:4", node_name(node), message, "build with --sparsity=enable")
     elif 0 < broken <= NEARLY * groups:
         message = f"{broken} of {groups} groups of four input channels have more than two non-zeros: it is nearly 2:4"
         yield Finding(
-            "slow", "2:4", _name(node), message, "prune those groups: one is enough to rule sparse kernels out"
+            "slow", "2:4", node_name(node), message, "prune those groups: one is enough to rule sparse kernels out"
         )
 
 
@@ -254,7 +255,3 @@ def _codes_type(node: ir.Node) -> ir.DataType | None:
 
 def _narrow(node: ir.Node) -> bool:
     return _codes_type(node) in (ir.DataType.INT4, ir.DataType.UINT4)
-
-
-def _name(node: ir.Node) -> str:
-    return str(node.name or node.outputs[0].name)
