@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..calibration.samples import Samples
+from ..runtime.judge import Judge, clearly_less
+from ..runtime.session import Execution
 
 
 @dataclass(frozen=True)
@@ -24,3 +31,14 @@ class CorrectionReport:
     loss_after: float
     standard_error: float | None
     kept: bool
+
+
+def compared(
+    kind: str, sites: int, models: Iterable[ir.Model], dense: ir.Model, held_out: Samples, execution: Execution
+) -> CorrectionReport:
+    """The record of an attempt of this kind, at so many places: two models, without it and with it, judged on samples
+    that were held out."""
+    judge = Judge(dense, list(held_out.feeds()), execution)
+    before, after = (judge.losses(model) for model in models)
+    kept, error = clearly_less(after, before)
+    return CorrectionReport((kind,), sites, before.value, after.value, error, kept)

@@ -20,7 +20,7 @@ from ..graph.layers import find_layers
 from ..graph.write import Writer, WrittenWeight
 from ..runtime.judge import Judge, clearly_less
 from ..targets.registry import TARGETS
-from .attempts import CorrectionReport
+from .attempts import CorrectionReport, compared
 from .layer import Solved, solving_device
 from .material import Material
 from .plan import Plan
@@ -148,13 +148,11 @@ def train_all(
         device=solving_device(recipe.device),
         progress=lambda done: progress("adaprune", done, recipe.global_adaprune),
     )
-    judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
-    before, after = (
-        judge.losses(_float_model(plan, weights, biases))
-        for weights, biases in ((solutions, {}), (found.solutions, found.biases))
+    models = (
+        _float_model(plan, weights, biases) for weights, biases in ((solutions, {}), (found.solutions, found.biases))
     )
-    kept, error = clearly_less(after, before)
-    if kept:
+    tried = compared("global AdaPrune", len(solved), models, material.dense, material.held_out, recipe.execution())
+    if tried.kept:
         _set_biases(plan.model, found.biases)
         note = "trained by global AdaPrune afterwards: the layer losses here are those before"
         solved = {
@@ -165,7 +163,7 @@ def train_all(
             )
             for name, entry in solved.items()
         }
-    return solved, (CorrectionReport(("global AdaPrune",), len(solved), before.value, after.value, error, kept),)
+    return solved, (tried,)
 
 
 def _float_model(plan: Plan, solutions: Mapping[str, Solution], biases: Mapping[str, Float32]) -> ir.Model:

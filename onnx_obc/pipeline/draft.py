@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from ..core.level import Choice
 from ..core.progress import Feedback
 from ..graph.write import WrittenWeight
-from ..runtime.judge import Judge, clearly_less
 from ..solver.baselines import uncompensated
 from ..targets.registry import TARGETS
-from .attempts import CorrectionReport
+from .attempts import CorrectionReport, compared
 from .correct import correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
@@ -116,13 +115,11 @@ def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedbac
     if other is None:
         return draft
     plain = make_draft(material, other, recipe.model_copy(update={"correct": False}), feedback)
-    with feedback.watch("correct"):
-        judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
-        before, after = judge.losses(draft.plan.model), judge.losses(plain.plan.model)
-    kept, error = clearly_less(after, before)
     count = sum(_plain(choice) for choice in other.plan.choices.values())
-    attempt = CorrectionReport(("rounding",), count, before.value, after.value, error, kept)
-    if not kept:
+    with feedback.watch("correct"):
+        models = (draft.plan.model, plain.plan.model)
+        attempt = compared("rounding", count, models, material.dense, material.held_out, recipe.execution())
+    if not attempt.kept:
         return replace(draft, corrections=(*draft.corrections, attempt))
     again = rounded(draft.source, material.folded, recipe)
     assert again is not None
@@ -132,9 +129,7 @@ def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedbac
 
 def better(ordered: Draft, rival: Draft, material: Material, recipe: Recipe) -> Draft:
     """The draft with the lower output loss on held-out samples: of layers solved in order, or each for itself."""
-    judge = Judge(material.dense, list(material.held_out.feeds()), recipe.execution())
-    before, after = (judge.losses(draft.plan.model) for draft in (rival, ordered))
-    kept, error = clearly_less(after, before)
-    attempt = CorrectionReport(("sequential",), len(ordered.solved), before.value, after.value, error, kept)
+    models, count = (rival.plan.model, ordered.plan.model), len(ordered.solved)
+    attempt = compared("sequential", count, models, material.dense, material.held_out, recipe.execution())
     best = ordered if attempt.kept else rival
     return replace(best, corrections=(*best.corrections, attempt))

@@ -11,9 +11,8 @@ from ..calibration.split import CORRECTING, first_samples
 from ..core.progress import Feedback
 from ..correction.transforms.scale_migration import best_factors, look_at_channels, migrate, movable
 from ..graph.layers import find_layers
-from ..runtime.judge import Judge, clearly_less
 from ..targets.registry import TARGETS
-from .attempts import CorrectionReport
+from .attempts import CorrectionReport, compared
 from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .solve import capture_ranges
@@ -56,11 +55,9 @@ def transformed(
         model = folded.model.clone()
         migrate(model, movable(find_layers(model)[0], quantized), factors)
         other = replace(folded, model=model)
-        judge = Judge(folded.dense, list(held_out.feeds()), recipe.execution())
-    before, after = (judge.losses(_rounded(one, samples, recipe, feedback)) for one in (folded, other))
-    kept, error = clearly_less(after, before)
-    tried = CorrectionReport(("scale migration",), len(factors), before.value, after.value, error, kept)
-    return (other if kept else folded), (tried,)
+    models = (_rounded(each, samples, recipe, feedback) for each in (folded, other))
+    tried = compared("scale migration", len(factors), models, folded.dense, held_out, recipe.execution())
+    return (other if tried.kept else folded), (tried,)
 
 
 def _rounded(folded: Folded, samples: Samples, recipe: Recipe, feedback: Feedback) -> ir.Model:

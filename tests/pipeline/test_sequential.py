@@ -87,7 +87,7 @@ def test_the_first_layer_is_solved_as_ever() -> None:
 @pytest.mark.parametrize("kept", [True, False])
 def test_what_comes_closer_to_the_dense_model_is_kept(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
     losses = iter([0.2, 0.1] if kept else [0.1, 0.2])  # solved each for itself comes first
-    monkeypatch.setattr("onnx_obc.pipeline.draft.Judge.losses", lambda judge, model: Loss(next(losses), np.zeros(0)))
+    monkeypatch.setattr("onnx_obc.pipeline.attempts.Judge.losses", lambda judge, model: Loss(next(losses), np.zeros(0)))
     recipe = Recipe(weights="int2", activations="none", device="cpu", correct=False)
     plain = compress(two_products(), samples(), recipe)
     ordered = compress(two_products(), samples(), recipe.model_copy(update={"sequential": True}))
