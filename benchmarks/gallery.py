@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -108,7 +109,9 @@ def make(entry: Entry, shared: Path, models: Path) -> dict[str, Any] | None:
             return None
         command = [*arguments, *entry.arguments, "--report", "report.json"]
         code = "from onnx_obc.cli.main import main; main()"
-        subprocess.run([sys.executable, "-c", code, *command], cwd=folder, check=True, env=_environment())
+        subprocess.run(
+            [sys.executable, "-c", code, *command], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
         plain = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     reports = plain if isinstance(plain, list) else [plain]
     for report in reports:
@@ -129,12 +132,6 @@ def _said(report: dict[str, Any]) -> str:
     scores = f"{metric['name']} {metric['dense']:.4g} → {metric['compressed']:.4g}"
     budget = f"{report['search']['budget']}: " if report["search"] else ""
     return f"{budget}{sizes}, {scores}" + (f", {speed['ratio']:.2f} times the dense model's speed" if speed else "")
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def picture(name: str) -> None:

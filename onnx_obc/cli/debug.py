@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from ..calibration.options import DataOptions
 from ..core.errors import OutputError, RecipeError, plain
 from ..core.plural import counted
-from .options import DATA, DEBUG, RUN, DebugDataOptions, Flag, Report, given
-from .results import check_not_read, check_report, told_what_was_written
+from .options import DATA, DEBUG, RUN, DebugDataOptions, Flag, Html, Report, given
+from .results import check_not_read, check_results, told_what_was_written
 
 MOST_FIXED = 10
 
@@ -25,7 +25,7 @@ def debug_command(
     threshold: Annotated[float, Parameter(group=DEBUG)] = 20.0,
     fix: Annotated[int | None, Parameter(group=DEBUG)] = None,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=DEBUG)] = None,
-    html: Annotated[Path | None, Parameter(group=RUN)] = None,
+    html: Html = None,
     report: Report = None,
     data: DebugDataOptions = DebugDataOptions(),
     threads: Annotated[int | None, Parameter(group=RUN)] = None,
@@ -59,11 +59,11 @@ def debug_command(
     from ..core.files import write_file
     from ..debug.debug import DebugOptions, debug_models
     from ..debug.mend import gaining, recipe_text
+    from ..pipeline.recipe import Recipe
     from ..report.debug_json import write_debug_json
     from ..report.debug_page import write_debug_page
     from ..report.debug_table import debug_table
     from ..report.table import show
-    from ..runtime.session import Execution
     from .terminal import progress_bar
 
     if fix is not None and not 1 <= fix <= MOST_FIXED:
@@ -74,12 +74,15 @@ def debug_command(
         raise RecipeError(f"--threads {threads}: ask for at least 1")
     recipe = (output or Path(f"{compressed.stem}-fix.yaml")) if fix is not None else None
     results = [path for path in (recipe, html, report) if path is not None]
-    _check_results(results, dense, compressed)
+    check_results(results, [], dense)
+    for path in results:
+        if path.resolve() == compressed.resolve():
+            raise OutputError(f"cannot write {path}: it is the compressed model; name another file")
     check_not_read(results, {"--calib": calib, "--tokenizer": data.tokenizer})
     options = DataOptions(**given(data))
     with told_what_was_written(results):
         with progress_bar(quiet) as feedback:
-            execution = Execution("cpu", threads, _memory())
+            execution = Recipe(device="cpu", threads=threads).execution()
             found = debug_models(
                 dense, compressed, calib, DebugOptions(threshold), data=options, execution=execution, feedback=feedback
             )
@@ -107,20 +110,3 @@ def _about_recipe(recipe: Path, count: int, dense: Path) -> str:
         f"written: {recipe}, which returns {counted(count, 'layer')}; next: onnx-obc {dense} OUTPUT --calib DATA "
         f"--recipe {recipe}"
     )
-
-
-def _check_results(results: list[Path], dense: Path, compressed: Path) -> None:
-    """Raise an error for results that cannot be written, that would replace a model, or that one file would hold."""
-    for number, path in enumerate(results):
-        check_report(path, [], dense)
-        if path.resolve() == compressed.resolve():
-            raise OutputError(f"cannot write {path}: it is the compressed model; name another file")
-        if path.resolve() in [other.resolve() for other in results[:number]]:
-            raise RecipeError(f"{path} is named twice; give every result a file of its own")
-
-
-def _memory() -> float:
-    """Bytes for activations at a time: half of what is free."""
-    import psutil
-
-    return float(psutil.virtual_memory().available) / 2

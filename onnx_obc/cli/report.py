@@ -71,7 +71,8 @@ def report_command(source: Path, /, output: Output, *, overlay: Overlay = None) 
     from ..report.report_page import write_report_page
 
     check_results([output], [], None)
-    _check_not_the_report([output], source)
+    if output.resolve() == source.resolve():
+        raise OutputError(f"cannot write {output}: it is the report itself; name another file")
     reports = read_reports(source)
     written = [output]
     if overlay is not None:
@@ -89,9 +90,3 @@ def write_overlays(reports: Sequence[PlainReport], overlay: Path, taken: Sequenc
     models = [Path(report.output) for report in reports if report.output]
     check_results([path for each in paths for path in each], [*taken, *models], None)
     return [path for report, each in zip(reports, paths, strict=True) for path in write_overlay(report, each)]
-
-
-def _check_not_the_report(results: list[Path], source: Path) -> None:
-    for path in results:
-        if path.resolve() == source.resolve():
-            raise OutputError(f"cannot write {path}: it is the report itself; name another file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -210,18 +211,13 @@ def _stacked(values: Sequence[Any]) -> Any:
     return list(values)
 
 
-class _told:
+@contextmanager
+def _told(metric: Metric) -> Iterator[None]:
     """Turns what a metric cannot read into an error that names it."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._name = metric.name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError):
-            raise CalibrationError(f"--metric {self._name}: {one_line(error)}") from error
+    try:
+        yield
+    except ValueError as error:
+        raise CalibrationError(f"--metric {metric.name}: {one_line(error)}") from error
 
 
 def _number(value: float) -> float:

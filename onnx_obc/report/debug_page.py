@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 from ..core.errors import shortened
 from ..debug.record import Debug, LayerRow, ValueRow, to_db
 from . import debug_words as words
 from . import plot
-from .render import write_page
+from .render import sortable, write_page
+from .report_words import file_name
 
 _WIDTH, _HEIGHT = 900.0, 400.0
 _NAME = 60  # characters of a name in what a pointer is told
@@ -20,11 +20,11 @@ def write_debug_page(found: Debug, path: Path) -> None:
     """Write one HTML file, whole or not at all. Raises OutputError."""
     values = {
         "found": found,
-        "names": [re.split(r"[/\\]", name)[-1] for name in (found.dense, found.compressed)],
+        "names": [file_name(name) for name in (found.dense, found.compressed)],
         "depth": along_depth(found),
         "words": words,
         "shortened": shortened,
-        "sortable": _sortable,
+        "sortable": sortable,
         "error_of": to_db,
         "value_of": found.value_of,
         "tags": _tags,
@@ -70,13 +70,6 @@ def _own(row: ValueRow) -> bool:
 def _db(error: float) -> float:
     found = to_db(error)
     return math.inf if found is None else found
-
-
-def _sortable(value: float | None) -> str:
-    """A number as the table is sorted by it; nothing for what comes last."""
-    if value is None or math.isnan(value):
-        return ""
-    return f"{value:.6g}".replace("inf", "Infinity")
 
 
 def _tags(layer: LayerRow, row: ValueRow | None) -> str:

@@ -10,22 +10,18 @@ from ..core.errors import shortened
 from ..targets.bench import Benchmark
 from ..targets.check import FileCheck
 from . import report_words as words
+from .engines import by_rule
 from .plot import Scale, figure, line, rectangle
 from .render import write_page
-
-SEVERITIES = ("error", "slow", "note")
 
 
 def write_check_page(found: FileCheck, path: Path) -> None:
     """The page of a check. Raises OutputError."""
-    groups: dict[tuple[str, str, str, str], list[str]] = {}
-    for finding in sorted(found.findings, key=lambda one: SEVERITIES.index(one.severity)):
-        groups.setdefault((finding.severity, finding.rule, finding.message, finding.remedy), []).append(finding.node)
     runs = Counter((one.promised, one.kernel or "unknown", one.precision or "unknown") for one in found.executions)
     values = {
         "found": found,
         "name": words.file_name(found.file),
-        "groups": groups,
+        "groups": by_rule(found),
         "counts": Counter(finding.severity for finding in found.findings),
         "runs": runs.most_common(),
         "words": words,

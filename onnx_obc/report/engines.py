@@ -24,18 +24,12 @@ SHOWN = 5  # nodes that are named of all that a finding is about
 def examination_table(found: FileCheck, width: int) -> RenderableType:
     """Every rule that is broken once, with the nodes that break it, and what the engine runs."""
     lines: list[RenderableType] = []
-    groups: dict[tuple[str, str, str, str], list[str]] = {}
-    for finding in found.findings:
-        groups.setdefault((finding.severity, finding.rule, finding.message, finding.remedy), []).append(finding.node)
-    for severity in COLOURS:
-        for (level, rule, message, remedy), nodes in groups.items():
-            if level != severity:
-                continue
-            named = [node for node in nodes if node]
-            more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-            where = f" {', '.join(named[:SHOWN])}{more}:" if named else ""
-            advice = f" → {remedy}" if remedy else ""
-            lines.append(Text.assemble((f"{severity} [{rule}]", COLOURS[severity]), f"{where} {message}{advice}"))
+    for (severity, rule, message, remedy), nodes in by_rule(found).items():
+        named = [node for node in nodes if node]
+        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        where = f" {', '.join(named[:SHOWN])}{more}:" if named else ""
+        advice = f" → {remedy}" if remedy else ""
+        lines.append(Text.assemble((f"{severity} [{rule}]", COLOURS[severity]), f"{where} {message}{advice}"))
     if found.ran:
         runs = Counter((entry.promised, entry.kernel or "?", entry.precision or "?") for entry in found.executions)
         for (form, kernel, precision), count in runs.most_common():
@@ -51,6 +45,14 @@ def examination_table(found: FileCheck, width: int) -> RenderableType:
     costly = counted(slow, "finding that costs speed", "findings that cost speed")
     lines.append(Text(f"{found.file} for {found.target}: {counted(errors, 'error')}, {costly}"))
     return Group(*lines)
+
+
+def by_rule(found: FileCheck) -> dict[tuple[str, str, str, str], list[str]]:
+    """The nodes of each severity, rule, message and remedy, the most severe first."""
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    for finding in sorted(found.findings, key=lambda finding: list(COLOURS).index(finding.severity)):
+        groups.setdefault((finding.severity, finding.rule, finding.message, finding.remedy), []).append(finding.node)
+    return groups
 
 
 def bench_table(found: Benchmark) -> RenderableType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def render_page(template: str, values: Mapping[str, object]) -> str:
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
     return environment.get_template(template).render(style=style, script=script, **hashes, **values)
+
+
+def sortable(value: float | None) -> str:
+    """A number as the script of pages sorts a table by it; nothing for what comes last."""
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.6g}".replace("inf", "Infinity")
 
 
 def island(value: object) -> Markup:

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.errors import shortened
 from . import report_words as words
 from .plain_report import HistogramPart, LayerPart, LeftPart, PlainReport, WeightPart
-from .render import island, render_page, write_page
+from .render import island, render_page, sortable, write_page
 from .report_figures import budgets_plot, level_order, level_shades, shade, sizes_by_layer, span
 
 FIRST = 200  # layers that are laid out at once; others when the table is scrolled that far
@@ -110,6 +110,7 @@ def report_values(reports: Sequence[PlainReport]) -> dict[str, Any]:
         "island": island(_island(rows, reports, names, times if timed else None)),
         "words": words,
         "shortened": shortened,
+        "sortable": sortable,
         "made": _made(reports),
     }
 

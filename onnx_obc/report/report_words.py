@@ -88,9 +88,8 @@ def quality_words(report: PlainReport) -> str | None:
     """How close the outputs are to the dense model's, on which samples; None if they were not compared."""
     held = report.calibration.held_out
     where = counted(held, "held-out sample") if held else "the calibration samples themselves"
-    agreed = [one.top1_agreement for one in report.outputs if one.top1_agreement is not None]
-    if agreed:
-        return f"the dense model's class on {percent(min(agreed))} of {where}"
+    if (share := _agreement(report)) is not None:
+        return f"the dense model's class on {percent(share)} of {where}"
     known = [one for one in report.outputs if one.sqnr_db is not None]
     if known:
         worst = min(known, key=lambda one: one.sqnr_db or 0.0)
@@ -252,11 +251,6 @@ def total(layers: Sequence[LayerPart], field: str) -> int:
 def largest(layers: Sequence[LayerPart]) -> int:
     """The bytes of the largest layer, before or after."""
     return max((max(layer.bytes_before, layer.bytes_after) for layer in layers), default=0)
-
-
-def key(value: float | None) -> str:
-    """A number as the table is sorted by it; nothing for what comes last."""
-    return "" if value is None else f"{value:.6g}"
 
 
 def any_left(reports: Sequence[PlainReport]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +12,8 @@ from ..study.distributions import FAMILIES
 from ..study.record import LayerRow, Study, Verdict
 from ..study.size import Mask
 from . import study_words as words
-from .render import write_page
+from .render import sortable, write_page
+from .report_words import file_name
 from .study_figures import (
     CSS,
     against_bits,
@@ -43,7 +43,7 @@ def write_study_page(study: Study, path: Path) -> None:
 
     values = {
         "study": study,
-        "name": re.split(r"[/\\]", study.model)[-1],
+        "name": file_name(study.model),
         "known": words.knows_outputs(study),
         "by": by,
         "budgets": budgets,
@@ -78,7 +78,7 @@ def write_study_page(study: Study, path: Path) -> None:
         "short": words.figure,
         "small": _small,
         "signed": _signed,
-        "sortable": _sortable,
+        "sortable": sortable,
     }
     write_page("study.html.j2", {**values, **functions}, path)
 
@@ -96,13 +96,6 @@ def _small(loss: float) -> str:
     return f"{loss:.3g}" if math.isfinite(loss) else "∞" if loss > 0 else "–"
 
 
-def _sortable(value: float | None) -> str:
-    """A number as the table is sorted by it; nothing for what comes last."""
-    if value is None or math.isnan(value):
-        return ""
-    return f"{value:.6g}".replace("inf", "Infinity")
-
-
 def _signed(verdict: Verdict) -> str:
     """A margin as the table is sorted by it: against quantization below zero."""
-    return _sortable(verdict.margin if verdict.winner == "quantize" else -verdict.margin)
+    return sortable(verdict.margin if verdict.winner == "quantize" else -verdict.margin)
