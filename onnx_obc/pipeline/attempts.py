@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ..calibration.samples import Samples
-from ..runtime.judge import Judge, clearly_less
+from ..core.level import Choice
+from ..runtime.judge import Judge, less
 from ..runtime.session import Execution
+
+PLAIN_BITS = 8  # at which rounding to nearest loses next to nothing
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class CorrectionReport:
     `sequential`, `rounding`, `scale migration`. sites: at how many places.
     loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out, and, where these are
     few, on others that the correction did not look at; on the calibration samples where none could be held out.
-    standard_error: of the difference, over these samples; None where it cannot be told. kept: whether the loss fell by
-    more than that, and the correction stayed.
+    standard_error: of the difference, over these samples; None where it cannot be told. kept: whether the loss fell,
+    see `must_be_clear`, and the correction stayed.
     """
 
     kinds: tuple[str, ...]
@@ -33,12 +36,32 @@ class CorrectionReport:
     kept: bool
 
 
+def is_plain(choice: Choice) -> bool:
+    """Whether a layer's weights become integers of PLAIN_BITS, without zeros."""
+    return choice.level.bits == PLAIN_BITS and choice.level.sparsity is None
+
+
+def must_be_clear(choices: Mapping[str, Choice]) -> bool:
+    """Whether an attempt has to lower the loss by more than the standard error of the difference to be kept.
+
+    It has where all layers are plain: what there is to gain is little, and chance as large. Coarser levels shift the
+    statistics of what they compute so far that corrections help nearly always, by less than a few samples can prove.
+    """
+    return all(is_plain(choice) for choice in choices.values())
+
+
 def compared(
-    kind: str, sites: int, models: Iterable[ir.Model], dense: ir.Model, held_out: Samples, execution: Execution
+    kind: str,
+    sites: int,
+    models: Iterable[ir.Model],
+    dense: ir.Model,
+    held_out: Samples,
+    execution: Execution,
+    clearly: bool,
 ) -> CorrectionReport:
     """The record of an attempt of this kind, at so many places: two models, without it and with it, judged on samples
-    that were held out."""
+    that were held out. clearly: see `must_be_clear`."""
     judge = Judge(dense, list(held_out.feeds()), execution)
     before, after = (judge.losses(model) for model in models)
-    kept, error = clearly_less(after, before)
+    kept, error = less(after, before, clearly)
     return CorrectionReport((kind,), sites, before.value, after.value, error, kept)

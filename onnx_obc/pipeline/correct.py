@@ -18,9 +18,9 @@ from ..correction.sites import Kind, Site, find_sites
 from ..correction.statistics import WrittenLayer, correct
 from ..graph.layers import find_layers
 from ..graph.write import Writer, WrittenWeight
-from ..runtime.judge import Judge, clearly_less
+from ..runtime.judge import Judge, less
 from ..targets.registry import TARGETS
-from .attempts import CorrectionReport, compared
+from .attempts import CorrectionReport, compared, must_be_clear
 from .layer import Solved, solving_device
 from .material import Material
 from .plan import Plan
@@ -59,8 +59,8 @@ def correct_statistics(
     """Correct the plan's model, in place. Returns the layers as they are then, and what was tried.
 
     reference, sites: the plan's model and its sites before it was written into. All kinds together come first; if they
-    do not lower the output loss clearly on samples that they did not look at, each on its own, and what still does not
-    is dropped.
+    do not lower the output loss on samples that they did not look at, each on its own, and what still does not is
+    dropped; see `must_be_clear`.
     """
     kinds = tuple(kind for kind in KINDS if any(site.kind == kind for site in sites))
     if not kinds:
@@ -90,7 +90,7 @@ def correct_statistics(
             progress=lambda done: progress("correct", done, rounds * len(sites)),
         )
         after = judge.losses(plan.model)
-        kept, error = clearly_less(after, loss)
+        kept, error = less(after, loss, must_be_clear(plan.choices))
         attempts.append(CorrectionReport(chosen, len(found), loss.value, after.value, error, kept))
         if kept:
             loss = after
@@ -151,7 +151,10 @@ def train_all(
     models = (
         _float_model(plan, weights, biases) for weights, biases in ((solutions, {}), (found.solutions, found.biases))
     )
-    tried = compared("global AdaPrune", len(solved), models, material.dense, material.held_out, recipe.execution())
+    clearly = must_be_clear(plan.choices)
+    tried = compared(
+        "global AdaPrune", len(solved), models, material.dense, material.held_out, recipe.execution(), clearly
+    )
     if tried.kept:
         _set_biases(plan.model, found.biases)
         note = "trained by global AdaPrune afterwards: the layer losses here are those before"

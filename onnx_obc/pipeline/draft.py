@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..core.level import Choice
 from ..core.progress import Feedback
 from ..graph.write import WrittenWeight
 from ..solver.baselines import uncompensated
 from ..targets.registry import TARGETS
-from .attempts import CorrectionReport, compared
+from .attempts import CorrectionReport, compared, is_plain, must_be_clear
 from .correct import correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
@@ -19,8 +18,6 @@ from .recipe import Recipe
 from .solve import Solutions, in_profile
 from .unseen import without_unseen
 from .write import fit_to_biases, with_copies, write
-
-PLAIN_BITS = 8  # at which rounding to nearest is a rival of the solver
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions |
     At so many bits rounding loses next to nothing, so that a solver's gain on the layers can be a loss on the outputs.
     """
     plan, choices = solutions.plan, solutions.plan.choices
-    plain = {layer.name for layer in plan.layers if _plain(choices[layer.name])}
+    plain = {layer.name for layer in plan.layers if is_plain(choices[layer.name])}
     if not plain or recipe.solver not in ("auto", "exact", "ordered") or recipe.global_adaprune:
         return None
     found = in_profile(solutions, choices, folded, recipe)
@@ -101,10 +98,6 @@ def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions |
     return replace(found, solved=solved)
 
 
-def _plain(choice: Choice) -> bool:
-    return choice.level.bits == PLAIN_BITS and choice.level.sparsity is None
-
-
 def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
     """The draft, or the one that rounds to nearest where that alone is clearly nearer to the dense model on held-out
     samples.
@@ -115,10 +108,10 @@ def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedbac
     if other is None:
         return draft
     plain = make_draft(material, other, recipe.model_copy(update={"correct": False}), feedback)
-    count = sum(_plain(choice) for choice in other.plan.choices.values())
+    count = sum(is_plain(choice) for choice in other.plan.choices.values())
     with feedback.watch("correct"):
         models = (draft.plan.model, plain.plan.model)
-        attempt = compared("rounding", count, models, material.dense, material.held_out, recipe.execution())
+        attempt = compared("rounding", count, models, material.dense, material.held_out, recipe.execution(), True)
     if not attempt.kept:
         return replace(draft, corrections=(*draft.corrections, attempt))
     again = rounded(draft.source, material.folded, recipe)
@@ -130,6 +123,7 @@ def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedbac
 def better(ordered: Draft, rival: Draft, material: Material, recipe: Recipe) -> Draft:
     """The draft with the lower output loss on held-out samples: of layers solved in order, or each for itself."""
     models, count = (rival.plan.model, ordered.plan.model), len(ordered.solved)
-    attempt = compared("sequential", count, models, material.dense, material.held_out, recipe.execution())
+    clearly = must_be_clear(ordered.plan.choices)
+    attempt = compared("sequential", count, models, material.dense, material.held_out, recipe.execution(), clearly)
     best = ordered if attempt.kept else rival
     return replace(best, corrections=(*best.corrections, attempt))

@@ -23,8 +23,9 @@ class Loss:
     by_sample: Float64
 
 
-def clearly_less(after: Loss, before: Loss) -> tuple[bool, float | None]:
-    """Whether a loss fell by more than the standard error of its fall, both on the same samples; and that error.
+def less(after: Loss, before: Loss, clearly: bool) -> tuple[bool, float | None]:
+    """Whether a loss fell, clearly: by more than the standard error of its fall; both on the same samples; and that
+    error.
 
     The differences of the samples are what spreads: samples that both models find hard do not count as noise. With a
     single sample, or where a loss is not finite, there is no error to tell (None), and any fall counts.
@@ -33,7 +34,7 @@ def clearly_less(after: Loss, before: Loss) -> tuple[bool, float | None]:
         return after.value < before.value, None
     falls = before.by_sample - after.by_sample  # (samples,)
     error = float(falls.std(ddof=1)) / sqrt(len(falls))
-    return bool(np.mean(falls) > error), error if isfinite(error) else None
+    return bool(np.mean(falls) > (error if clearly else 0)), error if isfinite(error) else None
 
 
 class Judge:

@@ -9,7 +9,7 @@ from onnx.helper import make_node as node
 from small_graphs import build, random, run
 
 from onnx_obc.core.errors import ModelError
-from onnx_obc.runtime.judge import Judge
+from onnx_obc.runtime.judge import Judge, Loss, less
 from onnx_obc.runtime.session import Execution
 
 W = random(4, 3)
@@ -35,3 +35,13 @@ def test_a_model_that_does_not_run_is_an_error() -> None:
     judge = Judge(doubled_tanh(W), FEEDS, Execution("cpu", 1))
     with pytest.raises(ModelError):
         judge.loss(doubled_tanh(random(5, 3)))
+
+
+def test_a_clear_fall_is_larger_than_its_standard_error() -> None:
+    before = Loss(2.0, np.array([1.0, 2.0, 3.0]))
+    steady, scattered = (Loss(1.9, before.by_sample - falls) for falls in ([0.1, 0.1, 0.1], [1.0, -0.7, 0.0]))
+    assert less(steady, before, clearly=True) == (True, pytest.approx(0, abs=1e-15))
+    assert less(scattered, before, clearly=True) == (False, pytest.approx(np.std([1.0, -0.7, 0.0], ddof=1) / 3**0.5))
+    assert less(scattered, before, clearly=False)[0]
+    assert not less(before, steady, clearly=False)[0]
+    assert less(Loss(1.0, np.array([1.0])), Loss(2.0, np.array([2.0])), clearly=True) == (True, None)
