@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from ..graph.layers import Layer, find_layers
 from ..graph.model import read_model
 from ..pipeline.examine import Examiner
 from ..pipeline.finish import Destination, Result, finish
+from ..pipeline.kept import Shelf
 from ..pipeline.layer import LayerReport, Solved
 from ..pipeline.material import Material
 from ..pipeline.plan import Folded, make_plan, prepare
@@ -166,7 +167,10 @@ def stitch(
         samples = database.samples["calibration"]
         return solve_sequentially(plan, database.folded, database.ranges, samples, recipe, feedback)
     with feedback.watch("solve"):
-        solved = {layer.name: database.solved(layer, plan.choices[layer.name]) for layer in plan.layers}
+        shelf, solved = Shelf(recipe.memory_bytes()), {}
+        for layer in plan.layers:
+            found = database.solved(layer, plan.choices[layer.name])
+            solved[layer.name] = replace(found, solution=shelf.keep(found.solution))
     return Solutions(plan, solved, database.ranges)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Array
+from ..core.mapped import in_temporary_file
 from ..core.solution import Grid, Solution
 from .edit import add_initializer, free_name, names_of
 from .layers import Embedding, Layer, Use
@@ -54,7 +55,10 @@ class Writer:
         """
         first = layer.uses[0].node
         if solution.codes is None or solution.grid is None:
-            new = self._initializer(f"{layer.name}.weight", layer.tensor(solution.weights))
+            array = layer.tensor(solution.weights)
+            if isinstance(solution.weights, np.memmap):  # it waited in a file, for want of memory, and goes on to
+                array = in_temporary_file(array, "solved weights")
+            new = self._initializer(f"{layer.name}.weight", array)
             written = WrittenWeight(layer.name, str(new.name), None, layer.uses)
         else:
             layout = scale_layout(layer, solution.grid.block)

@@ -35,6 +35,7 @@ from ..runtime.stepper import Stepper
 from ..solver import Method
 from ..solver.linalg.threads import one_blas_thread
 from .correct import sites_of
+from .kept import Shelf
 from .layer import Solved, prepare_layer, solve_layer
 from .learned import Units
 from .options import LEARNED
@@ -151,6 +152,7 @@ def _walk(
     learned: dict[str, Solution] = {}
     rows = sum(layer.groups * layer.rows for layer in plan.layers)
     solved: dict[str, Solved] = {}
+    shelf = Shelf(recipe.memory_bytes())
     moments: dict[tuple[str, str, object], _Moments] = {}  # of the last input: layers may share it
     for node in list(plan.model.graph):
         if node in layers:
@@ -164,8 +166,9 @@ def _walk(
                 pair = (runs.dense(use.tap.value), runs.compressed.advance([source]))
                 moments = {key: _moments(use, source, *pair, [(b.first, b.count) for b in batches], samples, recipe)}
                 del pair
-            solved[layer.name] = _solve(layer, moments[key], trial, recipe, learned.get(layer.name))
-            solution = solved[layer.name].solution
+            found = _solve(layer, moments[key], trial, recipe, learned.get(layer.name))
+            solution = shelf.keep(found.solution)
+            solved[layer.name] = replace(found, solution=solution)
             writer.weight(layer, solution)
             if solution.bias is not None:
                 add_to_bias(plan.model, trial.biases[layer.name], solution.bias)
@@ -174,9 +177,9 @@ def _walk(
             site = trial.corrected[node]
             name = str(node.outputs[0].name)
             values = [value[site.value] for value in runs.dense(site.value)]
-            found = [value[name] for value in runs.compressed.advance([name])]
-            factor, shift, _ = affine(values, found, site)
-            del values, found
+            given = [value[name] for value in runs.compressed.advance([name])]
+            factor, shift, _ = affine(values, given, site)
+            del values, given
             runs.compressed.update(name, lambda y, f=factor, s=shift, at=site: apply_affine(y, f, s, at.axis))  # type: ignore[misc]
     return solved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -16,6 +17,7 @@ from ..core.progress import Feedback, Progress
 from ..graph.layers import Layer, LeftOut
 from ..solver import Method, warm_up
 from ..solver.linalg.threads import one_blas_thread
+from .kept import Shelf
 from .layer import Solved, method_of, prepare_layer, solve_layer, solving_device
 from .learned import LearnedOnDense, learned_on_dense
 from .plan import Folded, Plan, make_plan
@@ -70,10 +72,14 @@ class Store(Protocol):
 
 
 class InMemory:
-    """Keeps solutions and ranges; the Hessians of a chunk are dropped when the next one is captured."""
+    """Keeps solutions and ranges; the Hessians of a chunk are dropped when the next one is captured.
 
-    def __init__(self, choices: Mapping[str, Sequence[Choice]]) -> None:
+    memory: the bytes from which on solutions lie in temporary files.
+    """
+
+    def __init__(self, choices: Mapping[str, Sequence[Choice]], memory: float = math.inf) -> None:
         self._choices = choices
+        self._shelf = Shelf(memory)
         self._captured: Captured | None = None
         self._solved: dict[tuple[str, Choice], Solved] = {}
         self.ranges: dict[str, RangeObserver] = {}
@@ -99,7 +105,7 @@ class InMemory:
 
     def put(self, solved: Solved, choice: Choice) -> None:
         """See `Store`."""
-        self._solved[solved.layer.name, choice] = solved
+        self._solved[solved.layer.name, choice] = replace(solved, solution=self._shelf.keep(solved.solution))
 
     def of(self, plan: Plan) -> Solutions:
         """The solutions of a plan's choices; its graph may be another clone of the one that was run."""
@@ -205,7 +211,7 @@ def solve_choices(
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
     shapes = probe(plan.model, [*values, *taps], samples, recipe.execution())
     chunks = plan_chunks(plan.layers, values, shapes, samples, recipe.memory_bytes(), recipe.damp is None)
-    store = InMemory(choices)
+    store = InMemory(choices, recipe.memory_bytes())
     learned = learned_on_dense(plan.model, plan.layers, choices, samples, recipe, feedback.progress)
     work = Work(plan.model, chunks, choices, method, schedule, plan.remarks, learned)
     capture_and_solve(work, samples, recipe, store, feedback)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ import onnx_ir as ir
 
 from ..core.errors import ModelError, RecipeError, one_line
 from ..core.machine import workers
+from .loading import load, load_file
 
 Device = Literal["auto", "cpu", "cuda"]
 OUT_OF_TABLE = re.compile(
     r"Name:'([^']*)'.*idx=(-?\d+) must be within the inclusive range \[-?\d+,(-?\d+)\]", re.DOTALL
 )
-IN_MEMORY_BYTES = 1 << 30  # larger models go to onnxruntime through a file, since a protobuf holds 2 GiB at most
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ def open_session(
         model = _with_outputs(model, outputs)
     try:
         if isinstance(model, Path):
-            session = onnxruntime.InferenceSession(model, options, providers=_providers(device))
+            session = load_file(model, options, _providers(device))
         else:
-            session = _load(model, options, _providers(device))
+            session = load(model, options, _providers(device))
     except (RecipeError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -111,19 +110,6 @@ def _providers(device: Device) -> list[str]:
         raise RecipeError("--device cuda: this onnxruntime has no CUDA; install onnx-obc[gpu], or use --device cpu")
     use_cuda = device != "cpu" and cuda in available
     return [cuda, "CPUExecutionProvider"] if use_cuda else ["CPUExecutionProvider"]
-
-
-def _load(model: ir.Model, options: Any, providers: list[str]) -> Any:
-    onnxruntime = _onnxruntime()
-    values = (value for graph in model.graphs() for value in graph.initializers.values())
-    weights = [value.const_value for value in values if value.const_value is not None]
-    beside = any(isinstance(tensor, ir.ExternalTensor) for tensor in weights)  # onnxruntime wants a path for those
-    if not beside and sum(tensor.nbytes for tensor in weights) < IN_MEMORY_BYTES:
-        return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)
-    with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.onnx.data")
-        return onnxruntime.InferenceSession(path, options, providers=providers)
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,7 @@ from onnx_ir.analysis import analyze_implicit_usage
 from ..core.arrays import Array, Feed
 from ..core.errors import ModelError
 from ..core.machine import workers
+from ..core.mapped import in_temporary_file
 from ..graph.layers import bodies
 from .session import Execution, Session, open_session
 
@@ -166,16 +166,7 @@ class Stepper:
         there = {id(x): x.nbytes for feed in (*self._live, *results) for x in feed.values() if type(x) is np.ndarray}
         if sum(there.values()) + array.nbytes <= self._execution.memory:
             return array
-        file = tempfile.TemporaryFile(prefix="onnx-obc-")  # noqa: SIM115  the map keeps it open
-        try:
-            array.tofile(file)
-            file.flush()
-        except OSError as error:
-            raise ModelError(
-                f"no room for {array.nbytes / 2**30:.1f} GiB of activations in {tempfile.gettempdir()} "
-                f"({error.strerror}); set TMPDIR to a folder with more, raise --memory, or give fewer samples"
-            ) from error
-        return np.memmap(file, array.dtype, "r+", shape=array.shape)
+        return in_temporary_file(array, "activations")
 
 
 def _is_constant(node: ir.Node, reads: Mapping[ir.Node, Sequence[ir.Value]]) -> bool:

@@ -12,7 +12,6 @@ from onnx import helper
 from small_graphs import build, random, run
 
 from onnx_obc.core.errors import ModelError, RecipeError, one_line
-from onnx_obc.runtime import session
 from onnx_obc.runtime.session import is_finite, open_session
 
 
@@ -101,29 +100,6 @@ def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match=r"--device cuda: .* install"):
         open_session(ir.from_proto(small()), device="cuda")
     assert open_session(ir.from_proto(small()), device="auto").outputs == ("y",)
-
-
-def test_large_models_go_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ir.from_proto(small())
-    opened: list[object] = []
-    original = onnxruntime.InferenceSession
-
-    def spy(source: object, *args: object, **kwargs: object) -> object:
-        opened.append(source)
-        return original(source, *args, **kwargs)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    feed = {"x": X, "unread": np.zeros(1, np.float32)}
-    expected = open_session(model, device="cpu").run(feed)["y"]
-    monkeypatch.setattr(session, "IN_MEMORY_BYTES", 4 * 6)
-    found = open_session(model, device="cpu").run(feed)["y"]
-    with_outputs = open_session(model, ["h"], device="cpu").run(feed)["h"]
-    assert [type(source) for source in opened] == [bytes, type(Path()), type(Path())]
-    assert not any(isinstance(path, Path) and path.parent.exists() for path in opened)
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(np.maximum(with_outputs, 0), expected)
-    assert isinstance(model.graph.initializers["w"].const_value, ir.TensorProtocol)
-    np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), random(3, 2))
 
 
 def test_threads_are_passed_on() -> None:
