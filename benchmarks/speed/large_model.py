@@ -29,20 +29,30 @@ LIMIT = 12e9  # bytes beside pages of files
 MEMORY = 2  # GiB for Hessians and activations
 SAMPLES = 8
 COMMANDS = ("inspect", "compress", "check", "bench", "build", "search", "debug")
-METHOD = ("--solver", "ordered", "--block", "32", "--memory", str(MEMORY))
+METHOD = ("--solver", "ordered", "--memory", str(MEMORY))
 
 
 def arguments_of(command: str, shape: Shape, solved: int) -> list[str]:
     """The command line, in the folder of the model."""
     skip = [part for index in range(solved, shape.blocks) for part in ("--skip", f"block{index}/*")]
     skip += ["--skip", "logits"] if solved < shape.blocks else []
-    compress = ["model.onnx", "int4.onnx", "--calib", "tokens.npz", "--weights", "int4", "--activations", "none"]
+    compress = ["model.onnx", "int4.onnx", "--calib", "tokens.npz", "--weights", "int4", "--block", "32"]
     return {
         "inspect": ["inspect", "model.onnx"],
-        "compress": [*compress, *METHOD, *skip, "--no-measure-speed"],
+        "compress": [*compress, "--activations", "none", *METHOD, *skip],
         "check": ["check", "int4.onnx", "--target", "onnxruntime", "--calib", "tokens.npz"],
         "bench": ["bench", "model.onnx", "int4.onnx", "--target", "onnxruntime", "--calib", "tokens.npz"],
-        "build": ["build", "model.onnx", "database", "--calib", "tokens.npz", "--levels", "int4", *METHOD, *skip],
+        "build": [
+            "build",
+            "model.onnx",
+            "database",
+            "--calib",
+            "tokens.npz",
+            "--levels",
+            "int4-asym-b32",
+            *METHOD,
+            *skip,
+        ],
         "search": ["search", "database", "--budget", "size=0.9x", "-o", "searched.onnx", "--sensitivity", "layer"],
         "debug": ["debug", "model.onnx", "int4.onnx", "--calib", "tokens.npz"],
     }[command]
