@@ -79,8 +79,10 @@ def is_decoder(inputs: list[InputSpec]) -> bool:
 def open_decoder(path: Path, model: ir.Model | None, inputs: list[InputSpec], options: DataOptions) -> Samples:
     """Samples of a text file for a decoder. Raises CalibrationError."""
     if model is None:
+        name = next(spec.name for spec in inputs if spec.name not in INPUTS)
         raise CalibrationError(
-            f"{path}: caches need the model that makes them; give whole feeds from a Python function"
+            f"input {name!r} is a decoder's, which text fills only with the model at hand; give whole feeds from a "
+            "Python function (module.py:function)"
         )
     decoder = sort_inputs(model, inputs)
     length = options.max_tokens or MAX_TOKENS
