@@ -12,12 +12,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from benchmarks.common.evaluation import IMAGENET_EVALUATION, Score, cifar_top1, imagenet_top1, sts_spearman
+from benchmarks.common.language import perplexity
 from onnx_obc.calibration.data import open_samples
 from onnx_obc.calibration.options import DataOptions
 from onnx_obc.calibration.samples import Samples
 from onnx_obc.graph.model import input_specs
 
 NAMES = ("ResNet-20", "ResNet-56", "EfficientNet-Lite0", "MiniLM")
+DECODERS = ("LanguageModel",)  # where a benchmark asks for them
 Scoring = Callable[[Path, npt.NDArray[np.generic] | None], Score]
 
 
@@ -47,16 +49,22 @@ def find_subjects(models: Path, shared: Path, scratch: Path, names: tuple[str, .
         "ResNet-56": [shared / "models/resnet56-cifar10.onnx", *_cifar(shared)],
         "EfficientNet-Lite0": [models / "efficientnet-lite0.onnx", shared / "data/imagenet1k-sample/images256.zip"],
         "MiniLM": [models / "minilm.onnx", models / "minilm-tokenizer.json", *_stsb(shared)],
+        "LanguageModel": [
+            *(models / "language-model" / file for file in ("model.onnx", "tokenizer.json")),
+            *(shared / "data/text" / f"wikitext2-{part}.txt" for part in ("valid", "test")),
+        ],
     }
     found = []
     for name in names:
         missing = [str(path) for path in needs[name] if not path.exists()]
         if missing:
-            print(f"{name} is skipped: {', '.join(missing)} not found (see --shared, --models, tools/export_models.py)")
+            print(f"{name} is skipped: {', '.join(missing)} not found (see --shared, --models and tools/)")
         elif name == "EfficientNet-Lite0":
             found.append(_imagenet(name, needs[name][0], needs[name][1], scratch))
         elif name == "MiniLM":
             found.append(_sentences(name, *needs[name]))
+        elif name == "LanguageModel":
+            found.append(_language_model(name, *needs[name]))
         else:
             found.append(_images(name, *needs[name]))
     return found
@@ -64,7 +72,7 @@ def find_subjects(models: Path, shared: Path, scratch: Path, names: tuple[str, .
 
 def open_data(model: ir.Model, data: Path, options: DataOptions) -> Samples:
     """The samples of a file for a model."""
-    return open_samples(data, input_specs(model), options)
+    return open_samples(data, input_specs(model), options, model)
 
 
 def subset(archive: Path, target: Path, keep: Callable[[int], bool]) -> Path:
@@ -118,4 +126,17 @@ def _sentences(name: str, path: Path, tokenizer: Path, train: Path, dev: Path, t
         dev,
         DataOptions(samples=1024, tokenizer=str(tokenizer)),
         lambda file, dense: sts_spearman(file, test, tokenizer, dense),
+    )
+
+
+def _language_model(name: str, path: Path, tokenizer: Path, valid: Path, test: Path) -> Subject:
+    return Subject(
+        name,
+        path,
+        "perplexity",
+        True,
+        valid,
+        test,
+        DataOptions(samples=128, tokenizer=str(tokenizer)),
+        lambda file, dense: perplexity(file, test, tokenizer, dense),
     )

@@ -8,23 +8,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
+import onnx_ir as ir
+
 from ..core.errors import CalibrationError
 from ..graph.model import InputSpec
 from .options import KINDS, DataOptions
 from .samples import Samples, existing
 
 IMAGE_OPTIONS = ("preprocess", "mean", "std", "size", "layout", "augment")
-TEXT_OPTIONS = ("tokenizer", "max_tokens")
+TEXT_OPTIONS = ("tokenizer", "max_tokens", "encoder")
 
 
-def open_samples(data: object, inputs: list[InputSpec], options: DataOptions) -> Samples:
-    """Open calibration data of any kind for a model with these inputs.
+def open_samples(data: object, inputs: list[InputSpec], options: DataOptions, model: ir.Model | None = None) -> Samples:
+    """Open calibration data of any kind for a model with these inputs. model: makes the caches of a decoder.
 
     What `data` is decides how it is read:
 
     - path of an `.npz` or `.npy` file, or of a folder of them; a dict of arrays: see `arrays`.
     - path of a folder or a `.zip` of images: see `images`.
-    - path of a `.csv`, `.tsv`, `.txt` or `.jsonl` file: see `text`.
+    - path of a `.csv`, `.tsv`, `.txt` or `.jsonl` file: see `text`, and `decoder` for models with caches.
     - `module.py:function`; a callable; a list of feeds: see `iterables`.
     - `random`: see `synthetic`.
     - Samples are passed through.
@@ -32,7 +34,7 @@ def open_samples(data: object, inputs: list[InputSpec], options: DataOptions) ->
     Raises CalibrationError if the data cannot be read, does not fit the inputs, or an option does not apply to it.
     """
     # The readers are imported where they are used: they import this module, and Pillow and tokenizers take their time.
-    from .readers import arrays, images, iterables, synthetic, text
+    from .readers import arrays, decoder, images, iterables, synthetic, text
 
     if isinstance(data, Samples):
         return data
@@ -64,7 +66,7 @@ def open_samples(data: object, inputs: list[InputSpec], options: DataOptions) ->
     if data == "":
         raise CalibrationError(f"--calib is empty: name the calibration data, {KINDS}")
     if data == "random":
-        _refuse(options, "random numbers", ("preprocess", "mean", "std", "augment", "tokenizer"))
+        _refuse(options, "random numbers", ("preprocess", "mean", "std", "augment", "tokenizer", "encoder"))
         return synthetic.open_random(inputs, options)
     if match := re.fullmatch(r"(.+\.py):(\w+)", str(data)):
         _refuse(options, "feeds", IMAGE_OPTIONS + TEXT_OPTIONS)
@@ -92,6 +94,10 @@ def open_samples(data: object, inputs: list[InputSpec], options: DataOptions) ->
         _refuse(options, "images", TEXT_OPTIONS)
         return images.open_images(path, inputs, options)
     _refuse(options, "text", IMAGE_OPTIONS)
+    if decoder.is_decoder(inputs):
+        return decoder.open_decoder(path, model, inputs, options)
+    if options.encoder is not None:
+        raise CalibrationError(f"--encoder {options.encoder}: the model has no decoder's inputs; leave it out")
     return text.open_text(path, inputs, options)
 
 

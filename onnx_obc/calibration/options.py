@@ -35,5 +35,6 @@ class DataOptions:
     augment: Annotated[int, Doc("Versions of every image: as it is, then flipped and cropped at random.")] = 1
     tokenizer: Annotated[str | None, Doc("The tokenizer.json for text.")] = None
     max_tokens: Annotated[int | None, Doc("Cut texts to so many tokens. [default: 128]")] = None
+    encoder: Annotated[str | None, Doc("The model that gives a decoder its encoder_hidden_states.")] = None
     allow_random: Annotated[bool, Doc("Accept --calib random; the result means nothing.")] = False
     seed: Annotated[int, Doc("Random seed.")] = 0

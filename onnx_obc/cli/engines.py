@@ -206,7 +206,7 @@ def read_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed:
     batch = data.batch or (sizes.pop() if len(sizes) == 1 else 1)
     given = {name: value for name, value in vars(data).items() if value is not None}
     options = {**given, "batch": batch, "samples": data.samples or batch, "allow_random": True}
-    samples = open_samples(calib, specs, DataOptions(**options))
+    samples = open_samples(calib, specs, DataOptions(**options), model)
     return next(iter(samples.read(0, samples.count))).feed
 
 

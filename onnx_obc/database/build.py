@@ -99,7 +99,7 @@ def build(
         raise DatabaseError(f"{target} holds a database of another model; name another folder, or delete that one")
     layers, left_out = find_layers(folded.model)
     recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
-    samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed))
+    samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense)
     calibrating, held_out = split(samples)
     about, notes = describe(samples, calibrating, held_out)
     options, source = _options(recipe), content_key(samples_key(calibrating), samples_key(held_out))

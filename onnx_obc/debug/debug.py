@@ -81,7 +81,7 @@ def debug_models(
     data = data or DataOptions()
     if isinstance(calibration, str) and calibration == "random":
         data = replace(data, allow_random=True)
-    samples = open_samples(calibration, input_specs(first), data)
+    samples = open_samples(calibration, input_specs(first), data, first)
     if data.samples is None and samples.count > SAMPLES:
         samples = first_samples(samples, SAMPLES)
     run = _Run(first, second, samples, execution)

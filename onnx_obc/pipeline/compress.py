@@ -66,7 +66,7 @@ def compress(
             check_beside(dense, target)
         plain = prepare(dense)
         plan = make_plan(plain, recipe)
-        samples = open_samples(calibration, input_specs(dense), data)
+        samples = open_samples(calibration, input_specs(dense), data, dense)
         calibrating, held_out = split(samples)
         about, notes = describe(samples, calibrating, held_out)
         examiner = open_examiner(dense, evaluation, held_out, recipe.execution(), feedback.progress)

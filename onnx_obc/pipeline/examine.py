@@ -145,7 +145,7 @@ def open_examiner(
     samples = held_out
     if evaluation.data is not None:
         every = replace(options, samples=options.samples or ALL, augment=1)
-        samples = open_samples(evaluation.data, input_specs(dense), every)
+        samples = open_samples(evaluation.data, input_specs(dense), every, dense)
     return Examiner(dense, metric, samples, execution, progress)
 
 

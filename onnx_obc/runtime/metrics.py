@@ -268,7 +268,7 @@ def _surprise(sample: Sample) -> tuple[float, int]:
     logits = scores[:-1].astype(np.float64)  # (tokens − 1, vocabulary)
     logits -= logits.max(axis=1, keepdims=True)
     each = np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(logits, ids[1:, None].astype(np.int64), 1)[:, 0]
-    mask = np.asarray(sample.feed.get("attention_mask", np.ones_like(ids))) > 0
+    mask = np.asarray(sample.feed.get("attention_mask", np.ones_like(ids)))[-len(ids) :] > 0  # a cache lies before
     told = mask[1:] & mask[:-1]  # nothing is said before the first token, where padding is in front
     return float(each[told].sum()), int(told.sum())
 

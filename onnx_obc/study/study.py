@@ -120,7 +120,9 @@ def study_model(
     how: _Calibrated | None = None
     notes = list(folded.notes)
     if calibration is not None:  # first, so that bad data ends it at once
-        samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed))
+        samples = open_samples(
+            calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense
+        )
         calibrating, held_out = split(samples)
         notes += describe(samples, calibrating, held_out)[1]
         if options.prove and not relaxation_installed():

@@ -174,7 +174,8 @@ def test_every_option_arrives(seen: dict[str, Any]) -> None:
     }  # fmt: skip
     data = {
         "samples": 9, "batch": 2, "preprocess": "tf", "mean": (0.1, 0.2), "std": (0.3, 0.4), "size": (5, 6),
-        "layout": "NHWC", "augment": 3, "tokenizer": "t.json", "max_tokens": 7, "allow_random": True,
+        "layout": "NHWC", "augment": 3, "tokenizer": "t.json", "max_tokens": 7, "encoder": "e.onnx",
+        "allow_random": True,
     }  # fmt: skip
     tokens: list[object] = []
     for name, value in {**recipe, **data}.items():

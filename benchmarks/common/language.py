@@ -1,0 +1,64 @@
+"""Perplexity of a causal language model file on running text, and what of its outputs is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+from benchmarks.common.evaluation import Score
+from onnx_obc.runtime.metric import Sample
+from onnx_obc.runtime.metrics import PERPLEXITY
+
+WINDOWS, TOKENS = 512, 128  # evenly spread over the text; tokens in each
+COMPARED = 8  # one window in so many has its logits compared
+BATCH = 8
+
+
+def perplexity(
+    model: Path | str,
+    text: Path | str,
+    tokenizer: Path | str,
+    reference: npt.NDArray[np.generic] | None = None,
+    threads: int = 0,
+) -> Score:
+    """The perplexity for each token, from empty caches. outputs: logits of some windows, (tokens, vocabulary).
+
+    predictions: the likeliest next token of these; agreement: their share that the reference has too.
+    """
+    ids = np.array(Tokenizer.from_file(str(tokenizer)).encode(Path(text).read_text(encoding="utf-8")).ids)  # (tokens,)
+    windows = ids[: len(ids) // TOKENS * TOKENS].reshape(-1, TOKENS)
+    windows = windows[np.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).astype(int)]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    notes, kept = [], []
+    for start in range(0, len(windows), BATCH):
+        chosen = windows[start : start + BATCH]
+        logits = session.run(["logits"], _feed(session, chosen))[0]  # (batch, tokens, vocabulary)
+        notes += [
+            PERPLEXITY.note(Sample({"input_ids": row}, {"logits": scores}, None))
+            for row, scores in zip(chosen, logits, strict=True)
+        ]
+        kept += [scores for i, scores in enumerate(logits, start) if i % COMPARED == 0]
+    outputs = np.concatenate(kept)
+    predicted = outputs.argmax(axis=1)
+    agreement = None if reference is None else float(np.mean(predicted == reference))
+    return Score(PERPLEXITY.value(notes, notes), predicted, agreement, outputs)
+
+
+def _feed(session: ort.InferenceSession, ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:
+    """One feed of windows (batch, tokens) with empty caches."""
+    values: dict[str, npt.NDArray[np.generic]] = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy(),
+    }
+    for value in session.get_inputs():
+        if value.name.startswith("past"):
+            _, heads, _, width = value.shape
+            values[value.name] = np.zeros((len(ids), heads, 0, width), np.float32)
+    return values

@@ -1,0 +1,162 @@
+"""Transformers at the levels that they are shipped at, against onnxruntime's own quantizers on the same data.
+
+    python -m benchmarks.transformers                        # the language model
+    python -m benchmarks.transformers --only LanguageModel --again
+    python -m benchmarks.transformers --table                # run nothing, only write the page again
+
+A finished row is kept in benchmarks/results/transformers.jsonl at once, and rows that are there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import onnx
+
+from benchmarks.common.evaluation import Score, output_loss
+from benchmarks.common.harness import RESULTS, Row, Rows
+from benchmarks.common.subjects import DECODERS, Subject, find_subjects
+from benchmarks.common.tables import machine, markdown
+from onnx_obc.pipeline.compress import compress
+from onnx_obc.pipeline.options import Activations
+from onnx_obc.pipeline.recipe import Recipe
+
+NAMES = (*DECODERS, "MiniLM")
+RECIPES: dict[str, dict[str, Any]] = {
+    "int4, blocks of 32": {"weights": "int4", "activations": "none", "block": 32},
+    "int8": {"weights": "int8"},
+    "dynamic int8": {"weights": "int8", "activations": "dynamic"},
+    "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
+}
+OURS, ROUNDING, THEIRS = "onnx-obc", "rounding", "onnxruntime"
+
+
+def quantize_dynamic(source: Path, target: Path) -> None:
+    """Weights of 8 bits, activations quantized as they come."""
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as quantize
+
+    quantize(source, target, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def matmul_nbits(source: Path, target: Path) -> None:
+    """Weights rounded to 4 bits, with a scale and zero point for each 32."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(onnx.load(source), block_size=32, is_symmetric=False)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target), use_external_data_format=False)
+
+
+THEIR_OWN: dict[str, Callable[[Path, Path], None]] = {
+    "dynamic int8": quantize_dynamic,
+    "int4, blocks of 32": matmul_nbits,
+}
+
+
+def measure(subject: Subject, rows: Rows, scratch: Path) -> None:
+    """Add the rows of a model that are missing."""
+    dense = subject.score(subject.path, None)
+    add(subject, rows, "float", "dense", dense, dense, subject.path)
+    for level, recipe in RECIPES.items():
+        if recipe.get("activations") not in (None, *get_args(Activations)):
+            print(f"{subject.name} at {level} is skipped: this version of onnx-obc has no such activations")
+            ours: dict[str, str] = {}
+        else:
+            ours = {OURS: "auto", ROUNDING: "baseline"}
+        for tool, solver in ours.items():
+            if (subject.name, level, tool) in rows:
+                continue
+            began, out = time.perf_counter(), scratch / "out.onnx"
+            report = compress(
+                subject.path, subject.calibration, Recipe(**recipe, solver=solver), out, data=subject.options
+            ).report  # fmt: skip
+            seconds, loss = time.perf_counter() - began, sum(layer.loss for layer in report.layers)
+            score = subject.score(out, dense.predictions)
+            add(subject, rows, level, tool, dense, score, out, layer_loss=loss, seconds=seconds)
+        if level in THEIR_OWN and (subject.name, level, THEIRS) not in rows:
+            out = scratch / "theirs.onnx"
+            THEIR_OWN[level](subject.path, out)
+            add(subject, rows, level, THEIRS, dense, subject.score(out, dense.predictions), out)
+
+
+def add(
+    subject: Subject, rows: Rows, level: str, tool: str, dense: Score, score: Score, file: Path, **more: float
+) -> None:
+    """Keep one row."""
+    row = {
+        "model": subject.name,
+        "level": level,
+        "tool": tool,
+        "bytes": file.stat().st_size,
+        "metric": subject.metric,
+        "score": score.value,
+        "dense": dense.value,
+        "agreement": score.agreement,
+        "output_loss": output_loss(dense, score, subject.classifier),
+        **more,
+    }
+    rows.add(row)
+    print(row, flush=True)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """All rows as markdown."""
+    parts = [
+        "# Transformers",
+        "`python -m benchmarks.transformers`. Calibrated on training text, scored on test text. *Rounding* is this "
+        "tool with its solver off; *onnxruntime* is its `quantize_dynamic` and `MatMulNBitsQuantizer`. "
+        "Output loss: KL divergence of the dense model's next token in nats, or the relative squared error of "
+        "embeddings; layer loss: summed over the layers.",
+    ]
+    order = list(RECIPES)
+    for name in NAMES:
+        chosen = [row for row in rows if row["model"] == name]
+        if not chosen:
+            continue
+        chosen.sort(key=lambda row: order.index(row["level"]) if row["level"] in order else -1)
+        header = ("level", "by", "MB", chosen[0]["metric"], "change, %", "output loss", "layer loss")
+        cells = [
+            (
+                row["level"],
+                row["tool"],
+                f"{row['bytes'] / 1e6:.2f}",
+                f"{row['score']:.4g}",
+                f"{100 * (row['score'] / row['dense'] - 1):+.2f}",
+                f"{row['output_loss']:.2e}",
+                f"{row['layer_loss']:.4g}" if "layer_loss" in row else "",
+            )
+            for row in chosen
+        ]
+        parts += [f"## {name}", markdown(header, cells, left=2)]
+    return "\n\n".join([*parts, f"Measured on {machine()}."]) + "\n"
+
+
+def main() -> None:
+    """Run what is missing, and write the page."""
+    import tempfile
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=Path("work-models"))
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--only", choices=NAMES, action="append", help="only this model; may be given again")
+    parser.add_argument("--table", action="store_true", help="run nothing, only write the page again")
+    parser.add_argument("--again", action="store_true", help="run finished rows of the chosen models again")
+    options = parser.parse_args()
+    names = tuple(options.only or NAMES)
+    rows = Rows(RESULTS / "transformers.jsonl", ("model", "level", "tool"))
+    if not options.table:
+        if options.again:
+            rows.drop(lambda row: row["model"] in names)
+        with tempfile.TemporaryDirectory() as scratch:
+            for subject in find_subjects(options.models, options.shared, Path(scratch), names):
+                measure(subject, rows, Path(scratch))
+    (RESULTS / "transformers.md").write_text(page(rows.rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
