@@ -33,6 +33,7 @@ from ..pipeline.plan import Folded, possible, possible_choices, prepare, quantiz
 from ..pipeline.recipe import Recipe
 from ..pipeline.schedule import Schedule
 from ..pipeline.solve import Work, capture_and_solve, method_and_schedule
+from ..pipeline.tasks import Workers
 from ..pipeline.workers import open_workers
 from ..solver import Method
 from ..targets.registry import TARGETS
@@ -78,7 +79,7 @@ def build(
     *,
     data: DataOptions | None = None,
     feedback: Feedback | None = None,
-    workers: str | None = None,
+    workers: str | Workers | None = None,
 ) -> Built:
     """Solve every layer of a model at every level that it can take, into `folder`.
 
@@ -94,6 +95,9 @@ def build(
     check_recipe(recipe)
     if workers is not None and recipe.solver in LEARNED:
         raise RecipeError(f"--workers: solver {recipe.solver} learns on the model as a whole; leave it out")
+    if isinstance(workers, str):
+        with open_workers(workers, recipe.device, recipe.threads) as found:
+            return build(model, calibration, levels, folder, recipe, data=data, feedback=feedback, workers=found)
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     earlier = _open_folder(target)
     folded = model if isinstance(model, Folded) else prepare(read_model(model))
@@ -157,8 +161,7 @@ def build(
     if workers is None:
         capture_and_solve(work, calibrating, recipe, store, feedback)
     else:
-        with open_workers(workers, recipe.device, recipe.threads) as found:
-            capture_and_solve_with(found, work, calibrating, recipe, store, feedback)
+        capture_and_solve_with(workers, work, calibrating, recipe, store, feedback)
     complete = replace(manifest, complete=True, ranges=store.ranges, layers=tuple(store.entries.values()))
     _remove_stale(target, complete)
     write_manifest(target, complete)
