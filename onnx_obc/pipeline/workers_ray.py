@@ -206,28 +206,30 @@ def _ray() -> Any:
 
 def _connect(ray: Any, address: str | None) -> None:
     """Join a cluster: at an address, or the one that this machine is in, or a new one of this machine alone."""
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    named = address or os.environ.get("RAY_ADDRESS", "")
-    if named not in ("", "auto", "local"):
-        _check_answers(named)
+    where = address or os.environ.get("RAY_ADDRESS", "")
+    if where in ("", "auto"):
+        where = "auto" if _is_in_a_cluster() else "local"
+    elif where != "local":
+        _check_answers(where)
+    begun = {"include_dashboard": False} if where == "local" else {}
     try:
-        if address is not None:
-            ray.init(address, **quiet)
-            return
-        try:
-            ray.init(named or "auto", **quiet)
-        except ConnectionError:
-            if named:
-                raise
-            ray.init("local", include_dashboard=False, **quiet)
-    except ObcError:
-        raise
+        ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **begun)
     except Exception as error:
-        where = named or "this machine"
+        place = "this machine" if where in ("auto", "local") else where
         raise WorkerError(
-            f"--workers: Ray at {where} cannot be used ({shortened(first_line(error))}); see that it runs, with the "
+            f"--workers: Ray at {place} cannot be used ({shortened(first_line(error))}); see that it runs, with the "
             f"same Ray ({ray.__version__}) and Python ({platform.python_version()}) as here"
         ) from error
+
+
+def _is_in_a_cluster() -> bool:
+    """Whether Ray was begun on this machine and still runs: of one that is gone Ray would wait for minutes."""
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        _check_answers(noted.read_text().strip())
+    except (OSError, WorkerError):
+        return False
+    return True
 
 
 def _check_answers(address: str) -> None:

@@ -129,6 +129,17 @@ def test_errors_come_back(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
+def test_a_cluster_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray leaves a note of the last cluster on this machine, and waits minutes for it."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert not workers_ray._is_in_a_cluster()
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        assert workers_ray._is_in_a_cluster()
+    assert not workers_ray._is_in_a_cluster()
+
+
 def test_what_a_machine_lacks_is_said() -> None:
     workers_ray.check_versions(workers_ray.versions(), workers_ray.versions(), "b")
     theirs, ours = {"Python": "3.11.2"}, {"Python": "3.11.7", "numpy": "2.0"}
