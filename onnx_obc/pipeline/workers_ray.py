@@ -194,7 +194,7 @@ _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_task_oom_retries", str(DEATHS - 1))  # else a layer that no machine holds is tried for ever
+    os.environ.setdefault("RAY_task_oom_retries", str(DEATHS - 1))  # else without end
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it hides GPUs, and says so
     try:
         import ray
