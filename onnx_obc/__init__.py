@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OutputError,
         RecipeError,
         VerificationError,
+        WorkerError,
     )
     from .core.progress import Feedback
     from .database.build import Built, build
@@ -40,7 +41,7 @@ else:
         "calibration.samples": ("Batch", "Samples"),
         "core.errors": (
             *("CalibrationError", "DatabaseError", "EngineError", "GateError", "ModelError", "ObcError"),
-            *("OutputError", "RecipeError", "VerificationError"),
+            *("OutputError", "RecipeError", "VerificationError", "WorkerError"),
         ),
         "core.progress": ("Feedback",),
         "database.build": ("Built", "build"),
@@ -100,6 +101,7 @@ __all__ = [
     "Study",
     "StudyOptions",
     "VerificationError",
+    "WorkerError",
     "__version__",
     "build",
     "compress",

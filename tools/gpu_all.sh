@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: the tests marked `gpu`, the GPU benchmark, and a whole run with --device auto.
+# Everything that needs a GPU, in one go: the tests marked `gpu`, the GPU benchmark with ResNet-50's shapes, rows of a layer
+# of 14,336 columns, a whole run with --device auto, and a database built by a process for each GPU and by one alone.
 #
 #     bash tools/gpu_all.sh [folder of wheels]     # $OUT: where the figures go, by default gpu-results
 #
@@ -26,4 +27,12 @@ python -m benchmarks.speed.solver_gpu 2>&1 | tee "$out/solver_gpu.txt" || status
 cp benchmarks/results/solver_gpu*.md "$out" 2>/dev/null
 python -m onnx_obc.cli.main models/digits.onnx "$out/digits.onnx" --calib models/digits_calibration.npz --device auto \
     --report "$out/digits.json" 2>&1 | tee "$out/run.txt" || status=1
+# A layer of 4096 × 14336 takes 4096 times a row's milliseconds; so many rows are in lockstep as fit the memory.
+python -m benchmarks.speed.solver_gpu --columns 14336 --rows 32 --no-network --json "$out/large.jsonl" 2>&1 |
+    tee "$out/large.txt" || status=1
+build=(python -m onnx_obc.cli.main build models/digits.onnx --calib models/digits_calibration.npz --levels gpu --device cuda)
+for workers in 1 auto; do # auto: as many processes as there are GPUs
+    { time "${build[@]}" "$out/db-$workers" --workers $workers; } 2>&1 | tee "$out/db-$workers.txt" || status=1
+done
+diff -rq "$out/db-1" "$out/db-auto" | tee "$out/db-same.txt" || status=1 # empty: the same bytes
 exit $status

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, prod
 from typing import Any
 
@@ -39,12 +39,20 @@ class Chunk:
     """What one run over the calibration data captures: the Hessians of these layers, the ranges of these values.
 
     choose_damping: choose a damping for each Hessian too, which takes a second sum of the same size meanwhile.
+    beside: values that other parts of the same run capture, elsewhere. The model gives them too, as what onnxruntime
+    fuses, and with it the last digits of all, depends on what it is to give.
     """
 
     layers: tuple[Layer, ...]
     ranges: tuple[str, ...]
     mapped: frozenset[Tap] = frozenset()  # whose Hessians live in temporary files
     choose_damping: bool = False
+    beside: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What is captured, by name."""
+        return tuple(dict.fromkeys([*(use.tap.value for layer in self.layers for use in layer.uses), *self.ranges]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +193,8 @@ def capture(
     spared: dict[Tap, HessianSum] = {}  # of the samples that dampings are judged on
     observers = {name: RangeObserver() for name in chunk.ranges}
     names = list(dict.fromkeys([*(tap.value for tap in owners), *observers]))
-    session = open_session(model, names, execution.device, execution.threads)
+    session = open_session(model, chunk.beside or names, execution.device, execution.threads)
+    session = replace(session, outputs=tuple(names))
 
     def take(batch: Batch) -> None:  # a function, so that its values are gone before the next batch is run
         values = session.run(batch.feed)

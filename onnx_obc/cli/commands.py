@@ -134,6 +134,7 @@ def build_command(
     skip: Annotated[tuple[str, ...], Parameter(group=LEVELS)] = (),
     method: MethodOptions = MethodOptions(),
     run: RunOptions = RunOptions(),
+    workers: Annotated[str | None, Parameter(group=RUN)] = None,
     data: CalibrationOptions = CalibrationOptions(),
     quiet: Annotated[bool, Flag, Parameter(group=RUN)] = False,
 ) -> None:
@@ -151,6 +152,9 @@ def build_command(
         unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
     skip
         Leave layers alone of this name, or that match it as a shell pattern; may be given several times.
+    workers
+        Share the work out: over so many processes; auto, one for each GPU or else core; ray, the Ray cluster that this
+        machine is in, or ray://host:port.
     quiet
         Print nothing but errors.
     """
@@ -160,7 +164,7 @@ def build_command(
     chosen = chosen_recipe(None, skip, method, run)
     with told_what_was_written((), database), progress_bar(quiet) as feedback:
         found = DataOptions(**{**given(data), "seed": chosen.seed})
-        built = build(source, calib, levels, database, chosen, data=found, feedback=feedback)
+        built = build(source, calib, levels, database, chosen, data=found, feedback=feedback, workers=workers)
     if not quiet:
         layers = sum(len(entry.choices) > 1 for entry in built.manifest.layers)
         solved = f"{counted(built.solved, 'solution')} solved, {built.reused} there already"

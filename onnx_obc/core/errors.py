@@ -42,6 +42,10 @@ class EngineError(ObcError):
     """A runtime is not installed, crashed, or cannot run a file."""
 
 
+class WorkerError(ObcError):
+    """Workers cannot be had, do not agree with this machine, or died of what they were given."""
+
+
 class VerificationError(ObcError):
     """The written file failed one of its checks; it was left under a `.rejected` name."""
 

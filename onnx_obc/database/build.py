@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import psutil
@@ -18,7 +17,7 @@ from ..calibration.options import DataOptions
 from ..calibration.samples import Samples
 from ..calibration.split import STORED, describe, first_samples, split
 from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
-from ..core.files import remove_abandoned
+from ..core.files import remove_abandoned, write_file
 from ..core.level import FLOAT, Choice, Level, parse_choice
 from ..core.level_sets import read_levels
 from ..core.options import names
@@ -29,11 +28,13 @@ from ..graph.model import input_specs, read_model
 from ..graph.save import save_model
 from ..pipeline.layer import SOLVER, Solved
 from ..pipeline.learned import check_learning, learned_on_dense
-from ..pipeline.options import MethodOptions, UniformOptions
+from ..pipeline.options import LEARNED, MethodOptions, UniformOptions
 from ..pipeline.plan import Folded, possible, possible_choices, prepare, quantizable
 from ..pipeline.recipe import Recipe
 from ..pipeline.schedule import Schedule
 from ..pipeline.solve import Work, capture_and_solve, method_and_schedule
+from ..pipeline.tasks import Workers
+from ..pipeline.workers import open_workers
 from ..solver import Method
 from ..targets.registry import TARGETS
 from .calibration import samples_key, write_ranges, write_samples
@@ -48,10 +49,10 @@ from .files import (
     model_key,
     read_arrays,
     read_manifest,
-    write_arrays,
     write_manifest,
     write_solution,
 )
+from .spread import capture_and_solve_with, hessian_file_bytes
 
 DAMPINGS = 2  # rises when other dampings are chosen for the same Hessians
 MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
@@ -78,11 +79,13 @@ def build(
     *,
     data: DataOptions | None = None,
     feedback: Feedback | None = None,
+    workers: str | Workers | None = None,
 ) -> Built:
     """Solve every layer of a model at every level that it can take, into `folder`.
 
     model, calibration, data, feedback: as for `compress`; a model that is folded already is not folded again. levels:
-    see `level_sets.read_levels`. recipe: its target, solver options and `skip` rules count.
+    see `level_sets.read_levels`. recipe: its target, solver options and `skip` rules count. workers: who does the work,
+    as `open_workers` names them; this process alone by default. The database is the same.
 
     What is in the folder already and was made from the same things is kept; what was made from others is made anew. An
     interrupted build goes on where it stopped, and ends in the same bytes. Levels of an earlier build from the same
@@ -90,6 +93,11 @@ def build(
     """
     recipe, feedback, target = recipe or Recipe(), feedback or Feedback(), Path(folder)
     check_recipe(recipe)
+    if workers is not None and recipe.solver in LEARNED:
+        raise RecipeError(f"--workers: solver {recipe.solver} learns on the model as a whole; leave it out")
+    if isinstance(workers, str):
+        with open_workers(workers, recipe.device, recipe.threads) as found:
+            return build(model, calibration, levels, folder, recipe, data=data, feedback=feedback, workers=found)
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     earlier = _open_folder(target)
     folded = model if isinstance(model, Folded) else prepare(read_model(model))
@@ -150,7 +158,10 @@ def build(
     at_a_level = [layer for layer in layers if solving[layer.name]]
     learned = learned_on_dense(folded.model, at_a_level, solving, calibrating, recipe, feedback.progress)
     work = Work(folded.model, chunks, solving, method, schedule, learned=learned)
-    capture_and_solve(work, calibrating, recipe, store, feedback)
+    if workers is None:
+        capture_and_solve(work, calibrating, recipe, store, feedback)
+    else:
+        capture_and_solve_with(workers, work, calibrating, recipe, store, feedback)
     complete = replace(manifest, complete=True, ranges=store.ranges, layers=tuple(store.entries.values()))
     _remove_stale(target, complete)
     write_manifest(target, complete)
@@ -192,7 +203,7 @@ class _Folder:
         method: Method,
         schedule: Schedule,
     ) -> None:
-        self._folder, self._choices, self._key, self._recipe = folder, choices, hessian_key, recipe
+        self._folder, self._choices, self.hessian_key, self._recipe = folder, choices, hessian_key, recipe
         self._method, self._schedule = method, schedule
         self.entries, self.ranges = dict(entries), dict[str, str]()
         self.solved, self.reused, self.captured = 0, 0, False
@@ -202,24 +213,21 @@ class _Folder:
         file, ranges_key = self._ranges(number, chunk)
         if chunk.ranges:
             self.ranges[file.stem] = ranges_key
-        have_hessians = all(has_arrays(self._hessian_file(layer), self._key) for layer in chunk.layers)
+        have_hessians = all(has_arrays(self.hessian_file(layer), self.hessian_key) for layer in chunk.layers)
         return have_hessians and (not chunk.ranges or has_arrays(file, ranges_key))
 
     def keep(self, number: int, chunk: Chunk, captured: Captured) -> None:
         """See `Store`."""
         self.captured = True
         for layer in chunk.layers:
-            found = captured.of(layer)
-            arrays = {"hessian": np.asarray(found.hessian)}
-            about = {"positions": found.positions, "damping": found.damping, "left_out": found.left_out}
-            write_arrays(self._hessian_file(layer), arrays, self._key, about)
+            write_file(self.hessian_file(layer), hessian_file_bytes(captured.of(layer), self.hessian_key))
         if chunk.ranges:
             file, ranges_key = self._ranges(number, chunk)
             write_ranges(file, captured.ranges, ranges_key)
 
     def hessian(self, layer: Layer) -> LayerHessian:
         """See `Store`."""
-        arrays, info = read_arrays(self._hessian_file(layer), self._key)
+        arrays, info = read_arrays(self.hessian_file(layer), self.hessian_key)
         return LayerHessian(arrays["hessian"], int(info["positions"]), info["damping"], int(info["left_out"]))
 
     def missing(self, layer: Layer, hessian: LayerHessian) -> Sequence[Choice]:
@@ -248,7 +256,17 @@ class _Folder:
         key = self.entries[name].solutions[level]
         write_solution(self._solution_file(name, choice.level), solved.solution, key, report)
 
-    def _hessian_file(self, layer: Layer) -> Path:
+    def put_file(self, path: Path, data: bytes) -> None:
+        """See `FolderStore`."""
+        self.captured |= path.parent.name == "hessians"
+        write_file(path, data)
+
+    def solution_file(self, layer: str, choice: Choice) -> tuple[Path, str]:
+        """See `FolderStore`."""
+        return self._solution_file(layer, choice.level), self.entries[layer].solutions[str(choice.level)]
+
+    def hessian_file(self, layer: Layer) -> Path:
+        """See `FolderStore`."""
         return self._folder / "hessians" / f"{self.entries[layer.name].hessian}.safetensors"
 
     def _solution_file(self, layer: str, level: Level) -> Path:
@@ -256,7 +274,7 @@ class _Folder:
 
     def _ranges(self, number: int, chunk: Chunk) -> tuple[Path, str]:
         """The file of a chunk's ranges, and its key."""
-        return self._folder / "ranges" / f"{number:04d}.safetensors", content_key(self._key, list(chunk.ranges))
+        return self._folder / "ranges" / f"{number:04d}.safetensors", content_key(self.hessian_key, list(chunk.ranges))
 
 
 def check_recipe(recipe: Recipe) -> None:

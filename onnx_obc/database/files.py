@@ -124,10 +124,15 @@ def level_file(level: str) -> str:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], key: str, info: Mapping[str, Any]) -> None:
-    """Write arrays with what is known of them. Equal contents give equal bytes. Raises OutputError."""
+    """Write arrays with what is known of them. Raises OutputError."""
+    write_file(path, arrays_bytes(arrays, key, info))
+
+
+def arrays_bytes(arrays: Mapping[str, Array], key: str, info: Mapping[str, Any]) -> bytes:
+    """A file of arrays with what is known of them. Equal contents give equal bytes."""
     whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     header = {"key": key, "checksum": _checksum(whole), "info": info}
-    write_file(path, save(whole, {HEADER: json.dumps(header, sort_keys=True, allow_nan=False)}))
+    return save(whole, {HEADER: json.dumps(header, sort_keys=True, allow_nan=False)})
 
 
 def read_arrays(path: Path, key: str | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -158,7 +163,12 @@ def has_arrays(path: Path, key: str) -> bool:
 
 
 def write_solution(path: Path, solution: Solution, key: str, report: Mapping[str, Any]) -> None:
-    """Write a solution that is not dense float, and the report on it. Of a sparse float layer only what was kept."""
+    """Write a solution that is not dense float, and the report on it. Raises OutputError."""
+    write_file(path, solution_bytes(solution, key, report))
+
+
+def solution_bytes(solution: Solution, key: str, report: Mapping[str, Any]) -> bytes:
+    """The file of a solution that is not dense float, and of the report on it: of sparse floats what was kept."""
     arrays: dict[str, Array] = {}
     if solution.mask is not None:
         arrays["mask"] = np.packbits(solution.mask)
@@ -177,7 +187,7 @@ def write_solution(path: Path, solution: Solution, key: str, report: Mapping[str
         "loss_greedy": solution.loss_greedy,
         "report": report,
     }
-    write_arrays(path, arrays, key, info)
+    return arrays_bytes(arrays, key, info)
 
 
 def read_solution(path: Path, key: str) -> tuple[Solution, dict[str, Any]]:

@@ -10,7 +10,7 @@ from ..core.plural import counted
 from ..graph.cost import density
 from ..graph.layers import Layer
 from ..solver import Method
-from ..solver.forecast import LONGEST, Forecast, Job, calibrate, choose_solvers, rows_to_compare
+from ..solver.forecast import LONGEST, TYPICAL, Forecast, Job, calibrate, choose_solvers, predict, rows_to_compare
 from ..solver.traces import pattern_of
 from .layer import LayerMethod
 from .recipe import Recipe
@@ -63,6 +63,18 @@ def make_schedule(
         if forecast.solver == "ordered"
     }
     return Schedule(rows, tuple(_in_words(layers, forecasts, recipe)))
+
+
+def longest_first(
+    layers: Sequence[Layer], choices: Mapping[str, Sequence[Choice]], schedule: Schedule
+) -> tuple[Layer, ...]:
+    """The layers in the order in which workers are to begin them, so that none is left over for one worker at last."""
+
+    def seconds(layer: Layer) -> float:
+        exact, ordered = predict(_job(layer, [choice.level for choice in choices[layer.name]]), TYPICAL)
+        return ordered if layer.name in schedule.ordered else exact
+
+    return tuple(sorted(layers, key=seconds, reverse=True))
 
 
 def _job(layer: Layer, levels: Sequence[Level]) -> Job:

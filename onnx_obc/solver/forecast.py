@@ -57,6 +57,15 @@ class Machine:
     double: float
 
 
+TYPICAL = Machine(  # to compare layers by, on machines that nobody has timed; from benchmarks/results/solver.md
+    threads=1,
+    narrow={"bits": 6e-5, "unstructured": 4e-5, "nm": 3e-5, "block": 7e-5},
+    wide={"bits": 8e-3, "unstructured": 7e-3, "nm": 4e-3, "block": 1e-2},
+    single=5e10,
+    double=2.5e10,
+)
+
+
 @dataclass(frozen=True)
 class Forecast:
     """The seconds that a layer would take, and the solver it gets."""
