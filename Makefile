@@ -21,10 +21,10 @@ demo: $(VENV)/.cpu
 	$(VENV)/bin/onnx-obc demo
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -m 'not slow'
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
