@@ -9,7 +9,6 @@ A finished row is kept in benchmarks/results/transformers.jsonl at once, and row
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any, get_args
 import onnx
 
 from benchmarks.common.evaluation import Score, output_loss
-from benchmarks.common.harness import RESULTS, Row, Rows
-from benchmarks.common.subjects import DECODERS, Subject, find_subjects
+from benchmarks.common.harness import Row, Rows, arguments, measure
+from benchmarks.common.subjects import DECODERS, Subject
 from benchmarks.common.tables import machine, markdown
 from onnx_obc.pipeline.compress import compress
 from onnx_obc.pipeline.options import Activations
@@ -58,7 +57,7 @@ THEIR_OWN: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def measure(subject: Subject, rows: Rows, scratch: Path) -> None:
+def levels(subject: Subject, rows: Rows, scratch: Path) -> None:
     """Add the rows of a model that are missing."""
     dense = subject.score(subject.path, None)
     add(subject, rows, "float", "dense", dense, dense, subject.path)
@@ -137,25 +136,9 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Run what is missing, and write the page."""
-    import tempfile
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("work-models"))
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--only", choices=NAMES, action="append", help="only this model; may be given again")
-    parser.add_argument("--table", action="store_true", help="run nothing, only write the page again")
-    parser.add_argument("--again", action="store_true", help="run finished rows of the chosen models again")
-    options = parser.parse_args()
-    names = tuple(options.only or NAMES)
-    rows = Rows(RESULTS / "transformers.jsonl", ("model", "level", "tool"))
-    if not options.table:
-        if options.again:
-            rows.drop(lambda row: row["model"] in names)
-        with tempfile.TemporaryDirectory() as scratch:
-            for subject in find_subjects(options.models, options.shared, Path(scratch), names):
-                measure(subject, rows, Path(scratch))
-    (RESULTS / "transformers.md").write_text(page(rows.rows), encoding="utf-8")
+    options = arguments(__doc__, NAMES).parse_args()
+    options.only = options.only or [*NAMES]
+    measure("transformers", ("model", "level", "tool"), options, levels, page)
 
 
 if __name__ == "__main__":

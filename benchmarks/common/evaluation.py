@@ -60,7 +60,7 @@ def imagenet_top1(
     threads: int = 0,
 ) -> Score:
     """Top-1 accuracy on the images of these class indices; pixels (x/255 − 0.5)/0.5, centre crop 224."""
-    session = _session(model, threads)
+    session = cpu_session(model, threads)
     outputs = [_run(session, images) for images in imagenet_images(images_zip, indices, batch)]  # (batch, 1000) each
     return _top1(np.concatenate(outputs), np.asarray(indices), reference)
 
@@ -84,7 +84,7 @@ def cifar_top1(
     threads: int = 0,
 ) -> Score:
     """Top-1 accuracy on every image of the archive (`class/NNNN.jpg`, classes in alphabetical order)."""
-    session = _session(model, threads)
+    session = cpu_session(model, threads)
     pixels, labels = cifar_images(images_zip)
     outputs = [
         _run(session, _nchw(pixels[start : start + batch], CIFAR_MEAN, CIFAR_STD))  # (batch, 10)
@@ -131,7 +131,7 @@ def embed(
     reader.no_padding()
     tokens = [encoding.ids for encoding in reader.encode_batch(list(sentences))]
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    session = _session(model, threads)
+    session = cpu_session(model, threads)
     vectors: dict[int, npt.NDArray[np.float32]] = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
@@ -145,7 +145,8 @@ def embed(
     return np.stack([vectors[i] for i in range(len(order))])  # (sentences, width)
 
 
-def _session(model: Path | str, threads: int) -> ort.InferenceSession:
+def cpu_session(model: Path | str, threads: int) -> ort.InferenceSession:
+    """A file in onnxruntime, as users run it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads  # 0: as many as there are cores
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

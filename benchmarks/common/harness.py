@@ -48,13 +48,13 @@ class Rows:
             scratch.replace(self._file)
 
 
-def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that these benchmarks share."""
+def arguments(doc: str | None, names: Sequence[str] = NAMES) -> argparse.ArgumentParser:
+    """A parser with the options that these benchmarks share. names: of the models that there are to choose from."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path("work-models"), help="what tools/export_models.py wrote")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
     parser.add_argument("--databases", type=Path, default=Path("work-models/databases"), help="where databases are")
-    parser.add_argument("--only", choices=NAMES, action="append", help="only this model; may be given again")
+    parser.add_argument("--only", choices=names, action="append", help="only this model; may be given again")
     parser.add_argument("--table", action="store_true", help="run nothing, only write the page again")
     parser.add_argument("--again", action="store_true", help="run finished rows of the chosen models again")
     parser.add_argument("--json", type=Path, help="keep rows in this file, not beside the page, and write no page")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
-from benchmarks.common.evaluation import Score
+from benchmarks.common.evaluation import Score, cpu_session
 from onnx_obc.runtime.metric import Sample
 from onnx_obc.runtime.metrics import PERPLEXITY
 
@@ -32,9 +32,7 @@ def perplexity(
     ids = np.array(Tokenizer.from_file(str(tokenizer)).encode(Path(text).read_text(encoding="utf-8")).ids)  # (tokens,)
     windows = ids[: len(ids) // TOKENS * TOKENS].reshape(-1, TOKENS)
     windows = windows[np.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).astype(int)]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model, threads)
     notes, kept = [], []
     for start in range(0, len(windows), BATCH):
         chosen = windows[start : start + BATCH]

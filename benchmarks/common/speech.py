@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 from tokenizers import Tokenizer
 from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from benchmarks.common.evaluation import cpu_session
 from onnx_obc.runtime.metric import Sample
 from onnx_obc.runtime.metrics import word_error_rate
 
@@ -53,10 +53,8 @@ class Whisper:
     """The three files in onnxruntime; `files` names those that lie elsewhere than in the folder."""
 
     def __init__(self, folder: Path, files: dict[str, Path] | None = None, threads: int = 0) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
         self._sessions = {
-            name: ort.InferenceSession(str((files or {}).get(name, folder / f"{name}.onnx")), options)
+            name: cpu_session((files or {}).get(name, folder / f"{name}.onnx"), threads)
             for name in ("encoder", "decoder", "decoder_with_past")
         }
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -50,9 +50,8 @@ from .files import (
     read_arrays,
     read_manifest,
     write_manifest,
-    write_solution,
 )
-from .spread import capture_and_solve_with, hessian_file_bytes
+from .spread import capture_and_solve_with, hessian_file_bytes, solution_file_bytes
 
 DAMPINGS = 2  # rises when other dampings are chosen for the same Hessians
 MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
@@ -250,11 +249,9 @@ class _Folder:
         return [Choice(level) for level in missing]
 
     def put(self, solved: Solved, choice: Choice) -> None:
-        """See `Store`. Times are not kept: the same build ends in the same bytes."""
-        name, level = solved.layer.name, str(choice.level)
-        report = asdict(replace(solved.report, seconds=0.0))
-        key = self.entries[name].solutions[level]
-        write_solution(self._solution_file(name, choice.level), solved.solution, key, report)
+        """See `Store`."""
+        path, key = self.solution_file(solved.layer.name, choice)
+        write_file(path, solution_file_bytes(solved, key))
 
     def put_file(self, path: Path, data: bytes) -> None:
         """See `FolderStore`."""

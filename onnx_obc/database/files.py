@@ -162,11 +162,6 @@ def has_arrays(path: Path, key: str) -> bool:
     return True
 
 
-def write_solution(path: Path, solution: Solution, key: str, report: Mapping[str, Any]) -> None:
-    """Write a solution that is not dense float, and the report on it. Raises OutputError."""
-    write_file(path, solution_bytes(solution, key, report))
-
-
 def solution_bytes(solution: Solution, key: str, report: Mapping[str, Any]) -> bytes:
     """The file of a solution that is not dense float, and of the report on it: of sparse floats what was kept."""
     arrays: dict[str, Array] = {}

@@ -189,7 +189,7 @@ def _capture(
         folder = workers.share_folder(Path(scratch))
         batches = tuple(workers.share(batch) for batch in samples.read(0, samples.count))
         names = tuple(samples.name_of(position) for position in range(samples.count))
-        owners = {name: (number, part) for number, part in parts for name in [_name(number, part)]}
+        owners = {_name(number, part): (number, part) for number, part in parts}
         tasks = (
             Task(name, do_capture, _job(part, folder, batches, names, samples.step, recipe, store.hessian_key))
             for name, (_, part) in owners.items()

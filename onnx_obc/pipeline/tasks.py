@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from ..core.errors import WorkerError
+from ..core.errors import ObcError, WorkerError
 from ..core.plural import counted
 
+Outcome: TypeAlias = tuple[Any, Exception | None, str]  # a result; or an error that travels, and where it was raised
 DEATHS = 3  # of workers on one task, before the task is to blame
 LESS = "give fewer --workers, or a machine with more memory"
 
@@ -60,6 +62,26 @@ class Workers(Protocol):
         A task whose worker dies is done again by another. Raises what a task raises, and WorkerError for a task that
         kills its workers.
         """
+
+
+def outcome_of(function: Callable[[Any], Any], job: object) -> Outcome:
+    """In a worker: what comes of a task. Errors that are not ours stay there, but for their text."""
+    try:
+        return function(job), None, ""
+    except Exception as error:
+        return None, error if isinstance(error, ObcError | MemoryError) else None, traceback.format_exc()
+
+
+def result_of(name: str, outcome: Outcome) -> Any:
+    """The result of a task. Raises what it raised: RuntimeError with its text, where that is no error of ours."""
+    result, error, where = outcome
+    if isinstance(error, MemoryError):
+        raise out_of_memory(name) from error
+    if error is not None:
+        raise error
+    if where:
+        raise RuntimeError(f"{name} failed in a worker:\n{where}")
+    return result
 
 
 def killed(name: str) -> WorkerError:

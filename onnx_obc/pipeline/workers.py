@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import tempfile
-import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,12 +15,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from ..core.errors import ObcError, RecipeError, WorkerError
+from ..core.errors import RecipeError, WorkerError
 from ..core.machine import workers as usable
 from ..runtime.session import Device
 from ..solver.gpu.device import devices
 from ..solver.linalg.threads import one_blas_thread
-from .tasks import DEATHS, Shared, SharedFolder, Task, Workers, killed, out_of_memory
+from .tasks import DEATHS, Shared, SharedFolder, Task, Workers, killed, outcome_of, result_of
 
 
 @contextmanager
@@ -177,17 +176,11 @@ class _Process:
         """The result. Raises EOFError if the process died, and what the task raised."""
         assert self._pipe is not None
         try:
-            result, error, where = self._pipe.recv()
+            outcome = self._pipe.recv()
         except (EOFError, OSError):
             self.kill()
             raise EOFError from None
-        if isinstance(error, MemoryError):
-            raise out_of_memory(name) from error
-        if isinstance(error, ObcError):
-            raise error
-        if where:
-            raise RuntimeError(f"{name} failed in a worker:\n{where}") from error
-        return result
+        return result_of(name, outcome)
 
     def kill(self) -> None:
         """End it, whatever it does."""
@@ -207,18 +200,13 @@ def _serve(pipe: connection.Connection, gpu: str | None) -> None:
     with one_blas_thread(), suppress(EOFError, OSError):
         while True:
             function, job = pipe.recv()
-            error: BaseException | None = None
-            result, where = None, ""
-            try:
-                result = function(job)
-            except Exception as raised:
-                error, where = raised, traceback.format_exc()
+            outcome = outcome_of(function, job)
             del job
             try:
-                pipe.send((result, error, where))
+                pipe.send(outcome)
             except (pickle.PicklingError, TypeError, AttributeError):  # an error that cannot travel
-                pipe.send((None, None, where))
-            del result
+                pipe.send((None, None, outcome[2]))
+            del outcome
 
 
 def _end_with_the_parent() -> None:

@@ -7,7 +7,6 @@ import os
 import platform
 import socket
 import tempfile
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..core.errors import ObcError, WorkerError, first_line, shortened
+from ..core.errors import WorkerError, first_line, shortened
 from ..core.version import __version__
 from ..runtime.session import Device
 from ..solver.linalg.threads import one_blas_thread
-from .tasks import DEATHS, Shared, SharedFolder, Task, killed, out_of_memory
+from .tasks import DEATHS, Outcome, Shared, SharedFolder, Task, killed, out_of_memory, outcome_of, result_of
 
 ANSWER = 10.0  # seconds that a cluster has to answer
 AHEAD = 2  # tasks that Ray is given for each that runs: what it needs to place the next, and to ask for more machines
@@ -105,7 +104,7 @@ class RayWorkers:
         """What a task returned. Raises what it raised, in words of ours where Ray has others."""
         errors = self._ray.exceptions
         try:
-            result, error, where = self._ray.get(reference)
+            outcome = self._ray.get(reference)
         except errors.OutOfMemoryError as raised:
             raise out_of_memory(task.name) from raised
         except errors.WorkerCrashedError as raised:
@@ -114,13 +113,7 @@ class RayWorkers:
             if "No module named 'onnx_obc" in str(raised):
                 raise WorkerError(f"{task.name}: onnx-obc is not installed there; install {__version__}") from raised
             raise WorkerError(f"{task.name}: Ray says: {shortened(first_line(raised))}") from raised
-        if isinstance(error, MemoryError):
-            raise out_of_memory(task.name) from error
-        if isinstance(error, ObcError):
-            raise error
-        if where:
-            raise RuntimeError(f"{task.name} failed in a worker:\n{where}") from error
-        return result
+        return result_of(task.name, outcome)
 
 
 def versions() -> dict[str, str]:
@@ -141,15 +134,15 @@ def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str], where: st
         raise WorkerError(f"machine {where} has {'; '.join(others)}; install the same versions on all machines")
 
 
-def _perform(expected: dict[str, str], function: Callable[[Any], Any], job: Any) -> tuple[Any, Any, str]:
-    """In a worker: the result of a task, or the error and where it was raised."""
-    try:
+def _perform(expected: dict[str, str], function: Callable[[Any], Any], job: Any) -> Outcome:
+    """In a worker: what comes of a task."""
+
+    def checked(job: Any) -> Any:
         check_versions(versions(), expected, platform.node())  # also here: machines join
         with one_blas_thread():
-            return function(job), None, ""
-    except Exception as error:
-        known = isinstance(error, ObcError | MemoryError)
-        return None, error if known else None, traceback.format_exc()
+            return function(job)
+
+    return outcome_of(checked, job)
 
 
 def _nothing(job: object) -> None:
@@ -174,7 +167,7 @@ class _Copied:
     files: Mapping[str, Shared]
 
     def place(self) -> Path:
-        folder = _scratch(self.name)
+        folder = Path(_scratch(self.name).name)
         for name, shared in self.files.items():
             if not (folder / name).exists():
                 shared.get().tofile(folder / name)
@@ -182,14 +175,9 @@ class _Copied:
 
 
 @lru_cache(maxsize=1)
-def _scratch(name: str) -> Path:
+def _scratch(name: str) -> tempfile.TemporaryDirectory[str]:
     """A folder of this process, which goes when the process ends or asks for another one."""
-    folder = tempfile.TemporaryDirectory(prefix="onnx-obc-")
-    _kept[:] = [folder]
-    return Path(folder.name)
-
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []
+    return tempfile.TemporaryDirectory(prefix="onnx-obc-")
 
 
 def _ray() -> Any:

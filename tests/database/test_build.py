@@ -109,15 +109,15 @@ import onnx_obc.database.build as module
 
 written = 0
 
-def hook(name, after):
-    original = getattr(module, name)
+def hook(owner, name, after):
+    original = getattr(owner, name)
     def killing(*args):
         global written
         original(*args)
         written += 1
         if written == after:
             os.kill(os.getpid(), signal.SIGKILL)
-    setattr(module, name, killing)
+    setattr(owner, name, killing)
 
 """
 
@@ -129,7 +129,7 @@ def test_killed_and_run_again_it_ends_in_the_same_bytes(after: int, whole: Path,
     """Killed from inside when so many solutions lie on disk; 0: when the manifest does, before anything is solved."""
     folder = tmp_path / "db"
     arguments = ["build", MODEL, folder, "--calib", CALIBRATION, "--levels", LEVELS, "--samples", "64"]
-    hook = f"hook('write_solution', {after})" if after else "hook('write_manifest', 1)"
+    hook = f"hook(module._Folder, 'put', {after})" if after else "hook(module, 'write_manifest', 1)"
     code = f"{KILLED}{hook}\nfrom onnx_obc.cli.main import main; main({[str(x) for x in arguments]!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600)
     assert done.returncode == -signal.SIGKILL
