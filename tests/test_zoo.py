@@ -41,7 +41,7 @@ HAND_WRITTEN = {
     "shared-three-ways": (2, []),
     "batched": (1, []),
     "left": (2, []),
-    "foreign-operators": (1, ["com.microsoft"]),
+    "foreign-operators": (2, []),
     "ir3-inputs": (1, ["inside the body of If"] * 2),
     "constant-nodes": (2, []),
     "odd-names": (1, ["inside the body of If"] * 2),

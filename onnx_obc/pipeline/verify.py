@@ -18,6 +18,7 @@ from ..core.level import NM, Block, Unstructured
 from ..core.plural import counted
 from ..core.progress import Progress
 from ..core.solution import Solution
+from ..graph.contributed import check_path
 from ..graph.layers import Layer, Use
 from ..graph.write import WrittenWeight
 from ..runtime.output_loss import OutputLoss, class_scores
@@ -105,7 +106,7 @@ def verify(
 def check_loads(path: Path, device: Device, threads: int | None) -> Check:
     """The file passes the ONNX checker, and onnxruntime loads it."""
     try:
-        onnx.checker.check_model(str(path))
+        check_path(path)
         open_session(path, device=device, threads=threads)
     except (onnx.checker.ValidationError, ModelError) as error:
         return Check("file", False, one_line(error))
