@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import CheckerPass
 from onnxscript.optimizer import _constant_folding
 
+from ..core.arrays import Array
 from .tensors import nodes_of
 
 DOMAIN = "com.microsoft"
@@ -170,3 +172,13 @@ def why_left_out(node: ir.Node) -> str:
         if name in UNPACKED:
             return f"{name} in a form that cannot be taken apart into ONNX's operators, its weights stay as they are"
     return f"{name} of domain {node.domain} is not handled, its weights stay as they are"
+
+
+def unpacked_bytes(node: ir.Node) -> list[Array]:
+    """The codes (N, K) and the zero points (N, blocks) of a MatMulNBits of 8 bits, signed; none of others."""
+    if node.op_type != "MatMulNBits" or node.attributes.get_int("bits", 4) != 8:
+        return []
+    columns = (node.attributes.get_int("K"), None)
+    tensors = [value.const_value for value in (node.inputs[1], *node.inputs[3:4]) if value is not None]
+    arrays = [x.numpy().reshape(node.attributes.get_int("N"), -1) for x in tensors if x is not None]
+    return [(x[:, :k].astype(np.int16) - 128).astype(np.int8) for x, k in zip(arrays, columns, strict=False)]
