@@ -55,14 +55,15 @@ def check_model(model: ir.Model) -> None:
 
 def check_path(path: Path) -> None:
     """The same of a file, weights beside it included. Raises onnx.checker.ValidationError."""
-    model = ir.load(path)
-    if not has_onnxruntimes_own(model):
-        onnx.checker.check_model(str(path))
-        return
     try:
-        check_model(model)
-    except Exception as error:  # the pass wraps what the checker raises
-        raise onnx.checker.ValidationError(str(error.__cause__ or error)) from error
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        if "No Op registered" not in str(error) or not has_onnxruntimes_own(model := ir.load(path)):
+            raise
+        try:
+            check_model(model)
+        except Exception as other:  # the pass wraps what the checker raises
+            raise onnx.checker.ValidationError(str(other.__cause__ or other)) from other
 
 
 def shape_of(node: ir.Node) -> Dims | None:
