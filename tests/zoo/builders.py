@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import graphs, modules, networks, optimized
+from . import graphs, modules, networks
 from .case import Case
 
 __all__ = ["CASES", "Case"]
 
-CASES: list[Case] = [*graphs.CASES, *modules.CASES, *networks.CASES, *optimized.CASES]
+CASES: list[Case] = [*graphs.CASES, *modules.CASES, *networks.CASES]
