@@ -13,10 +13,12 @@ from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
 from ..core.plural import counted
+from .contributed import check_model, teach_shapes
 from .edit import supersede
 from .fuse import along_outputs, constant_of, flatten_biases, fuse_arithmetic, set_bias, set_initializer
 from .opset import inline_functions
 from .tensors import own_copy
+from .unfuse import unfuse
 
 Step = Callable[[ir.Model], str | None]
 
@@ -48,11 +50,11 @@ SHARED_SIZE = 1024  # a constant with so many elements and several readers is ke
 def fold(model: ir.Model, fuse: bool = True) -> tuple[ir.Model, list[str]]:
     """A simplified copy, and sentences for the report.
 
-    Functions are inlined, constants folded (tables that would grow stay), BatchNormalization is fused into the Conv,
-    ConvTranspose or Gemm before it, Pad into the Conv behind it, and what nothing reads is removed. Inputs, outputs
-    (names, order, types, shapes), metadata and opset imports stay. A step that fails, or whose result the ONNX
-    checker refuses, is left out, and a sentence says so. fuse: whether operators may become one; without it every value
-    of the model that is not a constant keeps its place.
+    Functions are inlined, what onnxruntime fused around weights is taken apart, constants are folded (tables that would
+    grow stay), BatchNormalization is fused into the Conv, ConvTranspose or Gemm before it, Pad into the Conv
+    behind it, and what nothing reads is removed. Inputs, outputs (names, order, types, shapes), metadata and opset
+    imports stay. A step that fails, or whose result the ONNX checker refuses, is left out, and a sentence says so.
+    fuse: whether operators may become one; without it every value of the model that is not a constant keeps its place.
     """
     model = own_copy(model)
     notes: list[str] = []
@@ -66,6 +68,7 @@ def fold(model: ir.Model, fuse: bool = True) -> tuple[ir.Model, list[str]]:
         ("dropping the graph inputs that stand for weights", _drop_weight_inputs),
         ("inlining functions", _inline),
         ("folding constants", _fold_constants),
+        ("taking onnxruntime's fused operators apart", _unfuse),
         ("turning Constant nodes into initializers", _lift_constants),
         *(fusing if fuse else ()),
         ("giving Gemm's bias one axis", flatten_biases),
@@ -77,7 +80,7 @@ def fold(model: ir.Model, fuse: bool = True) -> tuple[ir.Model, list[str]]:
         try:
             note = step(candidate)
             _restore_signature(candidate, model)
-            common.CheckerPass()(candidate)
+            check_model(candidate)
         except Exception as error:  # whatever it is, the model before this step is whole
             cause = str(error.__cause__ or error).strip().split("\n")[0]
             notes.append(f"{what} was left out: {cause or type(error).__name__}")
@@ -132,11 +135,19 @@ def _inline(model: ir.Model) -> str | None:
 
 def _fold_constants(model: ir.Model) -> str | None:
     before = sum(1 for _ in model.graph.all_nodes())
+    teach_shapes()
     for _ in range(2):  # the second pass folds what the first one's shapes made constant
         fold_constants_ir(model, onnx_shape_inference=True, should_fold=_may_fold)
         common.RemoveUnusedNodesPass()(model)
     after = sum(1 for _ in model.graph.all_nodes())
     return f"{counted(before - after, 'node')} folded away" if after < before else None
+
+
+def _unfuse(model: ir.Model) -> str | None:
+    note = unfuse(model)
+    if note is not None:
+        _fold_constants(model)  # which infers the shapes of what is new
+    return note
 
 
 def _lift_constants(model: ir.Model) -> str | None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ..core.arrays import Float32
 from ..core.level import NM, Block, Level
 from .constants import ACTIVATION, Constant, trace
+from .contributed import why_left_out
 
 ALREADY_INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 UNHANDLED = (*ALREADY_INTEGER, "LSTM", "GRU", "RNN", "Einsum", "DeformConv")
@@ -213,7 +214,7 @@ def _use(node: ir.Node) -> tuple[Use, View, Constant] | None:
     """
     if node.domain != "":
         if any(weight.array.ndim >= 2 for weight in _constants(node)):
-            raise _NoLayer(f"{node.op_type} of domain {node.domain} is not handled, its weights stay as they are")
+            raise _NoLayer(why_left_out(node))
         return None
     if node.op_type in UNHANDLED and any(weight.array.ndim >= 2 for weight in _constants(node)):
         if node.op_type in ALREADY_INTEGER:

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
-from onnx_ir.passes.common import CheckerPass
 
 from ..core.errors import ModelError, first_line, one_line
+from .contributed import check_model, has_onnxruntimes_own
 from .tensors import nodes_of, own_copy, tensors, values_of
 
 OLDEST_OPSET = 7
@@ -113,7 +113,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     _check_external(model, name)
     _read_small(model)
     _check_opset(model, name)
-    if (path is None and proto.ByteSize() > PROTOBUF_LIMIT) or _has_long_domain(proto):
+    if (path is None and proto.ByteSize() > PROTOBUF_LIMIT) or _has_long_domain(proto) or has_onnxruntimes_own(model):
         _check_valid(model, name)
         return model
     try:
@@ -181,7 +181,7 @@ def _brief(error: BaseException) -> str:
 def _check_valid(model: ir.Model, name: str) -> None:
     """Run the ONNX checker without serialising large tensors."""
     try:
-        CheckerPass()(model)
+        check_model(model)
     except Exception as error:
         raise ModelError(f"{name} is not a valid ONNX model: {first_line(error.__cause__ or error)}") from error
 

@@ -75,8 +75,8 @@ def _take(name: str, taken: set[str]) -> str:
 
 def _changed(op_type: str, old: int, new: int) -> bool:
     """Whether the operator's definition differs between two opsets. A control-flow node's own does not matter."""
-    if op_type in CONTROL_FLOW and old > 8:
-        return False
+    if (op_type in CONTROL_FLOW and old > 8) or not onnx.defs.has(op_type, old, ""):
+        return False  # the latter: onnxruntime's own
     return bool(onnx.defs.get_schema(op_type, old).since_version != onnx.defs.get_schema(op_type, new).since_version)
 
 

@@ -47,7 +47,7 @@ def find_fault(model: ir.Model, dense: Outputs, feed: Feed, recipe: Recipe) -> t
     tried: list[str] = []
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         path = Path(folder) / "model.onnx"
-        engines = engines_of(recipe.target, recipe.weight_form)
+        engines = engines_of(recipe.target, recipe.form)
         if engines:
             save_model(model, path)
         for name, engine in engines.items():

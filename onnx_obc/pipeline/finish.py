@@ -204,7 +204,7 @@ def _without_slow(made: _Made, work: _Work) -> _Made:
 def _lower(draft: Draft, feed: Feed, recipe: Recipe, path: Path, verdict: Verdict) -> tuple[ir.Model, Path, Verdict]:
     """The model and its file in the form that the target takes, if that is another one, and whether it computes the
     same."""
-    lower = TARGETS[recipe.target].weight_forms[recipe.weight_form]
+    lower = TARGETS[recipe.target].weight_forms[recipe.form]
     if lower is None or verdict.faults:
         return draft.plan.model, path, verdict
     model, lowered = lower(draft.plan.model), path.parent / "lowered" / path.name

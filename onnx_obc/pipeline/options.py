@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge, Gt, Le
 
 from ..core.options import Doc
-from ..targets.names import TargetName, WeightForm
+from ..targets.names import TargetName
 
 Activations: TypeAlias = Literal["none", "int8", "int4"]
 Weights: TypeAlias = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
@@ -93,9 +93,13 @@ class FinishOptions:
     """What happens to a model once its layers have their levels."""
 
     weight_form: Annotated[
-        WeightForm,
+        Literal["dq", "qdq"],
         Doc("For tensorrt: integer weights behind DequantizeLinear, or, for old releases, floats behind both."),
     ] = "dq"
+    accuracy_level: Annotated[
+        Literal[0, 1, 4] | None,
+        Doc("For onnxruntime: write weights in blocks as MatMulNBits that computes in floats (0, 1) or in int8 (4)."),
+    ] = None
     embeddings: Annotated[
         Literal["float", "int8", "int4"], Doc("Store the tables of Gather as integers, by rounding.")
     ] = "float"

@@ -18,6 +18,7 @@ from ..core.files import read_regular
 from ..core.level import Choice, Level, parse_bits, parse_sparsity
 from ..core.options import names
 from ..runtime.session import Execution
+from ..targets.names import WeightForm
 from ..targets.registry import TARGETS
 from .floor import parse_quality
 from .options import LEARNED, Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
@@ -89,6 +90,8 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
         if self.weight_form not in TARGETS[self.target].weight_forms:
             taken = ", ".join(TARGETS[self.target].weight_forms)
             raise ValueError(f"weight_form: {self.target} does not take {self.weight_form}; write {taken}")
+        if self.form not in TARGETS[self.target].weight_forms:
+            raise ValueError(f"accuracy_level: {self.target} has no MatMulNBits; leave it out")
         if self.solver in ("baseline", "gmp") and self.sequential:
             raise ValueError(f"sequential: solver {self.solver} takes no inputs into account; leave one of them out")
         if self.solver == "adaquant" and self.global_adaprune:
@@ -124,6 +127,12 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
         """The options of a group that are not at their defaults, by name."""
         given = {name: getattr(self, name) for name in names(group)}
         return {name: value for name, value in given.items() if value != Recipe.model_fields[name].default}
+
+    @property
+    def form(self) -> WeightForm:
+        """The form of the target's that integer weights are written in."""
+        forms: dict[int | None, WeightForm] = {None: self.weight_form, 0: "nbits-0", 1: "nbits-1", 4: "nbits-4"}
+        return forms[self.accuracy_level]
 
     def choose(self, layer: str) -> Choice | None:
         """What the layer of this name is to become: by the first rule that matches, else by the recipe itself.

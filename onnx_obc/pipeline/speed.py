@@ -87,7 +87,7 @@ def measure_speed(folded: Folded, path: Path, feed: Feed, recipe: Recipe) -> Spe
     gated = recipe.min_speedup is not None or recipe.fix_slow
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         dense = Path(folder) / "dense.onnx"
-        save_for(recipe.target, recipe.weight_form, folded.model, dense)
+        save_for(recipe.target, recipe.form, folded.model, dense)
         files, threads = (dense, path), recipe.threads
         try:
             found = bench(files, recipe.target, feed, threads, QUICK_ROUNDS, turn_seconds=QUICK_SECONDS)

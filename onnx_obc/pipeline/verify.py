@@ -18,6 +18,7 @@ from ..core.level import NM, Block, Unstructured
 from ..core.plural import counted
 from ..core.progress import Progress
 from ..core.solution import Solution
+from ..graph.contributed import check_path, unpacked_bytes
 from ..graph.layers import Layer, Use
 from ..graph.write import WrittenWeight
 from ..runtime.output_loss import OutputLoss, class_scores
@@ -105,7 +106,7 @@ def verify(
 def check_loads(path: Path, device: Device, threads: int | None) -> Check:
     """The file passes the ONNX checker, and onnxruntime loads it."""
     try:
-        onnx.checker.check_model(str(path))
+        check_path(path)
         open_session(path, device=device, threads=threads)
     except (onnx.checker.ValidationError, ModelError) as error:
         return Check("file", False, one_line(error))
@@ -143,6 +144,7 @@ def _integers(model: ir.Model) -> set[bytes]:
     constants = [value.const_value for value in model.graph.initializers.values()]
     arrays = [x.numpy() for x in constants if x is not None and x.dtype == ir.DataType.INT8]
     for node in model.graph:
+        arrays += unpacked_bytes(node)
         if node.op_type == "QuantizeLinear":
             weight, scale = (None if x is None else x.const_value for x in node.inputs[:2])
             if weight is not None and scale is not None:

@@ -112,7 +112,7 @@ def write_quickly(folded: Folded, profile: Mapping[str, Choice], feed: Feed, rec
     values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
     ranges = capture(plan.model, Chunk((), values), samples, execution=Execution("cpu")).ranges if values else {}
     write_rounded(plan, ranges, recipe, "minmax", "minmax")
-    save_for(recipe.target, recipe.weight_form, plan.model, path)
+    save_for(recipe.target, recipe.form, plan.model, path)
 
 
 def write_rounded(

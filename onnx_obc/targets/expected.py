@@ -46,7 +46,7 @@ def expected_kernels(model: ir.Model) -> list[ExpectedKernel]:
     """The products of a file's main graph, in its order; those of two activations are left out."""
     found = []
     for node in model.graph:
-        if node.op_type not in (*WEIGHTED, *INTEGER):
+        if node.op_type not in (*WEIGHTED, *INTEGER, "MatMulNBits"):
             continue
         operands = [node.inputs[index] for index in _operands(node)]
         constants = [value for value in operands if constant_behind(value) is not None]
@@ -54,8 +54,11 @@ def expected_kernels(model: ir.Model) -> list[ExpectedKernel]:
             continue
         weight, own = constant_behind(constants[-1]), dequantized_bits(constants[-1])
         assert weight is not None
-        if node.op_type in INTEGER:
-            form: Form = "int8"
+        if node.op_type == "MatMulNBits":
+            form: Form = "weights"
+            own = node.attributes.get_int("bits", 4)
+        elif node.op_type in INTEGER:
+            form = "int8"
         else:
             widths = [dequantized_bits(value) for value in operands]
             form = "float" if own is None else "int8" if widths == [8, 8] else "weights"

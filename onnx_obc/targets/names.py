@@ -5,4 +5,4 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 TargetName: TypeAlias = Literal["onnxruntime", "openvino", "deepsparse", "tensorrt"]
-WeightForm: TypeAlias = Literal["dq", "qdq"]
+WeightForm: TypeAlias = Literal["dq", "qdq", "nbits-0", "nbits-1", "nbits-4"]  # nbits: MatMulNBits, its accuracy level

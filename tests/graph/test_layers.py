@@ -397,7 +397,7 @@ def test_unhandled_operators() -> None:
     assert [out.reason for out in left] == [
         "LSTM weights are not handled, they stay float",
         "Einsum weights are not handled, they stay float",
-        "FusedMatMul of domain com.microsoft is not handled, its weights stay as they are",
+        "FusedMatMul in a form that cannot be taken apart into ONNX's operators, its weights stay as they are",
     ]
     assert [out.name for out in left] == ["rnn", "e", "f"]
 

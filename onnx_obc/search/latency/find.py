@@ -75,7 +75,7 @@ def find_in_time(
     tried: list[tuple[float, Measured]] = []
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         dense, path = Path(folder) / "dense.onnx", Path(folder) / "model.onnx"
-        save_for(recipe.target, recipe.weight_form, database.graph, dense)
+        save_for(recipe.target, recipe.form, database.graph, dense)
 
         def measure(profile: Profile, turn: int) -> float:
             _write(database, profile.choices, recipe, path)
@@ -150,7 +150,7 @@ def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, pa
     """Write a profile from stored solutions, for the engine: neither corrected nor checked."""
     solutions = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
     write(solutions, recipe)
-    save_for(recipe.target, recipe.weight_form, solutions.plan.model, path)
+    save_for(recipe.target, recipe.form, solutions.plan.model, path)
 
 
 def _in_place(

@@ -103,7 +103,7 @@ def time_profile(
         if profile:
             write_quickly(subject.folded, profile, feed, recipe, path)
         else:
-            save_for(recipe.target, recipe.weight_form, subject.folded.model, path)
+            save_for(recipe.target, recipe.form, subject.folded.model, path)
         return time_file(subject, path, feed, recipe, RUN_SECONDS)
 
 

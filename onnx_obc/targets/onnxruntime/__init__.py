@@ -1,8 +1,10 @@
 """onnxruntime on a CPU."""
 
+from functools import partial
+
 from ..engine import Engine
 from ..target import Target
-from . import biases, check, engine, rules
+from . import biases, check, engine, few_bits, rules
 
 TARGET = Target(
     name="onnxruntime",
@@ -15,5 +17,11 @@ TARGET = Target(
     fit_to_biases=biases.fit_to_biases,
     check=check.check,
     copied=rules.copied,
+    weight_forms={
+        "dq": None,
+        "nbits-0": partial(few_bits.as_few_bits, accuracy_level=0),
+        "nbits-1": partial(few_bits.as_few_bits, accuracy_level=1),
+        "nbits-4": partial(few_bits.as_few_bits, accuracy_level=4),
+    },
     zero_points=lambda activation_bits: True,
 )
