@@ -242,8 +242,8 @@ def _weight(node: ir.Node, index: int) -> Constant:
         raise _NoLayer("both of its inputs are constant")
     dtype = weight.array.dtype
     if dtype != np.float32:
-        floating = dtype.name in ("float16", "float64", "bfloat16")
-        raise _NoLayer(f"weights are {dtype.name}" + ("; export the model in float32" if floating else ""))
+        floating = dtype.name == "float64"
+        raise _NoLayer(f"weights are {dtype.name}" + ("; write --cast float32" if floating else ""))
     if weight.array.size == 0:
         raise _NoLayer("the weight is empty")
     return weight
