@@ -14,7 +14,8 @@ from ..core.arrays import Feed, Float32
 from ..core.errors import RecipeError
 from ..core.plural import counted
 from ..core.solution import Solution
-from ..graph.half import FLOAT, FLOAT16, NORMAL, QUANTIZING, FloatTypes, narrow
+from ..graph.half import FLOAT, FLOAT16, NORMAL, FloatTypes
+from ..graph.narrow import QUANTIZING, narrow
 from ..graph.write import rewrite
 from ..runtime.judge import Judge, less
 from ..runtime.session import open_session
@@ -51,9 +52,10 @@ class Precision:
         for weight in draft.written:
             entry = solved[weight.layer]
             outputs = (str(use.node.outputs[0].name) for use in weight.uses)
-            if all(self.types.of(name) == FLOAT for name in outputs):
+            stored = self.types.stored is not None and entry.solution.codes is None
+            if not stored and all(self.types.of(name) == FLOAT for name in outputs):
                 continue
-            solution = _rounded(draft.solved[weight.layer].solution, self.types.half)
+            solution = _rounded(entry.solution, self.types.half)
             rewrite(draft.plan.model, entry.layer, weight, solution)
             solved[weight.layer] = replace(entry, solution=solution)
         return replace(draft, solved=solved)
@@ -126,7 +128,9 @@ def _measured(model: ir.Model, types: FloatTypes, feeds: Sequence[Feed], judge: 
     notes = []
     magnitudes = _magnitudes(model, feeds, recipe)
     large = {name for name, value in magnitudes.items() if not value <= LARGEST}  # NaN too
-    near = [node for node in model.graph if any(v is not None and v.name in large for v in (*node.inputs, *node.outputs))]
+    near = [
+        node for node in model.graph if any(v is not None and v.name in large for v in (*node.inputs, *node.outputs))
+    ]
     types = replace(types, float32={*types.float32, *_outputs(near)})
     if near:
         most = max(magnitudes[name] for name in large)
@@ -143,7 +147,9 @@ def _measured(model: ir.Model, types: FloatTypes, feeds: Sequence[Feed], judge: 
         notes.append(f"float16: {kept} stay float32: output loss {now.value:.3g} → {losses[best].value:.3g}")
         types, now = trials[best], losses[best]
         del kinds[best]
-    notes.append(f"float16: output loss {before.value:.3g} → {now.value:.3g} on {counted(len(before.by_sample), 'sample')}")
+    notes.append(
+        f"float16: output loss {before.value:.3g} → {now.value:.3g} on {counted(len(before.by_sample), 'sample')}"
+    )
     return Precision(types, tuple(notes))
 
 

@@ -15,9 +15,9 @@ from ..calibration.samples import Samples
 from ..core.arrays import Feed
 from ..core.errors import EngineError
 from ..graph.cost import layer_costs
-from ..graph.half import narrow
 from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs
+from ..graph.narrow import narrow
 from ..targets.attribution import node_name, seconds_of_layers
 from ..targets.bench import ROUNDS, TURN_SECONDS, bench
 from ..targets.registry import TARGETS, save_for

@@ -189,7 +189,7 @@ def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[Wr
 
 def _reads(values: Mapping[str, ir.Value], use: Use, weight: str) -> bool:
     """Whether the node of the file that computes this use's output reads the weight of this name."""
-    node = values[str(use.node.outputs[0].name)].producer()
+    node = _uncast(values[str(use.node.outputs[0].name)]).producer()
     sources = [] if node is None else [_uncast(source) for source in node.inputs if source is not None]
     return any(source.name == weight for source in sources)
 

@@ -160,9 +160,7 @@ def compress_to_budget(
     check_gates(recipe, dense, options.evaluation is not None)
     over = {name: value for name, value in dict(recipe).items() if name in (*SEARCHED, "layers")}
     folded = prepare(dense, recipe.cast)
-    samples = open_samples(
-        calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense
-    )
+    samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense)
     _check_reachable(budgets, folded.model, samples, levels, recipe, options)
     held_out = split(samples)[1]  # with labels of all kinds, of which a database keeps classes alone
     examiner = open_examiner(folded.dense, options.evaluation, held_out, recipe.execution(), feedback.progress)
