@@ -15,6 +15,7 @@ from .tensors import nodes_of, own_copy, values_of
 FLOAT, FLOAT16, BFLOAT16, DOUBLE = (ir.DataType[name] for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"))
 HALVES = (FLOAT16, BFLOAT16)
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+STORED_BYTES = "onnx_obc.stored_bytes"  # the metadata of a widened model, which survives copies and files
 NORMAL = {FLOAT16: 2.0**-14, BFLOAT16: 2.0**-126}  # the smallest number with all digits of its type
 
 # Operators without an ONNX schema whose float inputs and outputs have one type, which may be a half one.
@@ -71,12 +72,21 @@ def _computes(node: ir.Node | None) -> bool:
     return node is not None and node.op_type not in ("Cast", "Constant", "DequantizeLinear")
 
 
+def float_bytes(model: ir.Model) -> int:
+    """The bytes of a weight in the file that a model comes from: 2 where `widen` widened it from half precision."""
+    return int(model.metadata_props.get(STORED_BYTES, 4))
+
+
 def widen(model: ir.Model, wide: Collection[ir.DataType] = HALVES) -> ir.Model:
-    """A copy in which everything of these types is float32.
+    """A copy in which everything of these types is float32; the model itself if it has nothing of them.
 
     Casts that then change nothing are removed, but for those from a graph's input to its output.
     """
+    if not any(value.dtype in wide for value in values_of(model)):
+        return model
     model = own_copy(typed(model))
+    if wide == HALVES:
+        model.metadata_props[STORED_BYTES] = "2"
     for value in values_of(model):
         if isinstance(value.type, ir.TensorType) and value.dtype in wide:
             value.dtype = FLOAT

@@ -9,7 +9,18 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from .edit import free_name, names_of
-from .half import BFLOAT16, FLOAT, NORMAL, TYPE_ATTRIBUTES, UNSCHEMED, FloatTypes, converted, schema_of, typed
+from .half import (
+    BFLOAT16,
+    FLOAT,
+    NORMAL,
+    STORED_BYTES,
+    TYPE_ATTRIBUTES,
+    UNSCHEMED,
+    FloatTypes,
+    converted,
+    schema_of,
+    typed,
+)
 from .layers import bodies
 from .opset import raise_opset
 from .tensors import own_copy
@@ -31,6 +42,7 @@ def narrow(model: ir.Model, types: FloatTypes) -> ir.Model:
         model = typed(raise_opset(model, SCALES_OPSET))
     _Narrowing(model, types).run()
     common.RemoveUnusedNodesPass()(model)
+    model.metadata_props.pop(STORED_BYTES, None)
     return model
 
 

@@ -118,7 +118,7 @@ def retarget(
 
 def _beside_the_layers(budget: Budget, database: Database, recipe: Recipe) -> tuple[str, ...]:
     """A note for a budget of size where a good part of the model is float tables, which it does not count."""
-    tables = sum(4 * prod(table.shape) for table in find_embeddings(database.graph))
+    tables = sum(table.float_bytes * prod(table.shape) for table in find_embeddings(database.graph))
     both = tables + sum(weight_bytes(layer, FLOAT) for layer in database.layers)
     if budget.kind != "size" or recipe.embeddings != "float" or tables < NOTED * both:
         return ()

@@ -12,7 +12,7 @@ from half_models import in_half, network
 from onnx import TensorProto, helper
 from small_graphs import Array, build, random, run
 
-from onnx_obc import Recipe, compress, open_database
+from onnx_obc import Recipe, compress, open_database, parse_budget, retarget
 from onnx_obc import build as build_database
 from onnx_obc.core.errors import RecipeError
 from onnx_obc.runtime.sqnr import agreement_db
@@ -158,12 +158,15 @@ def test_a_database(kind: str, tmp_path: Path) -> None:
     given = in_half(network(), getattr(TensorProto, kind.upper()))
     recipe = Recipe(cast="float32" if kind == "double" else "none")
     folder = tmp_path / "db"
-    build_database(given, FEEDS, ["int4", "int8"], folder, recipe)
-    with open_database(folder) as database:
-        assert len(database.layers) == 3
-        assert onnx.load(folder / "model.onnx").graph.input[0].type.tensor_type.elem_type == (
-            TensorProto.FLOAT16 if kind == "float16" else TensorProto.FLOAT
-        )
+    build_database(given, FEEDS, "int4,int8", folder, recipe)
+    stored = onnx.load(folder / "model.onnx")
+    assert types_of(stored) == ({"float16"} if kind == "float16" else {"float"})
+    sizes = {layer.name: layer.float_bytes for layer in open_database(folder).layers}
+    assert set(sizes.values()) == {2 if kind == "float16" else 4} and len(sizes) == 3
+    (result,) = retarget(folder, [parse_budget("size=3x")], [tmp_path / "out.onnx"])
+    assert types_of(onnx.load(tmp_path / "out.onnx")) == types_of(stored)
+    before, after = (sum(getattr(x, f"bytes_{when}") for x in result.report.layers) for when in ("before", "after"))
+    assert before >= 3 * after
 
 
 @pytest.mark.slow
