@@ -309,7 +309,7 @@ def _fault(name: str, wanted: Any, found: Any) -> str | None:
     """What is wrong with an output, whatever its values are; None if nothing is."""
     if not is_numeric(wanted):
         return None
-    precision = is_float(wanted) and is_float(found)  # a type of the user's own choice, or the model's
+    precision = {wanted.dtype, found.dtype} <= {np.dtype(np.float16), np.dtype(np.float32)}  # as the user chose
     if found.shape != wanted.shape or (found.dtype != wanted.dtype and not precision):
         return f"{name} is {found.dtype}{list(found.shape)}, not {wanted.dtype}{list(wanted.shape)}"
     if is_float(wanted) and np.any(~np.isfinite(found) & np.isfinite(wanted)):

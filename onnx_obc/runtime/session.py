@@ -97,14 +97,16 @@ def open_session(
 
 
 def in_precision(feed: Mapping[str, npt.NDArray[Any]], inputs: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a feed that a model reads, floats in its own precision. inputs: types as onnxruntime names them."""
-    floats = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
+    """The arrays of a feed that a model reads, float16 and float32 as it takes them.
+
+    inputs: types as onnxruntime names them.
+    """
+    floats = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
     wanted = {}
-    for name, array in feed.items():
-        dtype = floats.get(inputs.get(name, ""))
-        if name in inputs:
-            other = dtype is not None and array.dtype.kind == "f" and array.dtype != dtype
-            wanted[name] = array.astype(dtype) if other else array
+    for name in feed.keys() & inputs.keys():
+        array, dtype = feed[name], floats.get(inputs[name])
+        other = dtype is not None and array.dtype in floats.values()
+        wanted[name] = array.astype(dtype, copy=False) if other else array
     return wanted
 
 
