@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="the zoo is exported from torch")
 pytest.importorskip("transformers", reason="the zoo is exported from transformers")
 
-from zoo import graphs, optimized
+from zoo import graphs, in_half, optimized
 from zoo.builders import CASES, Case
 
 from onnx_obc import Recipe, Rule, compress
@@ -21,7 +21,7 @@ from onnx_obc.core.errors import RecipeError
 
 pytestmark = pytest.mark.slow
 
-NOTHING_TO_COMPRESS = {"half": "float16", "einsum": "Einsum", "no-layers": "nothing to compress"}
+NOTHING_TO_COMPRESS = {"einsum": "Einsum", "no-layers": "nothing to compress"}
 REFUSED_BY_TENSORRT = dict.fromkeys(["batched", "experts"], "one scale for each output channel")
 REFUSED_BY_TENSORRT["transposed-groups"] = "no layer can take the sparsity"
 # Of the graphs written by hand: how many layers there are, and what must be left out, for what reason.
@@ -50,6 +50,7 @@ HAND_WRITTEN = {
     "branches": (1, []),
     "opset-9": (2, []),
     "double": (1, ["float64"]),
+    "half": (1, []),
     "flat-activations": (2, []),
     "sequence": (2, []),
     "resize": (2, []),
@@ -92,6 +93,14 @@ def test_what_optimizers_leave_is_compressed(case: Case, tmp_path: Path) -> None
     check_compressed(case, tmp_path / "dense.onnx", Recipe(), 15, tmp_path)
 
 
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(weights="int4", activations="none")], ids=["int8", "int4"])
+@pytest.mark.parametrize("case", in_half.CASES, ids=lambda case: case.name)
+def test_half_precision_is_compressed(case: Case, recipe: Recipe, tmp_path: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        case.build(tmp_path / "dense.onnx")
+    check_compressed(case, tmp_path / "dense.onnx", recipe, 5 if recipe.weights == "int4" else 15, tmp_path)
+
+
 def check_compressed(case: Case, dense: Path, recipe: Recipe, decibels: float | None, tmp_path: Path) -> None:
     """Compress a case: it runs, has the interface that it had, and its outputs keep so many decibels."""
     output = tmp_path / "small.onnx"
@@ -117,9 +126,10 @@ def check_compressed(case: Case, dense: Path, recipe: Recipe, decibels: float | 
             assert expected.dtype == got.dtype
             assert np.isfinite(expected).all()
             assert np.isfinite(got).all()
-            if expected.dtype == np.float32:
-                signal[i] += np.square(expected, dtype=np.float64).sum()
-                noise[i] += np.square(expected - got, dtype=np.float64).sum()
+            if expected.dtype in (np.float16, np.float32):
+                expected, got = expected.astype(np.float64), got.astype(np.float64)
+                signal[i] += np.square(expected).sum()
+                noise[i] += np.square(expected - got).sum()
     if decibels is not None:
         assert (noise <= signal * 10 ** (-decibels / 10)).all(), 10 * np.log10(signal / noise)
 

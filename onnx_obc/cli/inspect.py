@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from ..core.level import Choice, parse_level
 from ..graph.cost import layer_costs
 from ..graph.fold import fold
+from ..graph.half import widen
 from ..graph.layers import Layer, find_layers
 from ..graph.model import read_model
 from ..graph.scales import unwritable
@@ -21,7 +22,7 @@ INT8 = Choice(parse_level("int8"))
 
 def inspect_model(path: Path) -> Callable[[int], RenderableType]:
     """The layer table of a model file, for a terminal of so many columns. Raises ModelError."""
-    model, _ = fold(read_model(path))
+    model, _ = fold(widen(read_model(path)))
     layers, left_out = find_layers(model)
     costs = layer_costs(model, layers)
     impossible = {layer.name: impossible_levels(layer) for layer in layers}

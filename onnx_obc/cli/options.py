@@ -100,7 +100,7 @@ if TYPE_CHECKING:
     UniformOptions: TypeAlias = recipe.UniformOptions
 else:
     _finish = {
-        **dict.fromkeys(("weight_form", "accuracy_level", "embeddings"), LEVELS),
+        **dict.fromkeys(("weight_form", "accuracy_level", "float16", "float16_io", "embeddings"), LEVELS),
         **dict.fromkeys(("min_quality", "min_speedup", "fix_slow"), QUALITY),
         **dict.fromkeys(("verify", "measure_speed", "timing_batch"), RUN),
     }

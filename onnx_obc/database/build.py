@@ -99,8 +99,8 @@ def build(
             return build(model, calibration, levels, folder, recipe, data=data, feedback=feedback, workers=found)
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     earlier = _open_folder(target)
-    folded = model if isinstance(model, Folded) else prepare(read_model(model))
-    key = model_key(folded.dense)
+    folded = model if isinstance(model, Folded) else prepare(read_model(model), recipe.cast)
+    key = model_key(folded.given)
     stored_model = target / "model.onnx"
     if earlier.model != key if earlier is not None else stored_model.exists() and not _holds(stored_model, key):
         raise DatabaseError(f"{target} holds a database of another model; name another folder, or delete that one")
@@ -139,7 +139,7 @@ def build(
         raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
     _clear(target, MADE if outdated else ())
     if not _holds(stored_model, key):
-        save_model(folded.dense, stored_model)
+        save_model(folded.given, stored_model)
     write_manifest(target, manifest)
     if not has_arrays(target / "samples.safetensors", source):
         feeds = {"calibration": first_samples(calibrating, STORED), "held_out": held_out}

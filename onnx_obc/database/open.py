@@ -54,7 +54,7 @@ class Database:
 
     @property
     def dense(self) -> ir.Model:
-        """The model as it was given."""
+        """The model, in float32 where it was given in half precision."""
         return self.folded.dense
 
     @property

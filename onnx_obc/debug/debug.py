@@ -20,6 +20,7 @@ from ..calibration.split import first_samples
 from ..core.arrays import Feed
 from ..core.errors import ModelError, RecipeError
 from ..core.progress import Feedback
+from ..graph.half import widen
 from ..graph.layers import find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import save_model
@@ -76,7 +77,8 @@ def debug_models(
     """
     options.check()
     feedback = feedback or Feedback()
-    first, second = read_model(dense), read_model(compressed)
+    given = read_model(dense), read_model(compressed)
+    first, second = (widen(model) for model in given)
     check_alike(first, second)
     data = data or DataOptions()
     if isinstance(calibration, str) and calibration == "random":
@@ -86,6 +88,8 @@ def debug_models(
         samples = first_samples(samples, SAMPLES)
     run = _Run(first, second, samples, execution)
     notes = [*samples.notes_on_values(), *run.notes]
+    if (first, second) != given:
+        notes.append("half precision was computed in float32: what it loses by itself is not in these figures")
     opset = max(opset_of(first), opset_of(second))
     normal, said = zip(*(normal_form(model, opset) for model in (first, second)), strict=True)
     notes += [note for each in said for note in each]

@@ -114,20 +114,21 @@ def obc_bops(cost: Cost, choice: Choice) -> float | None:
 
 
 def weight_bytes(layer: Layer, level: Level) -> int:
-    """Bytes of the layer's weight at a level: packed values, a 4-byte scale for every row or block, packed zero points.
+    """Bytes of the layer's weight at a level: packed values, a scale for every row or block, packed zero points.
 
     Counts the bits of the level, although 3-bit values are stored in 4. Zeros are stored like other values.
     """
     weights = layer.groups * layer.rows * layer.columns
     rows = layer.groups * layer.rows if level.block is None else weights // level.block
     if level.bits is None:
-        return 4 * weights
-    return table_bytes(weights, level.bits, rows) + (0 if level.symmetric else math.ceil(rows * level.bits / 8))
+        return layer.float_bytes * weights
+    zero_points = 0 if level.symmetric else math.ceil(rows * level.bits / 8)
+    return table_bytes(weights, level.bits, rows, layer.float_bytes) + zero_points
 
 
-def table_bytes(values: int, bits: int, scales: int) -> int:
-    """Bytes of so many packed integers of `bits` bits and their float32 scales."""
-    return math.ceil(values * bits / 8) + 4 * scales
+def table_bytes(values: int, bits: int, scales: int, float_bytes: int) -> int:
+    """Bytes of so many packed integers of `bits` bits and their scales."""
+    return math.ceil(values * bits / 8) + float_bytes * scales
 
 
 def _cost(layer: Layer, shapes: Mapping[str, Shape], samples: int | None = None) -> Cost:

@@ -12,6 +12,7 @@ from ..core.arrays import Float32
 from ..core.level import NM, Block, Level
 from .constants import ACTIVATION, Constant, trace
 from .contributed import why_left_out
+from .half import float_bytes
 
 ALREADY_INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 UNHANDLED = (*ALREADY_INTEGER, "LSTM", "GRU", "RNN", "Einsum", "DeformConv")
@@ -97,6 +98,7 @@ class Layer:
     view: View
     weight_name: str  # the initializer (or Constant output) that the weight comes from
     shared: bool  # something else reads that initializer too: it stays in the file beside the compressed weight
+    float_bytes: int = 4  # of a weight in the user's file
 
     def matrix(self) -> Float32:
         """The weight as (groups, rows, columns) float32, a copy.
@@ -149,6 +151,7 @@ class Embedding:
     weight_name: str
     nodes: tuple[ir.Node, ...]
     shape: tuple[int, int]  # rows, columns
+    float_bytes: int = 4  # of a number in the user's file
 
     def table(self) -> Float32:
         """The table itself, of this shape."""
@@ -184,7 +187,8 @@ def find_layers(model: ir.Model) -> tuple[list[Layer], list[LeftOut]]:
         why = f"inside the function {function.name}, which was not inlined"
         left += [LeftOut(_node_name(node), node.op_type, why) for node in function.all_nodes() if _has_weight(node)]
     taken: set[str] = set()
-    return [_layer(index, group, taken) for index, group in enumerate(found.values())], left
+    size = float_bytes(model)
+    return [_layer(index, group, taken, size) for index, group in enumerate(found.values())], left
 
 
 def find_embeddings(model: ir.Model) -> list[Embedding]:
@@ -203,7 +207,9 @@ def find_embeddings(model: ir.Model) -> list[Embedding]:
     for table, nodes in readers.items():
         assert table.const_value is not None
         rows, columns = table.const_value.shape.numpy()
-        embeddings.append(Embedding(str(table.name), str(table.name), tuple(nodes), (rows, columns)))
+        embeddings.append(
+            Embedding(str(table.name), str(table.name), tuple(nodes), (rows, columns), float_bytes(model))
+        )
     return embeddings
 
 
@@ -242,8 +248,8 @@ def _weight(node: ir.Node, index: int) -> Constant:
         raise _NoLayer("both of its inputs are constant")
     dtype = weight.array.dtype
     if dtype != np.float32:
-        floating = dtype.name in ("float16", "float64", "bfloat16")
-        raise _NoLayer(f"weights are {dtype.name}" + ("; export the model in float32" if floating else ""))
+        floating = dtype.name == "float64"
+        raise _NoLayer(f"weights are {dtype.name}" + ("; write --cast float32" if floating else ""))
     if weight.array.size == 0:
         raise _NoLayer("the weight is empty")
     return weight
@@ -300,7 +306,7 @@ def _product(node: ir.Node, index: int, weight: Constant) -> tuple[Use, View, Co
     return Use(node, index, Tap(_name(data), Contraction(axis, batch))), view, weight
 
 
-def _layer(index: int, group: Sequence[tuple[Use, View, Constant]], taken: set[str]) -> Layer:
+def _layer(index: int, group: Sequence[tuple[Use, View, Constant]], taken: set[str], size: int) -> Layer:
     uses = tuple(use for use, _, _ in group)
     _, view, weight = group[0]
     node = uses[0].node
@@ -325,6 +331,7 @@ def _layer(index: int, group: Sequence[tuple[Use, View, Constant]], taken: set[s
         view=view,
         weight_name=_name(weight.root),
         shared=shared,
+        float_bytes=size,
     )
 
 

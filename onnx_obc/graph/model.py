@@ -99,7 +99,9 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
         raise ModelError(f"{name} stores weights as sparse_initializer; export it again with dense weights")
     _check_text(proto, name)
     try:
-        model = _normal(own_copy(ir.from_proto(proto)))
+        model = ir.from_proto(proto)
+        changed = _sort(model) or _has_long_domain(proto)
+        model = _normal(own_copy(model))
     except Exception as error:
         said = _checkers_word(proto) or first_line(error)
         raise ModelError(f"{name} is not a valid ONNX model: {said}; export it again") from error
@@ -113,7 +115,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     _check_external(model, name)
     _read_small(model)
     _check_opset(model, name)
-    if (path is None and proto.ByteSize() > PROTOBUF_LIMIT) or _has_long_domain(proto) or has_onnxruntimes_own(model):
+    if changed or (path is None and proto.ByteSize() > PROTOBUF_LIMIT) or has_onnxruntimes_own(model):
         _check_valid(model, name)
         return model
     try:
@@ -135,6 +137,22 @@ def _normal(model: ir.Model) -> ir.Model:
         if value.shape is not None and any(isinstance(size, int) and size < 0 for size in value.shape):
             value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in value.shape])
     return model
+
+
+def _sort(model: ir.Model) -> bool:
+    """Put nodes behind those that they read, in place, and say whether that was needed.
+
+    onnxruntime runs such a graph, and its float16 converter writes it, but the ONNX checker refuses it; and cycles.
+    """
+    place = {node: number for number, node in enumerate(model.graph)}
+    sources = ((node, value.producer()) for node in place for value in node.inputs if value is not None)
+    if not any(source is not None and place.get(source, -1) >= place[node] for node, source in sources):
+        return False
+    try:
+        model.graph.sort()
+    except ValueError:  # a cycle, which the checker tells of
+        return False
+    return True
 
 
 def _has_long_domain(proto: onnx.ModelProto) -> bool:

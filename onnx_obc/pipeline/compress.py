@@ -64,15 +64,15 @@ def compress(
         check_gates(recipe, dense, evaluation is not None)
         if target is not None:
             check_beside(dense, target)
-        plain = prepare(dense)
+        plain = prepare(dense, recipe.cast)
         plan = make_plan(plain, recipe)
-        samples = open_samples(calibration, input_specs(dense), data, dense)
+        samples = open_samples(calibration, input_specs(plain.dense), data, plain.dense)
         calibrating, held_out = split(samples)
         about, notes = describe(samples, calibrating, held_out)
-        examiner = open_examiner(dense, evaluation, held_out, recipe.execution(), feedback.progress)
+        examiner = open_examiner(plain.dense, evaluation, held_out, recipe.execution(), feedback.progress)
         folded, transforms = transformed(plain, plan, calibrating, held_out, recipe, feedback)
         plan = make_plan(folded, recipe) if folded is not plain else plan
-        checks = [check_graph(dense, plan.model, held_out, recipe)] if recipe.verify else []
+        checks = [check_graph(plain.dense, plan.model, held_out, recipe)] if recipe.verify else []
 
     in_order, rival = recipe.sequential and bool(plan.layers), None
     if in_order and recipe.solver in LEARNED:  # to learn on dense inputs as well would take as long again

@@ -126,7 +126,9 @@ class Examiner:
             yield batch
 
     def _note(self, session: Session, batch: Batch) -> list[Any]:
-        found = cut(batch.feed, session.run(batch.feed), batch.count, batch.labels)
+        outputs = session.run(batch.feed)
+        wide = {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in outputs.items()}
+        found = cut(batch.feed, wide, batch.count, batch.labels)
         self._progress("metric", batch.count, 2 * self._samples.count)
         return [self._metric.note(sample) for sample in found]
 

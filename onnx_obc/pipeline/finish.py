@@ -24,6 +24,7 @@ from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
 from .draft import Draft, better, make_draft, not_below_rounding
 from .examine import Examiner
+from .half import Precision, choose_precision
 from .material import Material
 from .recipe import Recipe
 from .report import Report, make_report
@@ -143,14 +144,18 @@ class _Work:
         """Make engines agree on a draft, write it, check the file, and measure it."""
         material, recipe, watch, checks = self.material, self.recipe, self.feedback.watch, self.checks
         first, dense = next(material.held_out.feeds()), None
+        with watch("correct"):
+            precision = choose_precision(material, draft, recipe)
+            draft = precision.fit(draft)
         if recipe.verify:
             with watch("verify"):
                 dense = open_session(material.dense, device="cpu", threads=recipe.threads).run(first)
-            draft, agreement = _agreeing(draft, first, dense, material, recipe, self.feedback)
+            draft, agreement = _agreeing(draft, precision, first, dense, material, recipe, self.feedback)
             checks = [*checks, *agreement]
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         path, verdict = folder / (self.output.name if self.output is not None else "model.onnx"), Verdict()
-        save_model(draft.plan.model, path)
+        model = precision.form(draft.plan.model)
+        save_model(model, path)
         if recipe.verify:
             with watch("verify"):
                 verdict = verify(path, material, draft, recipe, self.feedback.progress)
@@ -158,7 +163,7 @@ class _Work:
         if material.examiner is not None and not verdict.faults:
             with watch("metric"):
                 verdict = _examined(verdict, material.examiner, path)
-        model, path, verdict = _lower(draft, first, recipe, path, verdict)
+        model, path, verdict = _lower(model, first, recipe, path, verdict)
         if recipe.verify and not verdict.faults:
             with watch("verify"):
                 name = str(self.output or path.name)
@@ -169,7 +174,7 @@ class _Work:
                     feed = timing_feed(material.folded, material.held_out, recipe.timing_batch)
                     plain = material.untransformed or material.folded
                     verdict = replace(verdict, speed=measure_speed(plain, path, feed, recipe))
-        return _Made(draft, model, path, verdict)
+        return _Made(draft, model, path, verdict, precision.notes)
 
 
 def _examined(verdict: Verdict, examiner: Examiner, path: Path) -> Verdict:
@@ -201,34 +206,40 @@ def _without_slow(made: _Made, work: _Work) -> _Made:
     return made
 
 
-def _lower(draft: Draft, feed: Feed, recipe: Recipe, path: Path, verdict: Verdict) -> tuple[ir.Model, Path, Verdict]:
+def _lower(model: ir.Model, feed: Feed, recipe: Recipe, path: Path, verdict: Verdict) -> tuple[ir.Model, Path, Verdict]:
     """The model and its file in the form that the target takes, if that is another one, and whether it computes the
     same."""
     lower = TARGETS[recipe.target].weight_forms[recipe.form]
     if lower is None or verdict.faults:
-        return draft.plan.model, path, verdict
-    model, lowered = lower(draft.plan.model), path.parent / "lowered" / path.name
+        return model, path, verdict
+    plain, model, lowered = model, lower(model), path.parent / "lowered" / path.name
     lowered.parent.mkdir()
     save_model(model, lowered)
     if recipe.verify:
-        verdict = replace(verdict, checks=(*verdict.checks, check_lowered(draft.plan.model, lowered, feed, recipe)))
+        verdict = replace(verdict, checks=(*verdict.checks, check_lowered(plain, lowered, feed, recipe)))
     return model, lowered, verdict
 
 
 def _agreeing(
-    draft: Draft, feed: Feed, dense: Outputs, material: Material, recipe: Recipe, feedback: Feedback
+    draft: Draft,
+    precision: Precision,
+    feed: Feed,
+    dense: Outputs,
+    material: Material,
+    recipe: Recipe,
+    feedback: Feedback,
 ) -> tuple[Draft, list[Check]]:
     """A draft that engines compute as ONNX says, with layers in another form where they would not; and the check."""
     for attempt in range(NAMED + 2):
         with feedback.watch("verify"):
-            fault, tried = find_fault(draft.plan.model, dense, feed, recipe)
+            fault, tried = find_fault(precision.form(draft.plan.model), dense, feed, recipe)
         if fault is None:
             agree = f"what the file says is what {' and '.join(tried)} computes with all that it fuses"
             return draft, [Check("engines", True, agree)] if tried else []
         other = in_another_form(draft.source, fault, material.folded, recipe, attempt >= NAMED)
         if other is None or attempt > NAMED:
             return draft, [fault.check]
-        draft = _again(draft, other, material, recipe, feedback)
+        draft = precision.fit(_again(draft, other, material, recipe, feedback))
     raise AssertionError("the last attempt returns")
 
 

@@ -344,8 +344,8 @@ def round_embedding(embedding: Embedding, recipe: Recipe) -> tuple[Int32, Grid, 
         columns=table.shape[1],
         level=str(Level(bits=bits)),
         error_relative=error / energy if energy > 0 else 0.0,
-        bytes_before=table.nbytes,
-        bytes_after=table_bytes(table.size, bits, grid.scale.size),
+        bytes_before=table.size * embedding.float_bytes,
+        bytes_after=table_bytes(table.size, bits, grid.scale.size, embedding.float_bytes),
     )
     codes = codes[0].T if block is None else codes[0].reshape(table.shape)
     return codes, grid, block, report

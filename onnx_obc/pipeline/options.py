@@ -16,6 +16,7 @@ from ..targets.names import TargetName
 Activations: TypeAlias = Literal["none", "int8", "int4"]
 Weights: TypeAlias = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
 BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
+Cast: TypeAlias = Literal["none", "float32"]
 LEARNED = ("adaround", "adaquant", "brecq")  # solvers that learn rounding by gradients on parts of the model
 
 
@@ -100,6 +101,10 @@ class FinishOptions:
         Literal[0, 1, 4] | None,
         Doc("For onnxruntime: write weights in blocks as MatMulNBits that computes in floats (0, 1) or in int8 (4)."),
     ] = None
+    float16: Annotated[
+        bool, Doc("Write in float16 what stays float, but for operators that would lose too much by it.")
+    ] = False
+    float16_io: Annotated[bool, Doc("With float16: the inputs and outputs of the model too.")] = False
     embeddings: Annotated[
         Literal["float", "int8", "int4"], Doc("Store the tables of Gather as integers, by rounding.")
     ] = "float"
@@ -151,6 +156,7 @@ class RunOptions:
         Le(1024),
         Doc("How many threads solve; the result does not depend on it. [default: all cores]"),
     ] = None
+    cast: Annotated[Cast, Doc("float32: make what is float64 in the model float32, before all else.")] = "none"
     memory: Annotated[
         float | None, Gt(0), Doc("GiB for Hessians and activations at a time. [default: half of what is free]")
     ] = None

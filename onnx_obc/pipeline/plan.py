@@ -11,11 +11,13 @@ import onnx_ir as ir
 from ..core.errors import ModelError, RecipeError
 from ..core.level import FLOAT, Choice, parse_bits
 from ..graph.fold import fold
+from ..graph.half import DOUBLE, FloatTypes, float_types, widen
 from ..graph.layers import Embedding, Layer, LeftOut, find_embeddings, find_layers
 from ..graph.opset import raise_opset
 from ..graph.scales import BLOCKED_OPSET, PER_AXIS_OPSET, opset_needed, unwritable, unwritable_table
 from ..graph.write import Activation
 from ..targets.registry import TARGETS
+from .options import Cast
 from .recipe import Recipe
 
 NO_LEVEL = "float, as it can take none of the levels"
@@ -42,17 +44,27 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """A model as the user gave it, and folded: what every plan starts from. notes: what folding has to tell."""
+    """A model as it is worked with, and folded: what every plan starts from. notes: what folding has to tell.
+
+    dense: the model, in float32 where the user's has half precision. given: as the user gave it. types: the float types
+    to write results in; None: they stay as they are.
+    """
 
     dense: ir.Model
     model: ir.Model
     notes: tuple[str, ...]
+    given: ir.Model
+    types: FloatTypes | None = None
 
 
-def prepare(dense: ir.Model) -> Folded:
-    """Fold a model once; plans clone it. Raises ModelError."""
+def prepare(given: ir.Model, cast: Cast = "none") -> Folded:
+    """Fold a model once; plans clone it. cast: whether float64 becomes float32 for good. Raises ModelError."""
+    if cast == "float32":
+        given = widen(given, (DOUBLE,))
+    types = float_types(given)
+    dense = given if types is None else widen(given)
     model, notes = fold(dense)
-    return Folded(dense, model, tuple(notes))
+    return Folded(dense, model, tuple(notes), given, types)
 
 
 def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | None = None) -> Plan:

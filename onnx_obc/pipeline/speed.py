@@ -17,6 +17,7 @@ from ..core.errors import EngineError
 from ..graph.cost import layer_costs
 from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs
+from ..graph.narrow import narrow
 from ..targets.attribution import node_name, seconds_of_layers
 from ..targets.bench import ROUNDS, TURN_SECONDS, bench
 from ..targets.registry import TARGETS, save_for
@@ -87,7 +88,8 @@ def measure_speed(folded: Folded, path: Path, feed: Feed, recipe: Recipe) -> Spe
     gated = recipe.min_speedup is not None or recipe.fix_slow
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         dense = Path(folder) / "dense.onnx"
-        save_for(recipe.target, recipe.form, folded.model, dense)
+        model = folded.model if folded.types is None else narrow(folded.model, folded.types)
+        save_for(recipe.target, recipe.form, model, dense)
         files, threads = (dense, path), recipe.threads
         try:
             found = bench(files, recipe.target, feed, threads, QUICK_ROUNDS, turn_seconds=QUICK_SECONDS)

@@ -19,6 +19,7 @@ from ..core.plural import counted
 from ..core.progress import Progress
 from ..core.solution import Solution
 from ..graph.contributed import check_path, unpacked_bytes
+from ..graph.half import BFLOAT16, HALVES, widen
 from ..graph.layers import Layer, Use
 from ..graph.write import WrittenWeight
 from ..runtime.output_loss import OutputLoss, class_scores
@@ -89,28 +90,32 @@ def verify(
     path: Path, material: Material, draft: Draft, recipe: Recipe, progress: Progress = lambda stage, done, total: None
 ) -> Verdict:
     """All checks of the file at `path`: that it loads, its weights, patterns and losses, and its outputs."""
-    loads, held_out = check_loads(path, recipe.device, recipe.threads), material.held_out
+    held_out, types = material.held_out, material.folded.types
+    wide = types is not None and types.half == BFLOAT16
+    runs = widen(ir.load(path)) if wide else path  # of bfloat16 onnxruntime has next to no kernels on a CPU
+    loads = check_loads(path, runs, recipe.device, recipe.threads)
     if not loads.passed:
         return Verdict((loads,))
     reports = [entry.report for entry in draft.solved.values()]
     checks = [loads, *check_weights(path, draft.solved, draft.written), check_losses(reports)]
     worst = WorstSamples(class_scores(material.dense))
     matches, loss, finite = compare_outputs(
-        *(material.dense, path, held_out, recipe.execution()),
+        *(material.dense, runs, held_out, recipe.execution()),
         lambda done: progress("verify", done, held_out.count),
         worst.add,
     )
     return Verdict((*checks, finite), tuple(matches), loss, worst=worst.found(held_out))
 
 
-def check_loads(path: Path, device: Device, threads: int | None) -> Check:
-    """The file passes the ONNX checker, and onnxruntime loads it."""
+def check_loads(path: Path, runs: Path | ir.Model, device: Device, threads: int | None) -> Check:
+    """The file passes the ONNX checker, and onnxruntime loads it; runs: the file, or what is run in its place."""
     try:
         check_path(path)
-        open_session(path, device=device, threads=threads)
+        open_session(runs, device=device, threads=threads)
     except (onnx.checker.ValidationError, ModelError) as error:
         return Check("file", False, one_line(error))
-    return Check("file", True, "passes the ONNX checker and loads in onnxruntime")
+    where = "" if isinstance(runs, Path) else ", in float32, as it has next to no kernels for bfloat16"
+    return Check("file", True, f"passes the ONNX checker and loads in onnxruntime{where}")
 
 
 def check_lowered(model: ir.Model, path: Path, feed: dict[str, npt.NDArray[Any]], recipe: Recipe) -> Check:
@@ -184,8 +189,15 @@ def check_weights(path: Path, solved: Mapping[str, Solved], written: Sequence[Wr
 
 def _reads(values: Mapping[str, ir.Value], use: Use, weight: str) -> bool:
     """Whether the node of the file that computes this use's output reads the weight of this name."""
-    node = values[str(use.node.outputs[0].name)].producer()
-    return node is not None and any(source is not None and source.name == weight for source in node.inputs)
+    node = _uncast(values[str(use.node.outputs[0].name)]).producer()
+    sources = [] if node is None else [_uncast(source) for source in node.inputs if source is not None]
+    return any(source.name == weight for source in sources)
+
+
+def _uncast(value: ir.Value) -> ir.Value:
+    """What a Cast makes another float type of."""
+    node = value.producer()
+    return value if node is None or node.op_type != "Cast" or node.inputs[0] is None else node.inputs[0]
 
 
 def broken_pattern(array: npt.NDArray[Any], layer: Layer, solution: Solution) -> str | None:
@@ -239,7 +251,7 @@ def check_graph(dense: ir.Model, prepared: ir.Model, samples: Samples, recipe: R
 
 def compare_outputs(
     dense: ir.Model,
-    path: Path,
+    written: Path | ir.Model,
     samples: Samples,
     execution: Execution,
     progress: Callable[[int], None] = lambda done: None,
@@ -251,7 +263,7 @@ def compare_outputs(
     they cannot be compared, and the check.
     """
     reference = open_session(dense, device=execution.device, threads=execution.threads)
-    session = open_session(path, device=execution.device, threads=execution.threads)
+    session = open_session(written, device=execution.device, threads=execution.threads)
     scores = class_scores(dense)
     sums: dict[str, Match] = {}
     overflown: dict[str, list[str]] = {}
@@ -297,7 +309,8 @@ def _fault(name: str, wanted: Any, found: Any) -> str | None:
     """What is wrong with an output, whatever its values are; None if nothing is."""
     if not is_numeric(wanted):
         return None
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+    precision = {wanted.dtype, found.dtype} <= {np.dtype(np.float16), np.dtype(np.float32)}  # as the user chose
+    if found.shape != wanted.shape or (found.dtype != wanted.dtype and not precision):
         return f"{name} is {found.dtype}{list(found.shape)}, not {wanted.dtype}{list(wanted.shape)}"
     if is_float(wanted) and np.any(~np.isfinite(found) & np.isfinite(wanted)):
         return f"{name} holds NaN or infinity where the dense model does not"
@@ -320,14 +333,25 @@ def _channel_axis(layer: Layer) -> int:
 
 
 def _evaluate(value: ir.Value, opset: int) -> npt.NDArray[Any]:
-    """An initializer, or what onnxruntime computes from initializers through DequantizeLinear."""
+    """An initializer, or what onnxruntime computes from initializers through DequantizeLinear; in float32, where scales
+    of half precision are exact too."""
     node = value.producer()
     if node is None:
-        assert value.const_value is not None
-        return value.const_value.numpy()
-    parts = [ir.Value(name=v.name, type=v.type, shape=v.shape, const_value=v.const_value) for v in node.inputs if v]
+        return _wide(value).numpy()
+    parts = [ir.Value(name=v.name, shape=v.shape, const_value=_wide(v)) for v in node.inputs if v]
+    for part in parts:
+        assert part.const_value is not None
+        part.type = ir.TensorType(part.const_value.dtype)
     copy = ir.node(node.op_type, parts, attributes=dict(node.attributes))
     copy.outputs[0].name = "weight"
     copy.outputs[0].dtype = ir.DataType.FLOAT
     graph = ir.Graph([], [copy.outputs[0]], nodes=[copy], initializers=parts, opset_imports={"": opset}, name="weight")
+    copy.attributes.pop("output_dtype", None)
     return open_session(ir.Model(graph, ir_version=13 if opset > 24 else 10), device="cpu").run({})["weight"]
+
+
+def _wide(value: ir.Value) -> ir.TensorProtocol:
+    """A constant, in float32 where it is in half precision."""
+    tensor = value.const_value
+    assert tensor is not None
+    return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name) if tensor.dtype in HALVES else tensor

@@ -35,15 +35,18 @@ class Execution:
 
 @dataclass(frozen=True)
 class Session:
-    """A model ready to run: `run(feed)` gives the outputs by name."""
+    """A model ready to run: `run(feed)` gives the outputs by name. inputs: their names and types, `tensor(float16)`."""
 
     outputs: tuple[str, ...]
-    inputs: frozenset[str]
+    inputs: Mapping[str, str]
     _session: Any
 
     def run(self, feed: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run one feed. What the model does not read is ignored. Raises ModelError if the model fails on it."""
-        wanted = {name: array for name, array in feed.items() if name in self.inputs}
+        """Run one feed. What the model does not read is ignored, and floats are taken in the model's own precision.
+
+        Raises ModelError if the model fails on it.
+        """
+        wanted = in_precision(feed, self.inputs)
         try:
             values = self._session.run(list(self.outputs), wanted)
         except Exception as error:
@@ -88,9 +91,23 @@ def open_session(
         raise ModelError(f"onnxruntime cannot load the model: {one_line(error)}") from error
     return Session(
         outputs=tuple(value.name for value in session.get_outputs()),
-        inputs=frozenset(value.name for value in session.get_inputs()),
+        inputs={value.name: value.type for value in session.get_inputs()},
         _session=session,
     )
+
+
+def in_precision(feed: Mapping[str, npt.NDArray[Any]], inputs: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a feed that a model reads, float16 and float32 as it takes them.
+
+    inputs: types as onnxruntime names them.
+    """
+    floats = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+    wanted = {}
+    for name in feed.keys() & inputs.keys():
+        array, dtype = feed[name], floats.get(inputs[name])
+        other = dtype is not None and array.dtype in floats.values()
+        wanted[name] = array.astype(dtype, copy=False) if other else array
+    return wanted
 
 
 def _onnxruntime() -> Any:

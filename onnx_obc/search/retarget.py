@@ -118,7 +118,7 @@ def retarget(
 
 def _beside_the_layers(budget: Budget, database: Database, recipe: Recipe) -> tuple[str, ...]:
     """A note for a budget of size where a good part of the model is float tables, which it does not count."""
-    tables = sum(4 * prod(table.shape) for table in find_embeddings(database.graph))
+    tables = sum(table.float_bytes * prod(table.shape) for table in find_embeddings(database.graph))
     both = tables + sum(weight_bytes(layer, FLOAT) for layer in database.layers)
     if budget.kind != "size" or recipe.embeddings != "float" or tables < NOTED * both:
         return ()
@@ -159,8 +159,8 @@ def compress_to_budget(
     check_trainable(recipe)
     check_gates(recipe, dense, options.evaluation is not None)
     over = {name: value for name, value in dict(recipe).items() if name in (*SEARCHED, "layers")}
-    samples = open_samples(calibration, input_specs(dense), data or DataOptions(seed=recipe.seed), dense)
-    folded = prepare(dense)
+    folded = prepare(dense, recipe.cast)
+    samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense)
     _check_reachable(budgets, folded.model, samples, levels, recipe, options)
     held_out = split(samples)[1]  # with labels of all kinds, of which a database keeps classes alone
     examiner = open_examiner(folded.dense, options.evaluation, held_out, recipe.execution(), feedback.progress)

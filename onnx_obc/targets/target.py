@@ -42,6 +42,7 @@ class Target:
     signed_activations: whether activations are symmetric; shared_scale: whether all rows of a group of integer weights
     have the same scale; embeddings: whether tables of integers can be looked up.
     divided_inputs: whether a product's input may be divided channel by channel in front of it.
+    half_integers: whether products of integers are fused where they stand between floats of half precision.
     zeros: what pruned weights gain there, besides a compressed file that is smaller, as a sentence.
     latency_levels: the level set for budgets of latency where the user names none.
     build_elsewhere(file, feed, its name) → how to run a file on a machine that has the engine; None: nothing to say.
@@ -64,6 +65,7 @@ class Target:
     shared_scale: bool = False
     embeddings: bool = True
     divided_inputs: bool = True
+    half_integers: bool = True
     zeros: str = "zeros make nothing faster"
     latency_levels: str = "8w8a"
     build_elsewhere: Callable[[Path, Feed, str], Finding] | None = None

@@ -140,7 +140,8 @@ def test_without_flops_there_are_no_bit_operations() -> None:
 
 
 def test_table_bytes() -> None:
-    assert table_bytes(1000, 4, 32) == 500 + 128
+    assert table_bytes(1000, 4, 32, 4) == 500 + 128
+    assert table_bytes(1000, 4, 32, 2) == 500 + 64
 
 
 def test_real_network(shared: Path) -> None:

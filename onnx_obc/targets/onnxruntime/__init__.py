@@ -24,4 +24,5 @@ TARGET = Target(
         "nbits-4": partial(few_bits.as_few_bits, accuracy_level=4),
     },
     zero_points=lambda activation_bits: True,
+    half_integers=False,
 )

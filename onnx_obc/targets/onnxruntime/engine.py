@@ -20,7 +20,7 @@ import onnx_ir as ir
 from ...core.arrays import Feed
 from ...core.errors import EngineError, one_line
 from ...core.machine import workers
-from ...runtime.session import out_of_table
+from ...runtime.session import in_precision, out_of_table
 from ..attribution import covered
 from ..engine import Kernel
 
@@ -186,7 +186,7 @@ def _strip(name: str, by_name: Mapping[str, ir.Node], by_value: Mapping[str, ir.
 
 def _run(session: Any, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
     names = [value.name for value in session.get_outputs()]
-    wanted = {value.name: feed[value.name] for value in session.get_inputs() if value.name in feed}
+    wanted = in_precision(feed, {value.name: value.type for value in session.get_inputs()})
     try:
         return dict(zip(names, session.run(names, wanted), strict=True))
     except KeyboardInterrupt:
