@@ -86,19 +86,11 @@ def test_the_compressed_graph_does_the_same(
     check_compressed(case, dense, recipe, decibels, tmp_path)
 
 
-@pytest.mark.parametrize("case", optimized.CASES, ids=lambda case: case.name)
-def test_what_optimizers_leave_is_compressed(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [*optimized.CASES, *in_half.CASES], ids=lambda case: case.name)
+def test_what_other_tools_make_of_a_network_is_compressed(case: Case, tmp_path: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         case.build(tmp_path / "dense.onnx")
     check_compressed(case, tmp_path / "dense.onnx", Recipe(), 15, tmp_path)
-
-
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(weights="int4", activations="none")], ids=["int8", "int4"])
-@pytest.mark.parametrize("case", in_half.CASES, ids=lambda case: case.name)
-def test_half_precision_is_compressed(case: Case, recipe: Recipe, tmp_path: Path) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        case.build(tmp_path / "dense.onnx")
-    check_compressed(case, tmp_path / "dense.onnx", recipe, 5 if recipe.weights == "int4" else 15, tmp_path)
 
 
 def check_compressed(case: Case, dense: Path, recipe: Recipe, decibels: float | None, tmp_path: Path) -> None:
