@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
+import psutil
 from llvmlite import binding
 
 
@@ -29,6 +31,16 @@ def usable_cores() -> int:
 def workers(threads: int | None) -> int:
     """How many threads to use: as many as are asked for, but no more than there are cores. None: one for each."""
     return min(threads or usable_cores(), usable_cores())
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held so far, mapped files included."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def this_machine() -> str:

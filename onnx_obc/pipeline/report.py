@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..core.machine import this_machine, usable_cores
+from ..core.machine import peak_memory, this_machine, usable_cores
 from ..core.plain_values import plain_values
 from ..core.plural import counted
 from ..core.version import __version__
@@ -68,6 +68,7 @@ class Report:
     seconds: Mapping[str, float]
     file_bytes_before: int | None
     file_bytes_after: int
+    peak_memory_bytes: int
 
     @property
     def totals(self) -> dict[str, float]:
@@ -144,6 +145,7 @@ def make_report(
         seconds=dict(seconds),
         file_bytes_before=_model_bytes(model),
         file_bytes_after=file_bytes(written),
+        peak_memory_bytes=peak_memory(),
     )
 
 

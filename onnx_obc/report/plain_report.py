@@ -244,6 +244,7 @@ class PlainReport(Part):
     seconds: Mapping[str, Number] = {}
     file_bytes_before: Count | None = None
     file_bytes_after: Count
+    peak_memory_bytes: Count | None = None
 
 
 def read_reports(path: Path) -> tuple[PlainReport, ...]:

@@ -229,4 +229,5 @@ def _sizes(report: Report) -> str:
     sizes = f"{after:,} bytes"
     if before is not None:
         sizes = f"{before:,} → {sizes}, {after / before:.2f} of the original"
-    return f"{report.output or 'result'}: {sizes}; {report.seconds['total']:.1f} s"
+    took = f"{report.seconds['total']:.1f} s, {report.peak_memory_bytes / 2**30:.1f} GiB of memory"
+    return f"{report.output or 'result'}: {sizes}; {took}"
