@@ -14,8 +14,6 @@ from ..core.level import Choice
 from .layers import Embedding, Layer
 from .scales import storage_type
 
-SMALLEST_BLOCK = 16  # that onnxruntime's GatherBlockQuantized takes
-
 
 @dataclass(frozen=True)
 class Tie:
@@ -61,8 +59,13 @@ def cannot_share(tie: Tie, layer: Layer, choice: Choice, integers: bool, blocks:
         ranked = rows_first(layer) or all(_rank(node.inputs[1]) is not None for node in tie.table.nodes)
         return None if integers and ranked else "its rows cannot be looked up in the layer's integers"
     if bits == 4 and level.block is not None:
-        return None if blocks and level.block >= SMALLEST_BLOCK else "rows of 4 bits cannot be looked up there"
+        return None if blocks and looked_up_in_blocks(level.block) else "rows of 4 bits cannot be looked up there"
     return f"rows of {level} cannot be looked up: int8, or blocks of 4 bits, could be"
+
+
+def looked_up_in_blocks(block: int) -> bool:
+    """Whether onnxruntime's GatherBlockQuantized takes blocks of this size: powers of 2 from 16."""
+    return block >= 16 and block & (block - 1) == 0
 
 
 def _rank(value: object) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..core.solution import Grid, Solution
 from .edit import add_initializer, free_name, names_of
 from .layers import Embedding, Layer, Use
 from .scales import scale_layout, storage_type
-from .tied import rows_first
+from .tied import looked_up_in_blocks, rows_first
 
 TINY = float(np.finfo(np.float32).tiny)
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
@@ -89,12 +90,15 @@ class Writer:
             use.node.replace_input_with(use.index, new)
         return written
 
-    def embedding(self, embedding: Embedding, codes: Array, grid: Grid, block: int | None) -> None:
+    def embedding(
+        self, embedding: Embedding, codes: Array, grid: Grid, block: int | None, in_blocks: bool = False
+    ) -> None:
         """Store a table as integers, `codes` in the shape of the table.
 
         Without `block` the rows that were looked up are dequantized, each column by its own scale: grid of
-        (1, columns). With it, blocks along a row have a scale each: grid of (1, rows · blocks). onnxruntime cannot look
-        up types below 8 bits, so that there the DequantizeLinear stands before the Gather, and the two are fused.
+        (1, columns). With it, blocks along a row have a scale each: grid of (1, rows · blocks). ONNX's Gather does not
+        take types below 8 bits, so that the DequantizeLinear stands before it, and the whole table is dequantized in
+        each run. in_blocks: onnxruntime's GatherBlockQuantized is written instead where it takes such blocks.
         """
         dtype = storage_type(grid.bits, grid.symmetric)
         table = self._initializer(f"{embedding.name}_quantized", codes.astype(dtype.numpy()))
@@ -103,7 +107,10 @@ class Writer:
             node = self._dequantize(table, scales, np.zeros(scales.shape, dtype.numpy()), 1, block, embedding.name)
             self.model.graph.insert_before(embedding.nodes[0], node)
             for gather in embedding.nodes:
-                gather.replace_input_with(0, node.outputs[0])
+                if in_blocks and looked_up_in_blocks(block):
+                    self._replace_lookup(gather, [self._block_lookup(node.inputs, gather.inputs[1], block)])
+                else:
+                    gather.replace_input_with(0, node.outputs[0])
             return
         scale = grid.scale.reshape(-1)
         zero = np.zeros(scale.shape, dtype.numpy())
@@ -130,26 +137,32 @@ class Writer:
         parts = [codes, *map(_stored, _dequantizer(codes, written.name).inputs[1:])]
         lengthwise = written.turned or rows_first(layer)  # codes: (rows, columns)
         for gather in table.nodes:
-            ids, found = gather.inputs[1], gather.outputs[0]
-            if parts[1].shape is not None and len(parts[1].shape) == 2:  # scales, (rows, blocks)
+            if parts[1].shape is not None and len(parts[1].shape) == 2:  # scales: (rows, blocks)
                 assert lengthwise
-                block = table.shape[1] // parts[1].const_value.shape.numpy()[1]  # type: ignore[union-attr]
-                attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block}
-                inputs = [codes, ids, *parts[1:]]
-                nodes = [ir.node("GatherBlockQuantized", inputs, domain=MICROSOFT, attributes=attributes)]
-                self.model.graph.opset_imports.setdefault(MICROSOFT, 1)
+                block = table.shape[1] // int(parts[1].shape.numpy()[1])
+                nodes = [self._block_lookup(parts, gather.inputs[1], block)]
             else:
-                nodes = self._lookup(parts, ids, lengthwise)
-            for node in nodes:
-                node.name = self._name(f"{found.name}_{node.op_type}")
-                node.outputs[0].name = self._name(f"{node.name}_output")
-            new = nodes[-1].outputs[0]
-            new.name = self._name(f"{found.name}_dequantized")
-            self.model.graph.insert_before(gather, nodes)
-            for user, index in tuple(found.uses()):
-                user.replace_input_with(index, new)
-            self._values[str(found.name)] = new
-            take_over_output(self.model.graph, found, new)
+                nodes = self._lookup(parts, gather.inputs[1], lengthwise)
+            self._replace_lookup(gather, nodes)
+
+    def _replace_lookup(self, gather: ir.Node, nodes: list[ir.Node]) -> None:
+        """Put nodes, the last of which gives the rows, in the place of a Gather."""
+        found, new = gather.outputs[0], nodes[-1].outputs[0]
+        for node in nodes:
+            node.name = self._name(f"{found.name}_{node.op_type}")
+            node.outputs[0].name = self._name(f"{node.name}_output")
+        self.model.graph.insert_before(gather, nodes)
+        for user, index in tuple(found.uses()):
+            user.replace_input_with(index, new)
+        self._values[str(found.name)] = new
+        take_over_output(self.model.graph, found, new)
+
+    def _block_lookup(self, parts: Sequence[ir.Value | None], ids: ir.Value | None, block: int) -> ir.Node:
+        """onnxruntime's Gather of rows in blocks. parts: codes, scales and zero points."""
+        self.model.graph.opset_imports.setdefault(MICROSOFT, 1)
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block}
+        inputs = [parts[0], ids, *parts[1:]]
+        return ir.node("GatherBlockQuantized", inputs, domain=MICROSOFT, attributes=attributes)
 
     def _lookup(self, parts: list[ir.Value], ids: ir.Value | None, lengthwise: bool) -> list[ir.Node]:
         """The nodes that look up rows of int8 and dequantize them. parts: codes, scales and zero points."""

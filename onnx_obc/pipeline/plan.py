@@ -185,8 +185,8 @@ def _ties(
 
 
 def _skipped(table: str, recipe: Recipe) -> bool:
-    rule = recipe.rule_for(table)
-    return rule is not None and rule.skip
+    """Whether a rule names a table that is to stay float; patterns are about layers."""
+    return any(rule.skip and rule.match == table for rule in recipe.layers)
 
 
 def possible(layer: Layer, choice: Choice, target: str) -> str | None:

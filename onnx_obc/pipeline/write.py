@@ -53,7 +53,7 @@ def write(
     embeddings = []
     for embedding in plan.embeddings:
         codes, grid, block, report = round_embedding(embedding, recipe)
-        writer.embedding(embedding, codes, grid, block)
+        writer.embedding(embedding, codes, grid, block, TARGETS[recipe.target].tables_in_blocks)
         embeddings.append(report)
     places = {weight.layer: weight for weight in written}
     for tie in plan.ties:
