@@ -28,7 +28,7 @@ from onnx_obc.runtime.metrics import word_error_rate
 START, NO_TIMES, END = 50257, 50362, 50256
 LONGEST = 60  # tokens of a sentence
 FILES = ("encoder", "decoder", "decoder_with_past")
-SPOKEN = {"encoder": 16, "decoder": 96, "decoder_with_past": 96}  # sentences that each is calibrated on
+SPOKEN = {"encoder": 8, "decoder": 48, "decoder_with_past": 48}  # sentences that each is calibrated on
 SCORED = 30  # sentences
 RATE = 16000
 Features = npt.NDArray[np.float32]
