@@ -22,6 +22,7 @@ RECIPES = {
     "int4": (Recipe(weights="int4", activations="none", block=32, measure_speed=False), 12),
     "int8": (Recipe(measure_speed=False), 18),
 }
+CORRECTED = ("qwen2",)  # the others without corrections, which take most of the time
 TOKENS, SAMPLES = 24, 12
 
 
@@ -125,6 +126,7 @@ def test_a_compressed_decoder_goes_on_from_its_caches(
     config: Config, level: str, dtype: type[np.floating], tmp_path: Path
 ) -> None:
     recipe, least = RECIPES[level]
+    recipe = recipe.model_copy(update={"correct": config.name in CORRECTED})
     dense, small, report = compressed(config, dtype, recipe, tmp_path)
     assert all(check.passed for check in report.checks)
     before, now = session(dense), session(small)

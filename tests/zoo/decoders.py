@@ -21,8 +21,8 @@ class Config:
     norm: layer, rms, or skip (onnxruntime's SkipSimplifiedLayerNormalization). positions: learned, counted (of the
     mask, as OPT), rotary, partial, operator (onnxruntime's RotaryEmbedding), alibi, relative (T5), inside
     (GroupQueryAttention). kv: heads of keys and values. attention: plain, or onnxruntime's `grouped` and `multi`.
-    cross: of what the encoder said, anew in each run (states), from caches (past), or either, by use_cache_branch (merged). head: tied to
-    the table by a Transpose, by a Gemm, or an own weight. packed: query, key and value are one product. parallel: one
+    cross: of what the encoder said, anew in each run (states), from caches (past), or either, by use_cache_branch
+    (merged). head: tied to the table, or an own weight. packed: query, key and value are one product. parallel: one
     norm for attention and MLP. post: norms behind, not in front. caches: their names, or `stacked`.
     """
 
