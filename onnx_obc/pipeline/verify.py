@@ -333,7 +333,7 @@ def _channel_axis(layer: Layer) -> int:
 
 
 def _evaluate(value: ir.Value, opset: int) -> npt.NDArray[Any]:
-    """An initializer, or what onnxruntime computes from initializers through DequantizeLinear and Transpose; in float32,
+    """An initializer, or what onnxruntime computes from some through DequantizeLinear and Transpose; in float32,
     where scales of half precision are exact too."""
     if value.producer() is None:
         return _wide(value).numpy()
