@@ -160,3 +160,18 @@ def test_other_numbers_are_no_tie() -> None:
     turned.CopyFrom(numpy_helper.from_array(random(WIDTH, WORDS, seed=7), "turned"))
     plan = make_plan(prepare(read_model(other)), INT4)
     assert plan.ties == () and not any("too" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_once_as_an_operator_of_onnxruntime_too(symmetric: bool, tmp_path: Path) -> None:
+    path, recipe = tmp_path / "small.onnx", INT4.model_copy(update={"asymmetric": not symmetric})
+    compress(model("twice"), feeds(), recipe, path)
+    packed = tmp_path / "packed.onnx"
+    compress(model("twice"), feeds(), recipe.model_copy(update={"accuracy_level": 0}), packed)
+    ids = {"ids": np.array([[0, 5, 95, 5], [1, 2, 3, -1]])}
+    wanted, found = (ort.InferenceSession(file).run(["embedded"], ids)[0] for file in (path, packed))
+    np.testing.assert_array_equal(found, wanted)
+    kinds = [node.op_type for node in onnx.load(packed).graph.node]
+    assert "MatMulNBits" in kinds and "GatherBlockQuantized" in kinds and "DequantizeLinear" not in kinds
+    sizes = [tensor.dims for tensor in initializers(packed).values() if np.prod(tensor.dims) == WORDS * WIDTH // 2]
+    assert sizes == [[WORDS, WIDTH // 32, 16]]
