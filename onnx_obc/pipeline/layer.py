@@ -365,6 +365,6 @@ def tied_table(tie: Tie, entry: Solved) -> EmbeddingReport:
         columns=table.shape[1],
         level=entry.report.level,
         error_relative=error / energy if energy > 0 else 0.0,
-        bytes_before=0 if tie.table.weight_name == entry.layer.weight_name else table.nbytes,
+        bytes_before=0 if tie.table.weight_name == entry.layer.weight_name else tie.table.float_bytes * table.size,
         bytes_after=0,
     )
