@@ -30,9 +30,9 @@ from ..database.files import read_manifest
 from ..database.open import Database, open_database
 from ..graph.cost import weight_bytes
 from ..graph.layers import find_embeddings, find_layers
-from ..graph.tied import find_ties
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
+from ..graph.tied import find_ties
 from ..pipeline.correct import check_trainable
 from ..pipeline.examine import Examiner, open_examiner
 from ..pipeline.finish import Destination, Result, hand_over

@@ -14,6 +14,9 @@ from small_graphs import random
 from onnx_obc import Recipe, Rule, compress
 from onnx_obc.graph.model import read_model
 from onnx_obc.pipeline.compress import make_plan, prepare
+from onnx_obc.search.budget import parse_budget
+from onnx_obc.search.profile import SearchOptions
+from onnx_obc.search.retarget import compress_to_budget
 
 WORDS, WIDTH = 96, 64
 INT4 = Recipe(weights="int4", activations="none", block=32)
@@ -175,3 +178,12 @@ def test_once_as_an_operator_of_onnxruntime_too(symmetric: bool, tmp_path: Path)
     assert "MatMulNBits" in kinds and "GatherBlockQuantized" in kinds and "DequantizeLinear" not in kinds
     sizes = [tensor.dims for tensor in initializers(packed).values() if np.prod(tensor.dims) == WORDS * WIDTH // 2]
     assert sizes == [[WORDS, WIDTH // 32, 16]]
+
+
+def test_a_budget_ties_too(tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    options = SearchOptions(levels="int8,int4", database=tmp_path / "db")
+    (result,) = compress_to_budget(model("twice"), feeds(), [parse_budget("size=0.3x")], [path], Recipe(), options)
+    assert [table.name for table in result.report.embeddings] == ["table"]
+    assert "table" not in initializers(path)
+    assert not any("the budget counts" in note for note in result.report.notes)
