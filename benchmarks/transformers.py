@@ -1,6 +1,6 @@
 """Transformers at the levels that they are shipped at, against onnxruntime's own quantizers on the same data.
 
-    python -m benchmarks.transformers                        # the language model
+    python -m benchmarks.transformers                        # the language model, and Whisper's three files
     python -m benchmarks.transformers --only LanguageModel --again
     python -m benchmarks.transformers --table                # run nothing, only write the page again
 
@@ -28,9 +28,11 @@ NAMES = (*DECODERS, "MiniLM")
 RECIPES: dict[str, dict[str, Any]] = {
     "int4, blocks of 32": {"weights": "int4", "activations": "none", "block": 32},
     "int8": {"weights": "int8"},
+    "int8 weights": {"weights": "int8", "activations": "none"},
     "dynamic int8": {"weights": "int8", "activations": "dynamic"},
     "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
 }
+TIME_LIMITS = {"Whisper": 30.0}  # seconds for solving all layers of a file
 OURS, ROUNDING, THEIRS = "onnx-obc", "rounding", "onnxruntime"
 
 
@@ -61,26 +63,50 @@ def levels(subject: Subject, rows: Rows, scratch: Path) -> None:
     """Add the rows of a model that are missing."""
     dense = subject.score(subject.path, None)
     add(subject, rows, "float", "dense", dense, dense, subject.path)
+    data = calibration(subject)
     for level, recipe in RECIPES.items():
         if recipe.get("activations") not in (None, *get_args(Activations)):
             print(f"{subject.name} at {level} is skipped: this version of onnx-obc has no such activations")
             ours: dict[str, str] = {}
         else:
-            ours = {OURS: "auto", ROUNDING: "baseline"}
+            ours = {OURS: "auto"} if subject.path.is_dir() else {OURS: "auto", ROUNDING: "baseline"}  # which takes long
         for tool, solver in ours.items():
             if (subject.name, level, tool) in rows:
                 continue
-            began, out = time.perf_counter(), scratch / "out.onnx"
-            report = compress(
-                subject.path, subject.calibration, Recipe(**recipe, solver=solver), out, data=subject.options
-            ).report  # fmt: skip
-            seconds, loss = time.perf_counter() - began, sum(layer.loss for layer in report.layers)
+            began, loss = time.perf_counter(), 0.0
+            out = scratch / "ours" if subject.path.is_dir() else scratch / "ours.onnx"
+            for source, target in files(subject, out):
+                chosen = Recipe(**recipe, solver=solver, time_limit=TIME_LIMITS.get(subject.name), measure_speed=False)
+                report = compress(source, data[source], chosen, target, data=subject.options).report
+                loss += sum(layer.loss for layer in report.layers)
+                print(f"{target.name}: {report.seconds}", *report.notes, sep="\n  ", flush=True)
+            seconds = time.perf_counter() - began
             score = subject.score(out, dense.predictions)
             add(subject, rows, level, tool, dense, score, out, layer_loss=loss, seconds=seconds)
         if level in THEIR_OWN and (subject.name, level, THEIRS) not in rows:
-            out = scratch / "theirs.onnx"
-            THEIR_OWN[level](subject.path, out)
+            out = scratch / "theirs" if subject.path.is_dir() else scratch / "theirs.onnx"
+            for source, target in files(subject, out):
+                THEIR_OWN[level](source, target)
             add(subject, rows, level, THEIRS, dense, subject.score(out, dense.predictions), out)
+
+
+def files(subject: Subject, out: Path) -> list[tuple[Path, Path]]:
+    """The model's files, and where each goes if the model goes to `out`."""
+    if not subject.path.is_dir():
+        return [(subject.path, out)]
+    out.mkdir(exist_ok=True)
+    return [(path, out / path.name) for path in sorted(subject.path.glob("*.onnx"))]
+
+
+def calibration(subject: Subject) -> dict[Path, object]:
+    """What each of the model's files is calibrated on."""
+    if not subject.path.is_dir():
+        return {subject.path: subject.calibration}
+    from benchmarks.common import speech  # which imports transformers
+
+    return {
+        subject.path / f"{name}.onnx": x for name, x in speech.calibration(subject.path, subject.calibration).items()
+    }
 
 
 def add(
@@ -91,7 +117,7 @@ def add(
         "model": subject.name,
         "level": level,
         "tool": tool,
-        "bytes": file.stat().st_size,
+        "bytes": sum(path.stat().st_size for path in (file.glob("*.onnx") if file.is_dir() else [file])),
         "metric": subject.metric,
         "score": score.value,
         "dense": dense.value,
@@ -110,7 +136,8 @@ def page(rows: Sequence[Row]) -> str:
         "`python -m benchmarks.transformers`. Calibrated on training text, scored on test text. *Rounding* is this "
         "tool with its solver off; *onnxruntime* is its `quantize_dynamic` and `MatMulNBitsQuantizer`. "
         "Output loss: KL divergence of the dense model's next token in nats, or the relative squared error of "
-        "embeddings; layer loss: summed over the layers.",
+        "embeddings; layer loss: summed over the layers. Whisper is the English tiny one, its three files "
+        "together, on sentences spoken by espeak-ng, with half a minute for solving the layers of a file.",
     ]
     order = list(RECIPES)
     for name in NAMES:

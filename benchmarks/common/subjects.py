@@ -19,7 +19,7 @@ from onnx_obc.calibration.samples import Samples
 from onnx_obc.graph.model import input_specs
 
 NAMES = ("ResNet-20", "ResNet-56", "EfficientNet-Lite0", "MiniLM")
-DECODERS = ("LanguageModel",)  # where a benchmark asks for them
+DECODERS = ("LanguageModel", "Whisper")  # where a benchmark asks for them
 Scoring = Callable[[Path, npt.NDArray[np.generic] | None], Score]
 
 
@@ -27,9 +27,9 @@ Scoring = Callable[[Path, npt.NDArray[np.generic] | None], Score]
 class Subject:
     """A trained model with its data.
 
-    metric: what `score` gives; classifier: whether its predictions are classes. calibration: the data, to be read with
-    `options`; held_out: data of the same kind that calibrates nothing. score: of a model file, given the dense
-    predictions or None.
+    path: of the model, or of the folder of several files that work together. metric: what `score` gives; classifier:
+    whether its predictions are classes. calibration: the data, to be read with `options`; held_out: data of the same
+    kind that calibrates nothing. score: of a model file, or of a folder of such, given the dense predictions or None.
     """
 
     name: str
@@ -53,6 +53,11 @@ def find_subjects(models: Path, shared: Path, scratch: Path, names: tuple[str, .
             *(models / "language-model" / file for file in ("model.onnx", "tokenizer.json")),
             *(shared / "data/text" / f"wikitext2-{part}.txt" for part in ("valid", "test")),
         ],
+        "Whisper": [
+            *(shared / "data/stsb" / f"stsb_{part}.csv" for part in ("train", "test")),
+            *(models / "whisper" / f"{part}.onnx" for part in ("encoder", "decoder", "decoder_with_past")),
+            *(models / "whisper" / f"{part}.json" for part in ("tokenizer", "suppressed")),
+        ],
     }
     found = []
     for name in names:
@@ -65,6 +70,8 @@ def find_subjects(models: Path, shared: Path, scratch: Path, names: tuple[str, .
             found.append(_sentences(name, *needs[name]))
         elif name == "LanguageModel":
             found.append(_language_model(name, *needs[name]))
+        elif name == "Whisper":
+            found.append(_whisper(name, models / "whisper", *needs[name][:2]))
         else:
             found.append(_images(name, *needs[name]))
     return found
@@ -139,4 +146,13 @@ def _language_model(name: str, path: Path, tokenizer: Path, valid: Path, test: P
         test,
         DataOptions(samples=128, tokenizer=str(tokenizer)),
         lambda file, dense: perplexity(file, test, tokenizer, dense),
+    )
+
+
+def _whisper(name: str, folder: Path, train: Path, test: Path) -> Subject:
+    from benchmarks.common import speech  # which imports transformers
+
+    return Subject(
+        *(name, folder, "word error rate", True, train, test, DataOptions()),
+        lambda files, dense: speech.score(files, folder, test, dense),
     )

@@ -35,7 +35,7 @@ from .options import (
     given,
 )
 from .report import Beside, check_beside, write_beside
-from .results import check_not_read, told_what_was_written
+from .results import check_not_read, files_of, told_what_was_written
 
 if TYPE_CHECKING:
     from ..pipeline.examine import Evaluation
@@ -104,7 +104,7 @@ def compress_command(
     _check_together(bool(budgets), {"--levels": levels, "--database": database}, uniform, searching)
     results = check_beside(outputs, Beside(report, html, overlay), budgets, source)
     read = {"--calib": calib, "--eval": eval_data, "--metric": metric, "--task": searching.task, "--recipe": recipe}
-    check_not_read(results, {**read, "--tokenizer": data.tokenizer, "--timings": searching.timings})
+    check_not_read(results, {**read, **files_of(data), "--timings": searching.timings})
     with told_what_was_written(results, database):
         with progress_bar(quiet) as feedback:
             found = DataOptions(**{**given(data), "seed": chosen.seed})
@@ -213,7 +213,7 @@ def search_command(
     outputs = output_names(output, budgets)
     over = given(finishing, run)
     results = check_beside(outputs, Beside(report, html, overlay), budgets, None)
-    read = {"--eval": eval_data, "--metric": metric, "--task": searching.task, "--tokenizer": data.tokenizer}
+    read = {"--eval": eval_data, "--metric": metric, "--task": searching.task, **files_of(data)}
     check_not_read(results, {**read, "--timings": searching.timings, "the database": database / "model.onnx"})
     with told_what_was_written(results):
         if eval_data is None and (fixed := given(data)):

@@ -11,7 +11,7 @@ from ..calibration.options import DataOptions
 from ..core.errors import OutputError, RecipeError, plain
 from ..core.plural import counted
 from .options import DATA, DEBUG, RUN, DebugDataOptions, Flag, Html, Report, given
-from .results import check_not_read, check_results, told_what_was_written
+from .results import check_not_read, check_results, files_of, told_what_was_written
 
 MOST_FIXED = 10
 
@@ -78,7 +78,7 @@ def debug_command(
     for path in results:
         if path.resolve() == compressed.resolve():
             raise OutputError(f"cannot write {path}: it is the compressed model; name another file")
-    check_not_read(results, {"--calib": calib, "--tokenizer": data.tokenizer})
+    check_not_read(results, {"--calib": calib, **files_of(data)})
     options = DataOptions(**given(data))
     with told_what_was_written(results):
         with progress_bar(quiet) as feedback:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from ..calibration.options import DataOptions
 from ..core.errors import CalibrationError, ModelError, RecipeError, plain, shortened
 from .options import DATA, RUN, CalibrationOptions, Flag, Html, Output, Report, Target
-from .results import check_not_read, check_results
+from .results import check_not_read, check_results, files_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -193,7 +193,7 @@ def time_command(
 
 
 def _check_not_read(results: Sequence[Path | None], calib: str, data: CalibrationOptions) -> None:
-    check_not_read([path for path in results if path is not None], {"--calib": calib, "--tokenizer": data.tokenizer})
+    check_not_read([path for path in results if path is not None], {"--calib": calib, **files_of(data)})
 
 
 def read_feed(model: ir.Model, calib: str, data: CalibrationOptions) -> Feed:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from ..calibration.options import DataOptions
 from ..core.errors import OutputError, RecipeError
 
 typed: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)  # the arguments of the command line
@@ -61,6 +62,11 @@ def check_not_read(results: Sequence[Path], read: Mapping[str, str | Path | None
         for path in results:
             if path.resolve() == file:
                 raise OutputError(f"cannot write {path}: {option} reads it; name another file")
+
+
+def files_of(data: DataOptions) -> dict[str, str | None]:
+    """The files beside the calibration data that these options name to be read."""
+    return {"--tokenizer": data.tokenizer, "--encoder": data.encoder}
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

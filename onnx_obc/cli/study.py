@@ -22,7 +22,7 @@ from .options import (
     chosen_recipe,
     given,
 )
-from .results import check_not_read, check_results, told_what_was_written
+from .results import check_not_read, check_results, files_of, told_what_was_written
 
 
 def study_command(
@@ -98,7 +98,7 @@ def study_command(
     budgets = _budgets(bits)
     results = [page, figures, *recipe_paths(recipe, budgets).values()]
     check_results(results, [], source)
-    check_not_read(results, {"--calib": calib, "--tokenizer": data.tokenizer})
+    check_not_read(results, {"--calib": calib, **files_of(data)})
     options = StudyOptions(budgets, size, prove, chunk, rows, recipe, database)
     chosen = chosen_recipe(None, (), method, run)
     with told_what_was_written(results):

@@ -23,6 +23,7 @@ UNSCHEMED = {
     *("Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention", "RotaryEmbedding"),
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization"),
     *("EmbedLayerNormalization", "FusedMatMul", "FastGelu", "BiasGelu", "Gelu", "QuickGelu", "MatMulNBits"),
+    "GatherBlockQuantized",
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from .constants import ACTIVATION, trace
 from .edit import free_name, names_of
 from .half import (
     BFLOAT16,
@@ -64,6 +65,9 @@ class _Narrowing:
         for node in reversed(nodes):  # what a DequantizeLinear gives has the type that its readers want
             if node.op_type == "DequantizeLinear":
                 self._chosen[node] = self._if_exact(node, self._wanted_by_readers(node))
+                turn = None if node.inputs[1] is None else node.inputs[1].producer()
+                if turn is not None:  # scales that are stored turned
+                    self._chosen[turn] = self._chosen[node]
         for node in nodes:
             if node.op_type == "QuantizeLinear":
                 self._choose_pair(node)
@@ -139,10 +143,10 @@ class _Narrowing:
 
     def _if_exact(self, node: ir.Node, wanted: ir.DataType) -> ir.DataType:
         """The half type for a Q/DQ, unless its scales would lose digits in it."""
-        scale = node.inputs[1].const_value if node.inputs[1] is not None else None
-        if wanted == FLOAT or scale is None:
+        scale = trace(node.inputs[1]) if node.inputs[1] is not None else ACTIVATION
+        if wanted == FLOAT or isinstance(scale, str):
             return FLOAT
-        values = scale.numpy()
+        values = scale.array
         exact = bool(np.array_equal(values.astype(self._half.numpy()).astype(np.float32), values))
         return wanted if exact or (values.size == 1 and values.item() >= NORMAL[self._half]) else FLOAT
 

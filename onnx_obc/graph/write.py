@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,10 @@ from ..core.solution import Grid, Solution
 from .edit import add_initializer, free_name, names_of
 from .layers import Embedding, Layer, Use
 from .scales import scale_layout, storage_type
+from .tied import looked_up_in_blocks, rows_first
 
 TINY = float(np.finfo(np.float32).tiny)
+MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,16 @@ class Activation:
 
 @dataclass(frozen=True)
 class WrittenWeight:
-    """Where a layer's weight stands in the written graph: `name` is what the nodes of `uses` read, `codes` integers."""
+    """Where a layer's weight stands in the written graph: `name` is what the nodes of `uses` read, `codes` integers.
+
+    turned: these, their scales and zero points are stored transposed, and a Transpose turns each back.
+    """
 
     layer: str
     name: str
     codes: str | None
     uses: tuple[Use, ...]
+    turned: bool = False
 
 
 class Writer:
@@ -48,10 +55,12 @@ class Writer:
         self._values = {str(v.name): v for v in (*graph.inputs, *graph.initializers.values(), *outputs)}
         self._taken = set(names_of(model))
 
-    def weight(self, layer: Layer, solution: Solution) -> WrittenWeight:
+    def weight(self, layer: Layer, solution: Solution, turned: bool = False) -> WrittenWeight:
         """Replace a layer's weight by its solution: a float initializer, or codes, scale, zero point and a node.
 
-        The old weight stays behind; fold.remove_unused removes it where nothing else reads it.
+        The old weight stays behind; fold.remove_unused removes it where nothing else reads it. turned: store integers
+        transposed, for a weight of two axes. onnxruntime turns constants when it loads a file, so that a node that
+        reads the codes as they are stored is no second reader of those that it makes a MatMulNBits of.
         """
         first = layer.uses[0].node
         if solution.codes is None or solution.grid is None:
@@ -64,24 +73,32 @@ class Writer:
             layout = scale_layout(layer, solution.grid.block)
             assert layout is not None, f"{layer.name}: a layer without a layout is left out of the plan"
             dtype = storage_type(solution.grid.bits, solution.grid.symmetric).numpy()
-            codes = self._initializer(f"{layer.name}.weight_quantized", layer.tensor(solution.codes).astype(dtype))
+            name, integers = f"{layer.name}.weight", layer.tensor(solution.codes).astype(dtype)
+            codes = self._initializer(f"{name}_quantized", integers.T if turned else integers)
             scale = solution.grid.scale.reshape(-1)[layout.rows]
             zero = solution.grid.zero_point.reshape(-1)[layout.rows].astype(dtype)
-            node = self._dequantize(codes, scale, zero, layout.axis, layout.block, f"{layer.name}.weight")
+            if turned:
+                scale, zero = scale.T, zero.T
+            node = self._dequantize(codes, scale, zero, layout.axis, layout.block, name)
             self.model.graph.insert_before(first, node)
+            if turned:
+                self._turn_inputs(node)
             new = node.outputs[0]
-            new.shape = codes.shape
-            written = WrittenWeight(layer.name, str(new.name), str(codes.name), layer.uses)
+            new.shape = ir.Shape(integers.shape)
+            written = WrittenWeight(layer.name, str(new.name), str(codes.name), layer.uses, turned)
         for use in layer.uses:
             use.node.replace_input_with(use.index, new)
         return written
 
-    def embedding(self, embedding: Embedding, codes: Array, grid: Grid, block: int | None) -> None:
+    def embedding(
+        self, embedding: Embedding, codes: Array, grid: Grid, block: int | None, in_blocks: bool = False
+    ) -> None:
         """Store a table as integers, `codes` in the shape of the table.
 
         Without `block` the rows that were looked up are dequantized, each column by its own scale: grid of
-        (1, columns). With it, blocks along a row have a scale each: grid of (1, rows · blocks). onnxruntime cannot look
-        up types below 8 bits, so that there the DequantizeLinear stands before the Gather, and the two are fused.
+        (1, columns). With it, blocks along a row have a scale each: grid of (1, rows · blocks). ONNX's Gather does not
+        take types below 8 bits, so that the DequantizeLinear stands before it, and the whole table is dequantized in
+        each run. in_blocks: onnxruntime's GatherBlockQuantized is written instead where it takes such blocks.
         """
         dtype = storage_type(grid.bits, grid.symmetric)
         table = self._initializer(f"{embedding.name}_quantized", codes.astype(dtype.numpy()))
@@ -90,7 +107,10 @@ class Writer:
             node = self._dequantize(table, scales, np.zeros(scales.shape, dtype.numpy()), 1, block, embedding.name)
             self.model.graph.insert_before(embedding.nodes[0], node)
             for gather in embedding.nodes:
-                gather.replace_input_with(0, node.outputs[0])
+                if in_blocks and looked_up_in_blocks(block):
+                    self._replace_lookup(gather, [self._block_lookup(node.inputs, gather.inputs[1], block)])
+                else:
+                    gather.replace_input_with(0, node.outputs[0])
             return
         scale = grid.scale.reshape(-1)
         zero = np.zeros(scale.shape, dtype.numpy())
@@ -105,6 +125,81 @@ class Writer:
             take_over_output(self.model.graph, found, node.outputs[0])
             found.type = ir.TensorType(dtype)
             self.model.graph.insert_after(gather, node)
+
+    def tied(self, table: Embedding, layer: Layer, written: WrittenWeight) -> None:
+        """Have a table read the integers of the layer whose weight it is too; see tied.cannot_share.
+
+        Of int8, rows or columns are looked up, with their scales and zero points. Rows in blocks of 4 bits, which
+        ONNX's Gather does not take, are looked up by onnxruntime's GatherBlockQuantized.
+        """
+        assert written.codes is not None
+        codes = self.model.graph.initializers[written.codes]
+        parts = [codes, *map(_stored, _dequantizer(codes, written.name).inputs[1:])]
+        lengthwise = written.turned or rows_first(layer)  # codes: (rows, columns)
+        for gather in table.nodes:
+            if parts[1].shape is not None and len(parts[1].shape) == 2:  # scales: (rows, blocks)
+                assert lengthwise
+                block = table.shape[1] // int(parts[1].shape.numpy()[1])
+                nodes = [self._block_lookup(parts, gather.inputs[1], block)]
+            else:
+                nodes = self._lookup(parts, gather.inputs[1], lengthwise)
+            self._replace_lookup(gather, nodes)
+
+    def _replace_lookup(self, gather: ir.Node, nodes: list[ir.Node]) -> None:
+        """Put nodes, the last of which gives the rows, in the place of a Gather."""
+        found, new = gather.outputs[0], nodes[-1].outputs[0]
+        for node in nodes:
+            node.name = self._name(f"{found.name}_{node.op_type}")
+            node.outputs[0].name = self._name(f"{node.name}_output")
+        self.model.graph.insert_before(gather, nodes)
+        for user, index in tuple(found.uses()):
+            user.replace_input_with(index, new)
+        self._values[str(found.name)] = new
+        take_over_output(self.model.graph, found, new)
+
+    def _block_lookup(self, parts: Sequence[ir.Value | None], ids: ir.Value | None, block: int) -> ir.Node:
+        """onnxruntime's Gather of rows in blocks. parts: codes, scales and zero points."""
+        self.model.graph.opset_imports.setdefault(MICROSOFT, 1)
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block}
+        inputs = [parts[0], ids, *parts[1:]]
+        return ir.node("GatherBlockQuantized", inputs, domain=MICROSOFT, attributes=attributes)
+
+    def _lookup(self, parts: list[ir.Value], ids: ir.Value | None, lengthwise: bool) -> list[ir.Node]:
+        """The nodes that look up rows of int8 and dequantize them. parts: codes, scales and zero points."""
+        codes, scale, zero = parts
+        rows = ir.node("Gather", [codes, ids], attributes={"axis": 0 if lengthwise else 1})
+        nodes = [rows, ir.node("Cast", rows.outputs, attributes={"to": ir.DataType.FLOAT})]
+        last = self._initializer("last_axis", np.array([-1], np.int64)) if lengthwise else None
+
+        def beside(part: ir.Value) -> ir.Value:
+            """The entry of a scale or zero point for each row, so that it goes with the rows."""
+            nodes.append(ir.node("Gather", [part, ids]))
+            if last is not None:  # rows: (…, columns); otherwise (columns, …)
+                nodes.append(ir.node("Unsqueeze", [nodes[-1].outputs[0], last]))
+            return nodes[-1].outputs[0]
+
+        value = nodes[1].outputs[0]
+        if zero.const_value is not None and np.asarray(zero.const_value.numpy()).any():
+            shift = ir.node("Cast", [beside(zero)], attributes={"to": ir.DataType.FLOAT})
+            nodes += [shift, ir.node("Sub", [value, shift.outputs[0]])]
+            value = nodes[-1].outputs[0]
+        nodes.append(ir.node("Mul", [value, beside(scale)]))
+        if not lengthwise:
+            assert ids is not None and ids.shape is not None
+            order = [*range(1, len(ids.shape) + 1), 0]
+            nodes.append(ir.node("Transpose", nodes[-1].outputs, attributes={"perm": order}))
+        return nodes
+
+    def _turn_inputs(self, node: ir.Node) -> None:
+        """Put a Transpose in front of each input of a node that has two axes."""
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.shape is not None and len(value.shape) == 2:
+                turn = ir.node("Transpose", [value], attributes={"perm": [1, 0]}, name=self._name(f"{value.name}_T"))
+                new = turn.outputs[0]
+                new.name, new.shape = self._name(f"{value.name}_turned"), ir.Shape(tuple(value.shape)[::-1])
+                new.type = value.type
+                self.model.graph.insert_before(node, turn)
+                node.replace_input_with(index, new)
 
     def activation(self, activation: Activation, low: float, high: float) -> None:
         """Put a QuantizeLinear and a DequantizeLinear behind a value, for the interval (low, high)."""
@@ -165,11 +260,29 @@ def rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: Sol
         _set(initializers[written.name], layer.tensor(solution.weights))
         return
     codes = initializers[written.codes]
-    layout, scale = scale_layout(layer, solution.grid.block), next(use.node for use in codes.uses()).inputs[1]
-    assert layout is not None and scale is not None
-    dtype = storage_type(solution.grid.bits, solution.grid.symmetric).numpy()
-    _set(codes, layer.tensor(solution.codes).astype(dtype))
-    _set(scale, solution.grid.scale.reshape(-1)[layout.rows])
+    layout, scale = scale_layout(layer, solution.grid.block), _stored(_dequantizer(codes, written.name).inputs[1])
+    assert layout is not None
+    integers = layer.tensor(solution.codes).astype(storage_type(solution.grid.bits, solution.grid.symmetric).numpy())
+    scales = solution.grid.scale.reshape(-1)[layout.rows]
+    _set(codes, integers.T if written.turned else integers)
+    _set(scale, scales.T if written.turned else scales)
+
+
+def _dequantizer(codes: ir.Value, name: str) -> ir.Node:
+    """The DequantizeLinear that gives the value of this name, from codes that may be turned on the way."""
+    readers = [use.node for use in codes.uses()]
+    readers += [use.node for node in readers if node.op_type == "Transpose" for use in node.outputs[0].uses()]
+    return next(node for node in readers if node.outputs[0].name == name)
+
+
+def _stored(value: ir.Value | None) -> ir.Value:
+    """The constant that a value is, or is turned from."""
+    assert value is not None
+    node = value.producer()
+    if node is None:
+        return value
+    assert node.inputs[0] is not None
+    return node.inputs[0]
 
 
 def _set(value: ir.Value, array: Array) -> None:

@@ -14,6 +14,7 @@ from ..core.arrays import Feed, Float32
 from ..core.errors import RecipeError
 from ..core.plural import counted
 from ..core.solution import Solution
+from ..graph.constants import trace
 from ..graph.half import FLOAT, FLOAT16, NORMAL, FloatTypes
 from ..graph.narrow import QUANTIZING, narrow
 from ..graph.write import rewrite
@@ -120,7 +121,7 @@ def _dequantized(value: ir.Value) -> bool:
     """Whether a value is an activation that was quantized."""
     node = value.producer()
     source = None if node is None or node.op_type != "DequantizeLinear" else node.inputs[0]
-    return source is not None and source.producer() is not None
+    return source is not None and isinstance(trace(source), str)
 
 
 def _measured(model: ir.Model, types: FloatTypes, feeds: Sequence[Feed], judge: Judge, recipe: Recipe) -> Precision:

@@ -16,6 +16,7 @@ from ..core.solution import Grid, Solution
 from ..graph.cost import table_bytes, weight_bytes
 from ..graph.layers import Embedding, Layer
 from ..graph.scales import table_block
+from ..graph.tied import Tie
 from ..runtime.session import Device
 from ..solver import (
     Damped,
@@ -84,7 +85,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class EmbeddingReport:
-    """One table that is stored as integers, by rounding. error_relative: ‖T − T̂‖² / ‖T‖²."""
+    """One table that is stored as integers, by rounding, or that reads a layer's. error_relative: ‖T − T̂‖² / ‖T‖².
+
+    Bytes are 0 where they are the layer's.
+    """
 
     name: str
     rows: int
@@ -349,3 +353,18 @@ def round_embedding(embedding: Embedding, recipe: Recipe) -> tuple[Int32, Grid, 
     )
     codes = codes[0].T if block is None else codes[0].reshape(table.shape)
     return codes, grid, block, report
+
+
+def tied_table(tie: Tie, entry: Solved) -> EmbeddingReport:
+    """The report on a table that reads the integers of a solved layer."""
+    table = tie.table.table()
+    error, energy = (float(np.square(x, dtype=np.float64).sum()) for x in (entry.solution.weights[0] - table, table))
+    return EmbeddingReport(
+        name=tie.table.name,
+        rows=table.shape[0],
+        columns=table.shape[1],
+        level=entry.report.level,
+        error_relative=error / energy if energy > 0 else 0.0,
+        bytes_before=0 if tie.table.weight_name == entry.layer.weight_name else tie.table.float_bytes * table.size,
+        bytes_after=0,
+    )

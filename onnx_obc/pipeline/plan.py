@@ -14,7 +14,8 @@ from ..graph.fold import fold
 from ..graph.half import DOUBLE, FloatTypes, float_types, widen
 from ..graph.layers import Embedding, Layer, LeftOut, find_embeddings, find_layers
 from ..graph.opset import raise_opset
-from ..graph.scales import BLOCKED_OPSET, PER_AXIS_OPSET, opset_needed, unwritable, unwritable_table
+from ..graph.scales import BLOCKED_OPSET, PER_AXIS_OPSET, opset_needed, storage_type, unwritable, unwritable_table
+from ..graph.tied import Tie, cannot_share, find_ties
 from ..graph.write import Activation
 from ..targets.registry import TARGETS
 from .options import Cast
@@ -28,8 +29,9 @@ class Plan:
     """What is to be done, before any of it is.
 
     model: the folded graph, ready to be written into. layers: those with a choice, in the order of the graph.
-    embeddings: the tables to store as integers. activations: the values to quantize. left_out: the weights that stay
-    as they are, and why. notes: what else the user should know; remarks: the same about single layers, by name.
+    embeddings: the tables to store as integers. ties: those that read the integers of the layer whose weight they are
+    too. activations: the values to quantize. left_out: the weights that stay as they are, and why. notes: what else the
+    user should know; remarks: the same about single layers, by name.
     """
 
     model: ir.Model
@@ -40,6 +42,7 @@ class Plan:
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...] = ()
     remarks: Mapping[str, str] = field(default_factory=dict)
+    ties: tuple[Tie, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,8 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
     layers, left_out = find_layers(model)
     embeddings, floats = _tables(model, recipe)
     left_out += floats
-    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
+    tables = [table.name for table in find_embeddings(model)]
+    recipe.check_rules([layer.name for layer in layers], [*(entry.name for entry in left_out), *tables])
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}
@@ -109,8 +113,11 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
         model = raise_opset(model, opset)
         layers, _ = find_layers(model)
         assert choices.keys() <= {layer.name for layer in layers}, "raising the opset changes no layer"
-        embeddings, _ = _tables(model, recipe)
         notes.append(f"opset raised from {present} to {model.opset_imports['']}, which the integer types need")
+    ties, said = _ties(model, layers, choices, recipe)
+    notes += said
+    shared = {tie.table.name for tie in ties}
+    embeddings = [table for table in _tables(model, recipe)[0] if table.name not in shared]
     target = TARGETS[recipe.target]
     target.prepare(model, layers, choices)
     activations = tuple(target.place_qdq(model, layers, choices))
@@ -123,6 +130,7 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
         left_out=tuple(left_out),
         notes=tuple(notes),
         remarks=remarks,
+        ties=tuple(ties),
     )
 
 
@@ -139,7 +147,7 @@ def quantizable(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice]) -
 def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[LeftOut]]:
     """The tables to store as integers, and those that cannot be."""
     bits = parse_bits(recipe.embeddings)
-    found = find_embeddings(model) if bits is not None else []
+    found = [x for x in find_embeddings(model) if not _skipped(x.name, recipe)] if bits is not None else []
     if bits is None or not found:
         return [], []
     if not (target := TARGETS[recipe.target]).embeddings:
@@ -147,6 +155,38 @@ def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[Left
     reasons = {table.name: unwritable_table(table, bits) for table in found}
     left = [LeftOut(name, "Gather", reason) for name, reason in reasons.items() if reason is not None]
     return [table for table in found if reasons[table.name] is None], left
+
+
+def _ties(
+    model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice], recipe: Recipe
+) -> tuple[list[Tie], list[str]]:
+    """The tables that are to read a layer's integers, and sentences on all tables that are the weight of a layer.
+
+    Without that the weight would be in the file twice, so that it grows. A user who wants a table otherwise says so:
+    --embeddings of other bits than the layer's, or --skip with the table's name.
+    """
+    target, bits = TARGETS[recipe.target], parse_bits(recipe.embeddings)
+    by_name = {layer.name: layer for layer in layers if layer.name in choices}
+    ties, notes = [], []
+    for tie in find_ties([x for x in find_embeddings(model) if not _skipped(x.name, recipe)], list(by_name.values())):
+        layer, choice = by_name[tie.layer], choices[tie.layer]
+        level, what = choice.level, f"table {tie.table.name!r} is the weight of layer {tie.layer!r} too"
+        reason = cannot_share(tie, layer, choice, target.embeddings, target.tables_in_blocks)
+        if reason is None and target.one_reader(layer, choice) and len(layer.uses) > 1:
+            reason = "each node that reads the layer's has a copy"
+        if reason is None and bits not in (None, int(storage_type(level.bits or 0, level.symmetric).bitwidth)):
+            reason = f"--embeddings {recipe.embeddings} is not what the layer has"
+        if reason is None:
+            ties.append(tie)
+            notes.append(f"{what}: it reads the layer's integers, and the weight is in the file once")
+        else:
+            notes.append(f"{what}, and the weight is in the file twice: {reason}")
+    return ties, notes
+
+
+def _skipped(table: str, recipe: Recipe) -> bool:
+    """Whether a rule names a table that is to stay float; patterns are about layers."""
+    return any(rule.skip and rule.match == table for rule in recipe.layers)
 
 
 def possible(layer: Layer, choice: Choice, target: str) -> str | None:

@@ -28,7 +28,8 @@ def transformed(
 
     plan: what its layers are to become. Judged on models whose layers are rounded to nearest, on the samples held out.
     """
-    quantized = {name for name, choice in plan.choices.items() if choice.activation_bits == BITS}
+    tied = {tie.layer for tie in plan.ties}  # a weight that a table reads too stays what it is
+    quantized = {name for name, choice in plan.choices.items() if choice.activation_bits == BITS} - tied
     if not recipe.correct or not TARGETS[recipe.target].divided_inputs or not quantized:
         return folded, ()
     readers = movable(find_layers(folded.model)[0], quantized)

@@ -333,20 +333,28 @@ def _channel_axis(layer: Layer) -> int:
 
 
 def _evaluate(value: ir.Value, opset: int) -> npt.NDArray[Any]:
-    """An initializer, or what onnxruntime computes from initializers through DequantizeLinear; in float32, where scales
-    of half precision are exact too."""
-    node = value.producer()
-    if node is None:
+    """An initializer, or what onnxruntime computes from some through DequantizeLinear and Transpose; in float32,
+    where scales of half precision are exact too."""
+    if value.producer() is None:
         return _wide(value).numpy()
-    parts = [ir.Value(name=v.name, shape=v.shape, const_value=_wide(v)) for v in node.inputs if v]
-    for part in parts:
-        assert part.const_value is not None
-        part.type = ir.TensorType(part.const_value.dtype)
-    copy = ir.node(node.op_type, parts, attributes=dict(node.attributes))
-    copy.outputs[0].name = "weight"
-    copy.outputs[0].dtype = ir.DataType.FLOAT
-    graph = ir.Graph([], [copy.outputs[0]], nodes=[copy], initializers=parts, opset_imports={"": opset}, name="weight")
-    copy.attributes.pop("output_dtype", None)
+    nodes: list[ir.Node] = []
+    parts: list[ir.Value] = []
+
+    def copied(old: ir.Value) -> ir.Value:
+        node = old.producer()
+        if node is None:
+            tensor = _wide(old)
+            parts.append(ir.Value(name=old.name, type=ir.TensorType(tensor.dtype), shape=old.shape, const_value=tensor))
+            return parts[-1]
+        inputs = [copied(x) for x in node.inputs if x is not None]
+        attributes = {name: x for name, x in node.attributes.items() if name != "output_dtype"}
+        nodes.append(ir.node(node.op_type, inputs, attributes=attributes))
+        nodes[-1].outputs[0].name = f"{old.name}_copy"
+        return nodes[-1].outputs[0]
+
+    result = copied(value)
+    result.name, result.dtype = "weight", ir.DataType.FLOAT
+    graph = ir.Graph([], [result], nodes=nodes, initializers=parts, opset_imports={"": opset}, name="weight")
     return open_session(ir.Model(graph, ir_version=13 if opset > 24 else 10), device="cpu").run({})["weight"]
 
 

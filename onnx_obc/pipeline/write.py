@@ -25,7 +25,7 @@ from ..solver.baselines import uncompensated
 from ..solver.grid import GridMethod
 from ..targets.engine import batch_of
 from ..targets.registry import TARGETS, save_for
-from .layer import EmbeddingReport, Solved, round_embedding
+from .layer import EmbeddingReport, Solved, round_embedding, tied_table
 from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .solve import Solutions
@@ -42,18 +42,24 @@ def write(
     plan, ranges = solutions.plan, solutions.ranges
     biases = bias_sites(plan.model, plan.layers)
     writer = Writer(plan.model)
-    written = []
+    written, tied = [], {tie.layer for tie in plan.ties}
     for name, entry in solutions.solved.items():
-        copied = TARGETS[recipe.target].copied(entry.layer, plan.choices[name])
+        alone = TARGETS[recipe.target].one_reader(entry.layer, plan.choices[name])
+        copied = alone and len(entry.layer.uses) > 1
         parts = [replace(entry.layer, uses=(use,)) for use in entry.layer.uses] if copied else [entry.layer]
-        written += [writer.weight(part, entry.solution) for part in parts]
+        written += [writer.weight(part, entry.solution, alone and name in tied) for part in parts]
         if entry.solution.bias is not None:
             add_to_bias(plan.model, biases[name], entry.solution.bias)
     embeddings = []
     for embedding in plan.embeddings:
         codes, grid, block, report = round_embedding(embedding, recipe)
-        writer.embedding(embedding, codes, grid, block)
+        writer.embedding(embedding, codes, grid, block, TARGETS[recipe.target].tables_in_blocks)
         embeddings.append(report)
+    places = {weight.layer: weight for weight in written}
+    for tie in plan.ties:
+        entry = solutions.solved[tie.layer]
+        writer.tied(tie.table, entry.layer, places[tie.layer])
+        embeddings.append(tied_table(tie, entry))
     intervals: dict[str, tuple[float, float]] = {}
     for activation in plan.activations:
         found = interval(activation, ranges, recipe)

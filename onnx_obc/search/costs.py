@@ -66,7 +66,7 @@ def cost_table(
 
 def _cost(kind: str, layer: Layer, cost: Cost, choice: Choice, target: Target, timings: Timings | None) -> float:
     if kind == "size":
-        copies = len(layer.uses) if target.copied(layer, choice) else 1
+        copies = len(layer.uses) if target.one_reader(layer, choice) else 1
         return float(copies * weight_bytes(layer, choice.level))
     if kind == "latency":
         if timings is None:

@@ -32,6 +32,7 @@ from ..graph.cost import weight_bytes
 from ..graph.layers import find_embeddings, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
+from ..graph.tied import find_ties
 from ..pipeline.correct import check_trainable
 from ..pipeline.examine import Examiner, open_examiner
 from ..pipeline.finish import Destination, Result, hand_over
@@ -118,7 +119,9 @@ def retarget(
 
 def _beside_the_layers(budget: Budget, database: Database, recipe: Recipe) -> tuple[str, ...]:
     """A note for a budget of size where a good part of the model is float tables, which it does not count."""
-    tables = sum(table.float_bytes * prod(table.shape) for table in find_embeddings(database.graph))
+    found = find_embeddings(database.graph)
+    tied = {tie.table.name for tie in find_ties(found, database.layers)}  # of which the plan's notes tell
+    tables = sum(table.float_bytes * prod(table.shape) for table in found if table.name not in tied)
     both = tables + sum(weight_bytes(layer, FLOAT) for layer in database.layers)
     if budget.kind != "size" or recipe.embeddings != "float" or tables < NOTED * both:
         return ()

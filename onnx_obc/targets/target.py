@@ -35,12 +35,12 @@ class Target:
     fit_to_biases(layer, its solution) → the solution on scales that the biases in the written model fit, where an
     engine rounds those to the scales.
     check(model) → the rules that any ONNX file, whoever wrote it, breaks, as far as the graph alone shows them.
-    copied(layer, choice) → whether each node that shares a weight needs a copy of its own.
+    one_reader(layer, choice) → whether a weight's integers may have one reader: nodes that share it have a copy each.
     weight_forms: the forms that integer weights are written in, and what rewrites a copy of a finished Q/DQ model to
     that form; None: it has that form already.
     zero_points(activation bits) → whether rows of weights below 8 bits have zero points unless the user says otherwise.
     signed_activations: whether activations are symmetric; shared_scale: whether all rows of a group of integer weights
-    have the same scale; embeddings: whether tables of integers can be looked up.
+    have the same scale; embeddings: whether tables of integers can be looked up; tables_in_blocks: of 4 bits in blocks.
     divided_inputs: whether a product's input may be divided channel by channel in front of it.
     half_integers: whether products of integers are fused where they stand between floats of half precision.
     zeros: what pruned weights gain there, besides a compressed file that is smaller, as a sentence.
@@ -58,12 +58,13 @@ class Target:
     fit_to_biases: Callable[[Layer, Solution], Solution]
     check: Callable[[ir.Model], list[Finding]]
     unprofitable: Callable[[Layer, Choice], str | None] = lambda layer, choice: None
-    copied: Callable[[Layer, Choice], bool] = lambda layer, choice: False
+    one_reader: Callable[[Layer, Choice], bool] = lambda layer, choice: False
     weight_forms: Mapping[WeightForm, Lowering | None] = field(default_factory=lambda: {"dq": None})
     zero_points: Callable[[int | None], bool] = lambda activation_bits: False
     signed_activations: bool = False
     shared_scale: bool = False
     embeddings: bool = True
+    tables_in_blocks: bool = False
     divided_inputs: bool = True
     half_integers: bool = True
     zeros: str = "zeros make nothing faster"

@@ -399,8 +399,10 @@ def test_what_is_read_is_not_replaced(folder: Path, capsys: pytest.CaptureFixtur
     Path("r.yaml").write_text("weights: int4\n")
     Path("t.json").write_text("{}")
     Path("feeds.py").write_text("def feeds(): yield {}\n")
-    read = ["--recipe", "r.yaml", "--tokenizer", "t.json"]
-    for name, option in {"x.npz": "calib", "link.npz": "calib", "r.yaml": "recipe", "t.json": "tokenizer"}.items():
+    Path("e.onnx").write_bytes(b"")
+    read = ["--recipe", "r.yaml", "--tokenizer", "t.json", "--encoder", "e.onnx"]
+    options = {"x.npz": "calib", "link.npz": "calib", "r.yaml": "recipe", "t.json": "tokenizer", "e.onnx": "encoder"}
+    for name, option in options.items():
         message = f"error: cannot write {name}: --{option} reads it; name another file"
         assert refuse(capsys, *read, output=name) == message
         assert refuse(capsys, *read, "--report", name) == message

@@ -292,8 +292,17 @@ def table_grid(table: Array, bits: int, block: int | None) -> tuple[Any, Grid]:
 
 
 @pytest.mark.parametrize("as_output", [False, True])
-@pytest.mark.parametrize(("bits", "block"), [(8, None), (4, 16), (4, 32)])
-def test_embeddings(bits: int, block: int | None, as_output: bool) -> None:
+@pytest.mark.parametrize(
+    ("bits", "block", "in_blocks", "kernel"),
+    [
+        (8, None, True, "Gather"),
+        (4, 8, True, "Gather"),
+        (4, 32, False, "Gather"),
+        (4, 16, True, "GatherBlockQuantized"),
+        (4, 32, True, "GatherBlockQuantized"),
+    ],
+)
+def test_embeddings(bits: int, block: int | None, in_blocks: bool, kernel: str, as_output: bool) -> None:
     table = random(50, 32)
     nodes = [
         node("Gather", ["t", "i"], ["e"], name="look"),
@@ -307,8 +316,9 @@ def test_embeddings(bits: int, block: int | None, as_output: bool) -> None:
     (embedding,) = find_embeddings(model)
     codes, grid = table_grid(table, bits, block)
     writer = Writer(model)
-    writer.embedding(embedding, codes, grid, block)
+    writer.embedding(embedding, codes, grid, block, in_blocks)
     remove_unused(model)
+    assert [n.op_type for n in model.graph if "Gather" in n.op_type] == [kernel] * 2
     scale = (
         np.broadcast_to(grid.scale, table.shape) if block is None else np.repeat(grid.scale.reshape(50, -1), block, 1)
     )

@@ -16,7 +16,8 @@ TARGET = Target(
     place_qdq=rules.place_qdq,
     fit_to_biases=biases.fit_to_biases,
     check=check.check,
-    copied=rules.copied,
+    one_reader=rules.one_reader,
+    tables_in_blocks=True,
     weight_forms={
         "dq": None,
         "nbits-0": partial(few_bits.as_few_bits, accuracy_level=0),

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...core.arrays import Array
+from ...graph.constants import Constant, trace
 from ...graph.contributed import DOMAIN
 from ...graph.edit import add_initializer, free_name, names_of
 from ...graph.fold import remove_unused
@@ -28,25 +29,27 @@ def _in_blocks(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
         return None
-    constants = [None if value is None else value.const_value for value in node.inputs]
-    first = constants[0]
+    constants = [None if value is None else trace(value) for value in node.inputs]
+    if not all(isinstance(constant, Constant) and constant.array.ndim == 2 for constant in constants):
+        return None
     blocks = node.attributes.get_int("block_size", 0) != 0 and node.attributes.get_int("axis", 1) == 0
-    return node if blocks and None not in constants and first is not None and len(first.shape) == 2 else None
+    return node if blocks else None
 
 
 def _replace(model: ir.Model, node: ir.Node, dequantize: ir.Node, accuracy_level: int, taken: set[str]) -> None:
-    codes, scale, zero = (value.const_value for value in dequantize.inputs if value is not None)
-    assert codes is not None and scale is not None and zero is not None
-    bits, block, (k, n) = int(codes.dtype.bitwidth), dequantize.attributes.get_int("block_size"), codes.shape.numpy()
-    shift = 2 ** (bits - 1) if codes.dtype.is_signed() else 0
-    zeros = np.asarray(zero.numpy()).astype(np.int32).T + shift  # (N, blocks)
-    shifted = np.asarray(codes.numpy()).astype(np.int32).T + shift  # (N, K)
+    found = [trace(value) for value in dequantize.inputs if value is not None]
+    codes, scale, zero = (constant for constant in found if isinstance(constant, Constant))
+    dtype, (k, n) = ir.DataType.from_numpy(codes.array.dtype), codes.array.shape
+    bits, block = int(dtype.bitwidth), dequantize.attributes.get_int("block_size")
+    shift = 2 ** (bits - 1) if dtype.is_signed() else 0
+    zeros = zero.array.astype(np.int32).T + shift  # (N, blocks)
+    shifted = codes.array.astype(np.int32).T + shift  # (N, K)
     padded = np.zeros((n, zeros.shape[1] * block), np.int32)
     padded[:, :k] = shifted
     name = str(dequantize.inputs[0].name if dequantize.inputs[0] is not None else node.name)
     parts: list[Array] = [
         _packed(padded, bits).reshape(n, zeros.shape[1], -1),  # (N, blocks, bytes of a block)
-        np.ascontiguousarray(scale.numpy().T),  # (N, blocks)
+        np.ascontiguousarray(scale.array.T),  # (N, blocks)
         _packed(zeros, bits),  # (N, bytes)
     ]
     values = []
@@ -59,6 +62,17 @@ def _replace(model: ir.Model, node: ir.Node, dequantize: ir.Node, accuracy_level
     for index, value in enumerate(values, 1):
         node.replace_input_with(index, value)
     node.attributes.update({key: ir.AttrInt64(key, int(number)) for key, number in attributes.items()})
+    lookups = [use.node for use in codes.root.uses() if use.node.op_type == "GatherBlockQuantized"]
+    if lookups and k % block == 0:  # a table that reads the same integers
+        shape = add_initializer(model.graph, free_name(f"{name}_rows", taken), np.array([n, -1], np.int64))
+        rows = ir.node("Reshape", [values[0], shape], name=free_name(f"{name}_Reshape", taken))
+        rows.outputs[0].name = free_name(f"{name}_packed_rows", taken)
+        taken |= {str(shape.name), str(rows.name), str(rows.outputs[0].name)}
+        model.graph.insert_before(lookups[0], rows)
+        for lookup in lookups:
+            for index, value in zip((0, 2, 3), (rows.outputs[0], *values[1:]), strict=True):
+                lookup.replace_input_with(index, value)
+            lookup.attributes["bits"] = ir.AttrInt64("bits", bits)
 
 
 def _packed(codes: Array, bits: int) -> Array:

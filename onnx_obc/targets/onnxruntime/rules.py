@@ -65,10 +65,10 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
     return choice.activation_bits, None
 
 
-def copied(layer: Layer, choice: Choice) -> bool:
-    """Whether a weight that several MatMul share is stored for each: MatMulNBits is made of codes with one reader."""
+def one_reader(layer: Layer, choice: Choice) -> bool:
+    """Whether a weight becomes that of a MatMulNBits, which is made of codes with one reader."""
     alone = choice.level.bits is not None and choice.activation_bits is None
-    return alone and len(layer.uses) > 1 and layer.op == "MatMul" and layer.weight.ndim == 2
+    return alone and layer.op == "MatMul" and layer.weight.ndim == 2
 
 
 def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
