@@ -1,4 +1,4 @@
-"""The site: `make docs` builds it from docs/, benchmarks/results/ and the project's own pages, with every warning an error."""
+"""The site: `make docs` builds it from docs/, benchmarks/results/ and other pages, every warning an error."""
 
 from __future__ import annotations
 
