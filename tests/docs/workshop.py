@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from onnx_obc import build as build_database
 from onnx_obc import compress
 
 CLASSES, SIZE = 4, 12
-IMAGE_MODELS = ("model", "in", "dense", "digits", "resnet20", "resnet-56", "efficientnet-lite0")
-TEXT_MODELS = ("minilm", "text")
+IMAGE_MODELS = ("model", "in", "dense", "resnet20")
 WORDS = {"[UNK]": 0, "[PAD]": 1} | {f"w{i}": 2 + i for i in range(62)}
 SCORE = """
 import numpy as np
@@ -109,20 +109,20 @@ def make(folder: Path) -> None:
     rng = np.random.default_rng(2)
     for name in IMAGE_MODELS:
         onnx.save(image_model(), folder / f"{name}.onnx")
-    for name in TEXT_MODELS:
-        onnx.save(text_model(), folder / f"{name}.onnx")
-    for name, count in (("data", 96), ("digits-calibration", 96), ("test", 64), ("digits-test", 64)):
-        images, labels = labelled_images(rng, count)
-        labelled = {} if "calib" in name or name == "data" else {"labels": labels}
-        np.savez(folder / f"{name}.npz", input=images, **labelled)
+    onnx.save(text_model(), folder / "text.onnx")
+    np.savez(folder / "data.npz", input=labelled_images(rng, 96)[0])
+    images, labels = labelled_images(rng, 64)
+    np.savez(folder / "test.npz", input=images, labels=labels)
     _write_images(folder, *labelled_images(rng, 96))
     _write_texts(folder, rng)
     (folder / "score.py").write_text(SCORE)
     (folder / "feeds.py").write_text(FEEDS)
-    (folder / "recipe.yaml").write_text(RECIPE)
+    for name in ("recipe", "fix"):
+        (folder / f"{name}.yaml").write_text(RECIPE)
     compress(folder / "model.onnx", folder / "data.npz", output=folder / "compressed.onnx")
     for name in ("file", "small"):
         shutil.copy(folder / "compressed.onnx", folder / f"{name}.onnx")
+    build_database(folder / "model.onnx", folder / "data.npz", "gpu", folder / "DB")
 
 
 def _write_images(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
