@@ -22,9 +22,7 @@ ELSEWHERE = {
 }
 
 
-ran: set[tuple[str, ...]] = set()  # a command of several pages runs once: files that pages read are there from the start
-    set()
-)  # what several pages say is run once: all files that it reads are there from the start
+ran: set[tuple[str, ...]] = set()  # what several pages say is run once: the files that it reads are there anyway
 
 
 @pytest.fixture(scope="module")
