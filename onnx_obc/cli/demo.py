@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -27,12 +28,25 @@ LEVELS: tuple[tuple[str, dict[str, str]], ...] = (
 
 def run_demo(progress: Callable[[str, int, int], None]) -> RenderableType:
     """Compress at every level by the exact greedy and by the baseline; accuracy on digits neither has seen."""
-    folder = demo_folder()
-    model, calibration = folder / "digits.onnx", folder / "digits_calibration.npz"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("level", "dense", "baseline", "onnx-obc", "file, bytes", "of dense"):
         table.add_column(name, justify="left" if name == "level" else "right")
-    dense, dense_bytes = accuracy(model, folder / "digits_test.npz"), model.stat().st_size
+    for row in demo_rows(progress):
+        shown = (f"{100 * row[by]:.1f} %" for by in ("dense", "baseline", "exact"))
+        table.add_row(row["level"], *shown, f"{row['bytes']:,}", f"{row['bytes'] / row['dense_bytes']:.2f}")
+    return Group(
+        "Handwritten digits: accuracy on held-out images, without any retraining",
+        table,
+        "baseline: plain rounding, and pruning by magnitude",
+        "zeros are stored as zeros: sparsity pays at run time, or when the file is zipped",
+    )
+
+
+def demo_rows(progress: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
+    """For every level: the accuracies of the dense model, the baseline and the exact greedy, and bytes of files."""
+    folder = demo_folder()
+    model, calibration = folder / "digits.onnx", folder / "digits_calibration.npz"
+    dense = {"dense": accuracy(model, folder / "digits_test.npz"), "dense_bytes": model.stat().st_size}
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as scratch:
         for number, (name, values) in enumerate(LEVELS):
             found = {}
@@ -42,15 +56,7 @@ def run_demo(progress: Callable[[str, int, int], None]) -> RenderableType:
                 compress(model, calibration, recipe, output)
                 found[solver] = accuracy(output, folder / "digits_test.npz")
                 progress("compressing", 1, 2 * len(LEVELS))
-            size = output.stat().st_size
-            shown = (f"{100 * share:.1f} %" for share in (dense, found["baseline"], found["exact"]))
-            table.add_row(name, *shown, f"{size:,}", f"{size / dense_bytes:.2f}")
-    return Group(
-        "Handwritten digits: accuracy on held-out images, without any retraining",
-        table,
-        "baseline: plain rounding, and pruning by magnitude",
-        "zeros are stored as zeros: sparsity pays at run time, or when the file is zipped",
-    )
+            yield {"level": name, **dense, **found, "bytes": output.stat().st_size}
 
 
 def demo_folder() -> Path:

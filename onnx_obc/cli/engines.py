@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,6 +127,7 @@ def bench_command(
         _check_inputs(path, model, files[0], feed)
     with progress_bar(quiet) as feedback:
         found = bench(files, target, feed, threads, rounds, feedback.progress)
+    found = replace(found, synthetic=calib == "random")
     if report is not None:
         write_plain(report, found.to_dict())
     if html is not None:

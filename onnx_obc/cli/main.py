@@ -81,6 +81,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for number, (name, function) in enumerate(COMMANDS.items()):
     app.command(function, name=name, usage=f"Usage: {USAGES[name]}\n", sort_key=number)
+app.register_install_completion_command(add_to_startup=False, help="Write the completion of your shell to its folder.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

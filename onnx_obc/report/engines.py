@@ -55,6 +55,9 @@ def by_rule(found: FileCheck) -> dict[tuple[str, str, str, str], list[str]]:
     return groups
 
 
+NOISE = "outputs are of random numbers, on which integer activations look worse than they are; give --calib DATA"
+
+
 def bench_table(found: Benchmark) -> RenderableType:
     """The files with their times, and how many times faster each is than the first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
@@ -73,7 +76,7 @@ def bench_table(found: Benchmark) -> RenderableType:
         )
     turns = f"{counted(found.threads, 'thread')}, {counted(found.rounds, 'round')} in turn"
     about = f"{found.runtime}, batch {found.batch}, {turns}; {found.machine}"
-    return Group(table, Text(about))
+    return Group(table, Text(about), *([Text(NOISE)] if found.synthetic else []))
 
 
 def timing_table(found: Timings, choices: Sequence[Choice]) -> RenderableType:

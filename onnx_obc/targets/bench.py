@@ -48,7 +48,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `bench` measured. threads: of an engine on the CPU."""
+    """What `bench` measured. threads: of an engine on the CPU. synthetic: on random numbers, which ranges clip."""
 
     runtime: str
     machine: str
@@ -56,6 +56,7 @@ class Benchmark:
     threads: int
     rounds: int
     files: tuple[Timed, ...]
+    synthetic: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON. sqnr_db is null where it is not finite, and equal says whether outputs are."""

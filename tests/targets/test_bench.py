@@ -51,7 +51,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run_cli("bench", MODEL, MODEL, "--calib", CALIBRATION, "--batch", 8, "--rounds", 2, "--json", out) == 0
     printed = capsys.readouterr()
     assert "equal" in printed.out and "batch 8" in printed.out and printed.err == ""
-    assert len(json.loads(out.read_text())["files"]) == 2
+    plain = json.loads(out.read_text())
+    assert len(plain["files"]) == 2 and not plain["synthetic"] and "random" not in printed.out
+
+
+def test_on_random_numbers_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, page = tmp_path / "b.json", tmp_path / "b.html"
+    assert run_cli("bench", MODEL, MODEL, "--rounds", 1, "--json", out, "--html", page) == 0
+    assert "outputs are of random numbers" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(out.read_text())["synthetic"] and "of random numbers" in page.read_text(encoding="utf-8")
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
