@@ -61,12 +61,16 @@ def run(arguments: list[str], block: Block) -> None:
     for index, each in enumerate(told[:-1]):
         told[index + 1] = SHORTER.get(each, told[index + 1])
     commands = ("build", "search", "report", "inspect", "study", "debug", "check", "bench", "time", "demo", "compress")
+    path = Path(told[1] if told[0] in commands else told[0])
+    kept = path.read_bytes() if path.is_file() else None
     if "--tokenizer" in told:  # pages call models of text `in.onnx` and `model.onnx` too
-        shutil.copy("text.onnx", told[1] if told[0] in commands else told[0])
+        shutil.copy("text.onnx", path)
     allowed = {0}
     allowed |= {3} if any(each.startswith("--min-") for each in told) else set()  # a gate may refuse so small a model
     allowed |= {1} if told[0] == "check" else set()  # what the file was made for may be another target
     assert run_cli(*told) in allowed, f"{block.page.name}:{block.line}: onnx-obc {' '.join(told)}"
+    if "--tokenizer" in told and kept is not None:
+        path.write_bytes(kept)
 
 
 def with_commands() -> list[Path]:
