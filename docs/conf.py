@@ -35,10 +35,12 @@ include_patterns = [
     "models/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
 ]
-include_patterns += ["SECURITY.md"]
-exclude_patterns = [".*", "build", "dist", "onnx_obc", "tests", "tools", "work-models", "examples"]
-exclude_patterns += ["benchmarks/[!r]*", "benchmarks/regression.py"]
+exclude_patterns = [
+    *(".*", "build", "dist", "onnx_obc", "tests", "tools", "work-models", "examples"),
+    *("benchmarks/[!r]*", "benchmarks/regression.py"),
+]
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 4
