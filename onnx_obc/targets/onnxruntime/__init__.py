@@ -5,6 +5,7 @@ from functools import partial
 from ..engine import Engine
 from ..target import Target
 from . import biases, check, engine, few_bits, rules
+from .lowering import lower
 
 TARGET = Target(
     name="onnxruntime",
@@ -17,8 +18,9 @@ TARGET = Target(
     fit_to_biases=biases.fit_to_biases,
     check=check.check,
     copied=rules.copied,
+    not_dynamic=rules.not_dynamic,
     weight_forms={
-        "dq": None,
+        "dq": lower,
         "nbits-0": partial(few_bits.as_few_bits, accuracy_level=0),
         "nbits-1": partial(few_bits.as_few_bits, accuracy_level=1),
         "nbits-4": partial(few_bits.as_few_bits, accuracy_level=4),
