@@ -18,6 +18,7 @@ TARGET = Target(
     fit_to_biases=biases.fit_to_biases,
     check=check.check,
     copied=rules.copied,
+    dynamic=True,
     not_dynamic=rules.not_dynamic,
     weight_forms={
         "dq": lower,
