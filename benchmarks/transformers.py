@@ -31,7 +31,7 @@ NAMES = (*DECODERS, "MiniLM")
 RECIPES: dict[str, dict[str, Any]] = {
     "int4, blocks of 32": {"weights": "int4", "activations": "none", "block": 32},
     "int8": {"weights": "int8"},
-    "int8 weights": {"weights": "int8", "activations": "none"},
+    "int8, weights alone": {"weights": "int8", "activations": "none"},
     "dynamic int8": {"weights": "int8", "activations": "dynamic"},
     "int8, activations of 16 bits": {"weights": "int8", "activations": "int16"},
     "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
