@@ -9,6 +9,7 @@ from typing import TypeAlias
 from .errors import RecipeError
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
+ACTIVATION_BITS = (4, 8, 16)
 BLOCKS = (16, 32, 64, 128, 256)  # columns that share a scale; what onnxruntime's MatMulNBits takes
 
 
@@ -78,21 +79,33 @@ FLOAT = Level()
 class Choice:
     """What a layer becomes: its level, and the bits that its input is quantized to (None: it stays float).
 
-    The text form is that of the level where the input stays float, and otherwise `8w8a`, `2:4+4w4a`, `4w8a-asym`.
+    dynamic: the range of the input is that of the input itself, found when the file runs, not on calibration data.
+    The text form is that of the level where the input stays float, and otherwise `8w8a`, `8w8a-dyn`, `2:4+4w4a`,
+    `4w8a-asym`.
     """
 
     level: Level
     activation_bits: int | None = None
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.activation_bits is not None or not self.dynamic, "a float input has no range"
 
     @property
     def kind(self) -> str:
-        """What the layer multiplies: `int8`, `int4`, or `float` where its input stays float."""
-        return "float" if self.activation_bits is None else f"int{self.activation_bits}"
+        """What the layer takes from others and gives them: `int8`, `int4`, or `float`, which a dynamic one converts."""
+        return "float" if self.activation_bits is None or self.dynamic else f"int{self.activation_bits}"
+
+    @property
+    def activations(self) -> str:
+        """What its input becomes, in a recipe's word: `float`, `int8`, `int4`, `int16`, `dynamic`."""
+        return "dynamic" if self.dynamic else "float" if self.activation_bits is None else f"int{self.activation_bits}"
 
     def __str__(self) -> str:
         if self.activation_bits is None or self.level.bits is None:
             return str(self.level)
-        both = f"{self.level.bits}w{self.activation_bits}a" + ("" if self.level.symmetric else "-asym")
+        both = f"{self.level.bits}w{self.activation_bits}a" + ("-dyn" if self.dynamic else "")
+        both += "" if self.level.symmetric else "-asym"
         both += "" if self.level.block is None else f"-b{self.level.block}"
         return both if self.level.sparsity is None else f"{self.level.sparsity}+{both}"
 
@@ -153,13 +166,17 @@ def parse_block(text: str) -> int:
 def parse_choice(text: str) -> Choice:
     """Read the text form of a choice, as `str(choice)` writes it. Raises RecipeError."""
     *first, last = text.lower().split("+")
-    match = re.fullmatch(r"(\d)w(\d)a(-asym)?(-b\d+)?", last.strip())
+    match = re.fullmatch(r"(\d)w(\d{1,2})a(-dyn)?(-asym)?(-b\d+)?", last.strip())
     if match is None:
         return Choice(parse_level(text))
-    level = parse_level("+".join([*first, f"int{match[1]}{match[3] or ''}{match[4] or ''}"]))
-    if int(match[2]) not in (4, 8):
-        raise RecipeError(f"level {text!r}: activations take 8 or 4 bits; write e.g. 8w8a, or int{match[1]} for float")
-    return Choice(level, int(match[2]))
+    level = parse_level("+".join([*first, f"int{match[1]}{match[4] or ''}{match[5] or ''}"]))
+    bits, dynamic = int(match[2]), match[3] is not None
+    if bits not in ACTIVATION_BITS:
+        known = "activations take 16, 8 or 4 bits"
+        raise RecipeError(f"level {text!r}: {known}; write e.g. 8w8a, or int{match[1]} for float")
+    if dynamic and bits != 8:
+        raise RecipeError(f"level {text!r}: dynamic activations have 8 bits; write {match[1]}w8a-dyn")
+    return Choice(level, bits, dynamic)
 
 
 def _fraction(value: float) -> str:

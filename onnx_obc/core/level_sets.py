@@ -19,7 +19,7 @@ def read_levels(text: str, zero_points: bool) -> tuple[Choice, ...]:
     text: the name of a set, or choices and sets separated by commas, `8w8a,2:4+8w8a,int4`.
       unstructured: each step prunes a tenth of the weights that remain, up to 99 %. block4: the same in blocks of 4, up
       to 95 %. gpu: 8w8a, 4w4a, and both at 2:4 (OBC's mixed GPU scenario). cpu: the block4 ladder with 8w8a (its CPU
-      scenario). weight-only: int8, int4, int3, int2.
+      scenario). dynamic: 8w8a-dyn and 8w8a. weight-only: int8, int4, int3, int2.
     zero_points: whether the rows of `weight-only` below 8 bits have zero points, which not every target takes.
     Raises RecipeError for what is no set and no level.
     """
@@ -62,6 +62,10 @@ def _cpu(zero_points: bool) -> list[Choice]:
     return [parse_choice("8w8a"), *sparse]
 
 
+def _dynamic(zero_points: bool) -> list[Choice]:
+    return [parse_choice(text) for text in ("8w8a-dyn", "8w8a")]
+
+
 def _weight_only(zero_points: bool) -> list[Choice]:
     narrow = [Choice(Level(None, bits, symmetric=not zero_points)) for bits in (4, 3, 2)]
     return [parse_choice("int8"), *narrow]
@@ -72,5 +76,6 @@ SETS: dict[str, Callable[[bool], list[Choice]]] = {
     "block4": _block4,
     "gpu": _gpu,
     "cpu": _cpu,
+    "dynamic": _dynamic,
     "weight-only": _weight_only,
 }

@@ -338,10 +338,9 @@ def _chunks(
 ) -> list[Chunk]:
     """The runs over the data. They depend on the machine's memory, not on what of it is free: they can be repeated."""
     solving = [layer for layer in layers if len(choices[layer.name]) > 1]
-    widths = {(c.level.bits, c.activation_bits) for c in wanted if c.activation_bits is not None}
+    inputs = {Choice(Level(bits=c.level.bits), c.activation_bits, c.dynamic) for c in wanted}
     values: dict[str, None] = {}
-    for bits, activation_bits in sorted(widths, key=str):
-        uniform = Choice(Level(bits=bits), activation_bits)
+    for uniform in sorted((choice for choice in inputs if choice.activation_bits is not None), key=str):
         profile = {layer.name: uniform for layer in solving if possible(layer, uniform, recipe.target) is None}
         if profile:
             values |= dict.fromkeys(quantizable(folded, recipe, profile))

@@ -81,8 +81,7 @@ class Database:
     def solved(self, layer: Layer, choice: Choice) -> Solved:
         """A layer's solution and report. Raises DatabaseError."""
         solution, report = read_solution(*self.solution_file(layer.name, choice))
-        activations = "float" if choice.activation_bits is None else f"int{choice.activation_bits}"
-        found = LayerReport(**{**report, "notes": tuple(report["notes"]), "activations": activations})
+        found = LayerReport(**{**report, "notes": tuple(report["notes"]), "activations": choice.activations})
         return Solved(layer, solution, found)
 
     def write(

@@ -13,7 +13,7 @@ from .layers import Embedding, Layer
 
 PER_AXIS_OPSET = 13  # DequantizeLinear with a scale for every channel
 
-BLOCKED_OPSET = 21  # DequantizeLinear with block_size; the 4-bit types
+BLOCKED_OPSET = 21  # DequantizeLinear with block_size; the 4-bit types, and 16 bits
 
 INT2_OPSET = 25
 
@@ -38,7 +38,7 @@ class ScaleLayout:
 
 def storage_type(bits: int, symmetric: bool) -> ir.DataType:
     """The ONNX type that codes are stored in: the smallest that holds them. There is none for 3 bits: 4 are used."""
-    width = next(width for width in (2, 4, 8) if width >= bits)
+    width = next(width for width in (2, 4, 8, 16) if width >= bits)
     return ir.DataType[f"{'' if symmetric else 'U'}INT{width}"]
 
 
@@ -131,5 +131,5 @@ def opset_needed(layer: Layer, choice: Choice) -> int:
     if narrowest == 2:
         return INT2_OPSET
     layout = scale_layout(layer, level.block)
-    blocked = narrowest == 4 or (layout is not None and layout.block is not None)
+    blocked = narrowest == 4 or choice.activation_bits == 16 or (layout is not None and layout.block is not None)
     return BLOCKED_OPSET if blocked else PER_AXIS_OPSET

@@ -1,4 +1,7 @@
-"""Writes solved layers back: integer weights with DequantizeLinear, and Q/DQ pairs on activations."""
+"""Writes solved layers back: integer weights with DequantizeLinear, and Q/DQ pairs on activations.
+
+An activation on the range of each input has a DynamicQuantizeLinear in the place of its QuantizeLinear.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,23 @@ from .tied import looked_up_in_blocks, rows_first
 
 TINY = float(np.finfo(np.float32).tiny)
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
+DYNAMIC = ("quantized", "scale", "zero_point")  # what a DynamicQuantizeLinear gives, and of what types
+DYNAMIC_TYPES = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation to be quantized: its value, the type, and the node inputs that read it quantized."""
+    """An activation to be quantized: its value, the type, and the node inputs that read it quantized.
+
+    dynamic: on the range that it has when the file runs; all others have one of calibration data.
+    """
 
     value: str
     bits: int
     symmetric: bool  # signed and without a zero point, as TensorRT wants it; else unsigned with one
     readers: tuple[tuple[ir.Node, int], ...]
     replaces_output: bool = False  # the graph output of this name, if it is one, is the dequantized value
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,11 +231,39 @@ class Writer:
             node.replace_input_with(index, new)
         if activation.replaces_output:
             take_over_output(self.model.graph, value, new)
+        self._put_behind(value, [quantize, dequantize])
+
+    def dynamic(self, activation: Activation) -> None:
+        """Put a DynamicQuantizeLinear and a DequantizeLinear behind what the readers of an activation read.
+
+        That is the value itself, or what an `activation` that was put behind it before made of it.
+        """
+        sources = dict.fromkeys(node.inputs[index] for node, index in activation.readers)
+        for value in sources:
+            assert value is not None
+            name = activation.value
+            quantize = ir.node(
+                "DynamicQuantizeLinear", [value], num_outputs=3, name=self._name(f"{name}_DynamicQuantizeLinear")
+            )
+            for output, end, dtype in zip(quantize.outputs, DYNAMIC, DYNAMIC_TYPES, strict=True):
+                output.name, output.type = self._name(f"{name}_{end}"), ir.TensorType(dtype)
+                output.shape = value.shape if end == DYNAMIC[0] else ir.Shape(())
+            dequantize = ir.node("DequantizeLinear", quantize.outputs, name=self._name(f"{name}_DequantizeLinear"))
+            new = dequantize.outputs[0]
+            new.name = self._name(f"{name}_dequantized")
+            _copy_type(value, new)
+            readers = [(node, index) for node, index in activation.readers if node.inputs[index] is value]
+            for node, index in readers:
+                node.replace_input_with(index, new)
+            self._put_behind(value, [quantize, dequantize])
+
+    def _put_behind(self, value: ir.Value, nodes: list[ir.Node]) -> None:
+        """Put nodes behind the one that makes a value, or in front of all if it is the model's."""
         producer = value.producer()
         if producer is not None:
-            self.model.graph.insert_after(producer, [quantize, dequantize])
+            self.model.graph.insert_after(producer, nodes)
         else:
-            self.model.graph.insert_before(self.model.graph[0], [quantize, dequantize])
+            self.model.graph.insert_before(self.model.graph[0], nodes)
 
     def _dequantize(
         self, codes: ir.Value, scale: Array, zero: Array, axis: int | None, block: int | None, name: str

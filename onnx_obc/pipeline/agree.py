@@ -78,7 +78,7 @@ def in_another_form(
         if name not in at_fault:
             profile[name] = choice
         elif choice.activation_bits is not None:
-            profile[name] = replace(choice, activation_bits=None)
+            profile[name] = Choice(choice.level)
     if not at_fault or not profile:
         return None
     why = f"{fault.engine} computes something else with it than the file would say"

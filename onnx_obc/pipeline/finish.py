@@ -213,6 +213,8 @@ def _lower(model: ir.Model, feed: Feed, recipe: Recipe, path: Path, verdict: Ver
     if lower is None or verdict.faults:
         return model, path, verdict
     plain, model, lowered = model, lower(model), path.parent / "lowered" / path.name
+    if model is plain:
+        return model, path, verdict
     lowered.parent.mkdir()
     save_model(model, lowered)
     if recipe.verify:

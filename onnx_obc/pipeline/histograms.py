@@ -67,8 +67,8 @@ def activation_histograms(draft: Draft) -> dict[str, Histogram]:
 
 
 def activation_names(draft: Draft) -> dict[str, Activation]:
-    """The quantized activations by the names that `write` gave their intervals."""
-    return dict(zip(draft.intervals, draft.plan.activations, strict=True))
+    """The activations with ranges of calibration data, by the names that `write` gave their intervals."""
+    return dict(zip(draft.intervals, draft.plan.ranged, strict=True))
 
 
 def graph_order(draft: Draft) -> tuple[str, ...]:

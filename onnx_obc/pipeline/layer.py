@@ -239,7 +239,7 @@ def report_layer(
         rows=layer.rows,
         columns=layer.columns,
         level=str(choice.level),
-        activations="float" if choice.activation_bits is None else f"int{choice.activation_bits}",
+        activations=choice.activations,
         solver=method.solver,
         loss_predicted=solution.loss,
         loss_greedy=solution.loss if solution.loss_greedy is None else solution.loss_greedy,

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 from ..core.options import Doc
 from ..targets.names import TargetName
 
-Activations: TypeAlias = Literal["none", "int8", "int4"]
+Activations: TypeAlias = Literal["none", "int8", "dynamic", "int16", "int4"]
 Weights: TypeAlias = Literal["float", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
 BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
 Cast: TypeAlias = Literal["none", "float32"]
@@ -26,7 +26,11 @@ class UniformOptions:
 
     weights: Annotated[Weights, Doc("The weights of every layer.")] = "int8"
     activations: Annotated[
-        Activations, Doc("The inputs of layers with integer weights; int4 is simulated: no kernel computes with it.")
+        Activations,
+        Doc(
+            "The inputs of layers with integer weights. int8: on ranges that calibration found; dynamic: 8 bits on the "
+            "range of each input; int16, int4: simulated, no kernel computes with them."
+        ),
     ] = "int8"
     sparsity: Annotated[
         str, Doc("Which weights become zero: 2:4, 4:8, block4:0.7 (70 % of blocks of 4), 0.6 (anywhere), none.")

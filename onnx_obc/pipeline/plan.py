@@ -44,6 +44,11 @@ class Plan:
     remarks: Mapping[str, str] = field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
 
+    @property
+    def ranged(self) -> tuple[Activation, ...]:
+        """The activations whose range is that of calibration data."""
+        return tuple(activation for activation in self.activations if not activation.dynamic)
+
 
 @dataclass(frozen=True, eq=False)
 class Folded:
@@ -93,8 +98,7 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
             continue
         if not np.isfinite(layer.weight).all():
             raise ModelError(f"layer {layer.name!r}: NaN or infinity among its weights; export it again, or skip it")
-        bits, input_remark = TARGETS[recipe.target].activation_bits(layer, choice)
-        choices[layer.name] = Choice(choice.level, bits)
+        choices[layer.name], input_remark = fitted(layer, choice, recipe.target)
         plain = None if unfit is None else f"{unfit}: quantized without zeros"
         if unfit is not None:
             dropped.append(unfit)
@@ -141,7 +145,8 @@ def quantizable(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice]) -
     """
     plan, target = make_plan(folded, recipe, profile), TARGETS[recipe.target]
     alone = [target.place_qdq(plan.model, plan.layers, {name: choice}) for name, choice in plan.choices.items()]
-    return list(dict.fromkeys(found.value for placed in (plan.activations, *alone) for found in placed))
+    placed = [found for each in (plan.activations, *alone) for found in each if not found.dynamic]
+    return list(dict.fromkeys(found.value for found in placed))
 
 
 def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[LeftOut]]:
@@ -194,6 +199,13 @@ def possible(layer: Layer, choice: Choice, target: str) -> str | None:
     return layer.impossible(choice.level) or unwritable(layer, choice) or TARGETS[target].unsupported(layer, choice)
 
 
+def fitted(layer: Layer, choice: Choice, target: str) -> tuple[Choice, str | None]:
+    """A choice with the input that the target has a kernel for, and why that is another one than was asked for."""
+    bits, remark = TARGETS[target].activation_bits(layer, choice)
+    static = TARGETS[target].not_dynamic(layer) if choice.dynamic and bits is not None else None
+    return Choice(choice.level, bits, choice.dynamic and bits is not None and static is None), remark or static
+
+
 def _choose(
     layer: Layer, recipe: Recipe, profile: Mapping[str, Choice] | None
 ) -> tuple[Choice, str | None, str | None]:
@@ -214,7 +226,7 @@ def _choose(
         return choice, "float, as the recipe says", None
     reason, unfit = possible(layer, choice, recipe.target), None
     if reason is not None and choice.level.sparsity is not None and not recipe.strict_pattern:
-        plain = Choice(replace(choice.level, sparsity=None), choice.activation_bits)
+        plain = replace(choice, level=replace(choice.level, sparsity=None))
         if plain.level != FLOAT and possible(layer, plain, recipe.target) is None:
             choice, reason, unfit = plain, None, reason
     if reason is None and rule is None:  # a budget, or a user who names the layer, knows better
@@ -247,7 +259,6 @@ def possible_choices(
                 )
             for choice in wanted:
                 if possible(layer, choice, recipe.target) is None:
-                    bits, _ = TARGETS[recipe.target].activation_bits(layer, choice)
-                    options[Choice(choice.level, bits)] = None
+                    options[fitted(layer, choice, recipe.target)[0]] = None
         found[layer.name] = tuple(options)
     return found

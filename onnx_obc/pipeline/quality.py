@@ -64,7 +64,7 @@ def usual_db(layers: Sequence[LayerReport]) -> tuple[float, str]:
     bits = min((level.bits for level in levels if level.bits is not None), default=None)
     if bits is None or any(level.sparsity is not None for level in levels):
         return float("-inf"), ""
-    quantized = any(layer.activations == "int8" for layer in layers)
+    quantized = any(layer.activations in ("int8", "dynamic") for layer in layers)
     if any(layer.activations == "int4" for layer in layers):
         return float("-inf"), ""
     return USUAL_DB[quantized][bits], f"int{bits}" + (" with int8 inputs" if quantized else "")

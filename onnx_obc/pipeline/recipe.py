@@ -24,7 +24,7 @@ from .floor import parse_quality
 from .options import LEARNED, Activations, BlockSize, FinishOptions, MethodOptions, RunOptions, UniformOptions, Weights
 
 LARGEST, MOST_VALUES = 2**20, 20_000  # bytes and values of a recipe
-ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
+ACTIVATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "dynamic": 8, "int16": 16, "int4": 4}
 
 
 class _Strict(BaseModel, frozen=True):
@@ -143,7 +143,8 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
         if rule.skip:
             return None
         bits = parse_bits(rule.weights or self.weights)
-        activations = ACTIVATION_BITS[rule.activations or self.activations]
+        wanted = rule.activations or self.activations
+        activations = ACTIVATION_BITS[wanted]
         asymmetric = self.asymmetric if rule.asymmetric is None else rule.asymmetric
         if asymmetric is None:  # zero points are worth most where there are few codes, but not every kernel takes them
             asymmetric = bits is not None and bits < 8 and TARGETS[self.target].zero_points(activations)
@@ -154,7 +155,7 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
             block=None if bits is None else rule.block or self.block,
         )
         # Integer arithmetic needs integers on both sides: activations of a float layer stay float.
-        return Choice(level, None if bits is None else activations)
+        return Choice(level) if bits is None else Choice(level, activations, wanted == "dynamic")
 
     def rule_for(self, layer: str) -> Rule | None:
         """The rule of this recipe that decides on the layer of this name, the first that matches; None if none does."""

@@ -43,7 +43,7 @@ from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .schedule import Schedule
 from .solve import Solutions, method_and_schedule
-from .write import interval
+from .write import quantize_activations
 
 SHARED = "solved in order on the inputs of its first use; it has others"
 
@@ -145,8 +145,7 @@ def _walk(
     plan = trial.plan
     batches = list(samples.read(0, samples.count))
     writer = Writer(plan.model)
-    for activation in plan.activations:
-        writer.activation(activation, *interval(activation, ranges, recipe))
+    quantize_activations(writer, plan, ranges, recipe.ranges)
     runs = _Runs(trial, [batch.feed for batch in batches], recipe.execution())
     layers = {layer.uses[0].node: layer for layer in plan.layers}
     learned: dict[str, Solution] = {}

@@ -173,7 +173,7 @@ def in_profile(solutions: Solutions, profile: Mapping[str, Choice], folded: Fold
     """
     plan = solutions.plan
     fresh = make_plan(folded, recipe, profile)
-    known = tuple(activation for activation in fresh.activations if activation.value in solutions.ranges)
+    known = tuple(one for one in fresh.activations if one.dynamic or one.value in solutions.ranges)
     notes = (*plan.notes, *(note for note in fresh.notes if note not in plan.notes))
     fresh = replace(fresh, activations=known, left_out=plan.left_out, notes=notes, remarks=plan.remarks)
     solved = {layer.name: replace(solutions.solved[layer.name], layer=layer) for layer in fresh.layers}
@@ -195,7 +195,7 @@ def left_in_float(
 
 def capture_ranges(plan: Plan, samples: Samples, recipe: Recipe, feedback: Feedback) -> Mapping[str, RangeObserver]:
     """The ranges of a plan's activations, by value, and nothing else."""
-    values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
+    values = tuple(dict.fromkeys(activation.value for activation in plan.ranged))
     if not values:
         return {}
     with feedback.watch("capture"):
@@ -207,7 +207,7 @@ def solve_choices(
 ) -> InMemory:
     """Capture what a plan asks for, and solve each of its layers at several choices."""
     method, schedule = method_and_schedule(plan.layers, choices, recipe, feedback)
-    values = [activation.value for activation in plan.activations]
+    values = [activation.value for activation in plan.ranged]
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]
     shapes = probe(plan.model, [*values, *taps], samples, recipe.execution())
     chunks = plan_chunks(plan.layers, values, shapes, samples, recipe.memory_bytes(), recipe.damp is None)

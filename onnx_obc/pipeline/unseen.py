@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..core.level import Choice
 from ..graph.layers import find_layers
 from ..targets.registry import TARGETS
 from .solve import Solutions
@@ -21,19 +22,20 @@ def without_unseen(solutions: Solutions, target: str) -> Solutions:
     """
     plan, ranges = solutions.plan, solutions.ranges
     unseen = {value for value, observer in ranges.items() if observer.low == observer.high == 0}
-    if not any(activation.value in unseen for activation in plan.activations):
+    if not any(activation.value in unseen for activation in plan.ranged):
         return solutions
-    readers = {node for found in plan.activations if found.value in unseen for node, _ in found.readers}
+    readers = {node for found in plan.ranged if found.value in unseen for node, _ in found.readers}
     choices = dict(plan.choices)
     found = dict(solutions.solved)
     for layer in plan.layers:
-        if choices[layer.name].activation_bits is None or not any(use.node in readers for use in layer.uses):
+        choice = choices[layer.name]
+        if choice.activation_bits is None or choice.dynamic or not any(use.node in readers for use in layer.uses):
             continue
-        choices[layer.name] = replace(choices[layer.name], activation_bits=None)
+        choices[layer.name] = Choice(choice.level)
         if layer.name in found:
             report = found[layer.name].report
             report = replace(report, activations="float", notes=(*report.notes, UNSEEN))
             found[layer.name] = replace(found[layer.name], report=report)
     placed = TARGETS[target].place_qdq(plan.model, find_layers(plan.model)[0], choices)
-    seen = tuple(one for one in placed if one.value in ranges and one.value not in unseen)
+    seen = tuple(one for one in placed if one.dynamic or (one.value in ranges and one.value not in unseen))
     return replace(solutions, plan=replace(plan, choices=choices, activations=seen), solved=found)

@@ -19,7 +19,7 @@ from ..core.level import Choice
 from ..correction.sites import bias_sites
 from ..correction.statistics import add_to_bias
 from ..graph.fold import remove_unused
-from ..graph.write import Activation, Writer, WrittenWeight, rewrite
+from ..graph.write import Writer, WrittenWeight, rewrite
 from ..runtime.session import Execution
 from ..solver.baselines import uncompensated
 from ..solver.grid import GridMethod
@@ -60,12 +60,7 @@ def write(
         entry = solutions.solved[tie.layer]
         writer.tied(tie.table, entry.layer, places[tie.layer])
         embeddings.append(tied_table(tie, entry))
-    intervals: dict[str, tuple[float, float]] = {}
-    for activation in plan.activations:
-        found = interval(activation, ranges, recipe)
-        writer.activation(activation, *found)
-        name = activation.value if activation.value not in intervals else f"{activation.value} ({activation.bits} bits)"
-        intervals[name] = found
+    intervals = quantize_activations(writer, plan, ranges, recipe.ranges)
     remove_unused(plan.model)
     return written, embeddings, intervals
 
@@ -104,9 +99,22 @@ def fit_to_biases(
     return changed
 
 
-def interval(activation: Activation, ranges: Mapping[str, RangeObserver], recipe: Recipe) -> tuple[float, float]:
-    """The interval that an activation's integers span."""
-    return ranges[activation.value].interval(recipe.ranges, activation.bits, activation.symmetric)
+def quantize_activations(
+    writer: Writer, plan: Plan, ranges: Mapping[str, RangeObserver], method: Literal["mse", "minmax", "percentile"]
+) -> dict[str, tuple[float, float]]:
+    """Write a plan's Q/DQ pairs. Returns the interval of each that has a range of calibration data.
+
+    ranges: what was seen of those; method: how their intervals are found.
+    """
+    intervals: dict[str, tuple[float, float]] = {}
+    for one in plan.ranged:
+        found = ranges[one.value].interval(method, one.bits, one.symmetric)
+        writer.activation(one, *found)
+        intervals[one.value if one.value not in intervals else f"{one.value} ({one.bits} bits)"] = found
+    for one in plan.activations:  # last: what they read may be dequantized itself by then
+        if one.dynamic:
+            writer.dynamic(one)
+    return intervals
 
 
 def write_quickly(folded: Folded, profile: Mapping[str, Choice], feed: Feed, recipe: Recipe, path: Path) -> None:
@@ -115,7 +123,7 @@ def write_quickly(folded: Folded, profile: Mapping[str, Choice], feed: Feed, rec
     count = batch_of(feed)
     batch = Batch({name: np.asarray(array) for name, array in feed.items()}, 0, count)
     samples = Samples(count, "timing", lambda start, stop: iter([batch]), step=count, batch=count)
-    values = tuple(dict.fromkeys(activation.value for activation in plan.activations))
+    values = tuple(dict.fromkeys(activation.value for activation in plan.ranged))
     ranges = capture(plan.model, Chunk((), values), samples, execution=Execution("cpu")).ranges if values else {}
     write_rounded(plan, ranges, recipe, "minmax", "minmax")
     save_for(recipe.target, recipe.form, plan.model, path)
@@ -135,7 +143,5 @@ def write_rounded(
     writer, shared = Writer(plan.model), TARGETS[recipe.target].shared_scale
     for layer in plan.layers:
         writer.weight(layer, uncompensated(layer.matrix(), plan.choices[layer.name].level, grid, shared))
-    for activation in plan.activations:
-        low, high = ranges[activation.value].interval(spans, activation.bits, activation.symmetric)
-        writer.activation(activation, low, high)
+    quantize_activations(writer, plan, ranges, spans)
     remove_unused(plan.model)

@@ -150,7 +150,7 @@ class _Walk:
                 continue
             tensor, total = layer.tensor(load()), self._loss()
             for batch, expected, feed in zip(self._batches, self._expected, feeds, strict=True):
-                seen = self._quantized(feed[use.tap.value], use.tap.value, choice.activation_bits)
+                seen = self._quantized(feed[use.tap.value], use.tap.value, choice)
                 outputs = session.run({**feed, weight: tensor, source: seen})
                 total.add(expected, {**expected, **outputs}, batch)
             losses[-1] = total.value - self._dense
@@ -175,11 +175,15 @@ class _Walk:
         ahead.advance(sorted(needed))
         return ahead.rest()
 
-    def _quantized(self, x: Array, value: str, bits: int | None) -> Array:
+    def _quantized(self, x: Array, value: str, choice: Choice) -> Array:
         """An activation after QuantizeLinear and DequantizeLinear, in their arithmetic."""
+        bits = choice.activation_bits
         if bits is None:
             return x
-        smallest, largest, symmetric = self._span(value, bits)
+        if choice.dynamic:
+            smallest, largest, symmetric = float(x.min(initial=0)), float(x.max(initial=0)), False
+        else:
+            smallest, largest, symmetric = self._span(value, bits)
         scale, zero = activation_grid(smallest, largest, bits, symmetric)
         low = -(2 ** (bits - 1)) if symmetric else 0
         codes = np.clip(np.rint(x / np.float32(scale)) + np.float32(zero), low, low + 2**bits - 1)

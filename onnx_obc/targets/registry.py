@@ -20,9 +20,11 @@ TARGETS: dict[str, Target] = {
 def engines_of(target: str, weight_form: WeightForm) -> dict[str, Engine]:
     """The engines that a Q/DQ file for a target is tried in, besides the final check: its own, and onnxruntime.
 
-    None where the file only becomes another form, and not those that build for minutes, on machines of their own.
+    None where the file only becomes another form, but for onnxruntime's "dq", which Q/DQ alone are too; and not those
+    that build for minutes, on machines of their own.
     """
-    if TARGETS[target].weight_forms[weight_form] is not None:
+    own = (target, weight_form) == (onnxruntime.TARGET.name, "dq")
+    if TARGETS[target].weight_forms[weight_form] is not None and not own:
         return {}
     names = dict.fromkeys((onnxruntime.TARGET.name, target))
     return {name: TARGETS[name].engine for name in names if TARGETS[name].build_elsewhere is None}

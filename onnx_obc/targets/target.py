@@ -28,6 +28,8 @@ class Target:
     name: as users write it; title: as the runtime's makers write it. engine: runs files, where it is installed.
     unsupported(layer, choice) → why the runtime cannot take a layer so, or None.
     activation_bits(layer, choice) → the bits that this runtime has a use for, and why if they differ.
+    not_dynamic(layer) → why a layer's input is better quantized on a range of calibration data where the user asks for
+    that of each input, or None.
     unprofitable(layer, choice) → why a layer is better left in float, unless a rule of the user's names it, or None.
     prepare(model, layers, choice of each layer by name): rewrites the model, in place, to an equal form that the
     runtime takes better. Layers without a choice stay float.
@@ -37,7 +39,7 @@ class Target:
     check(model) → the rules that any ONNX file, whoever wrote it, breaks, as far as the graph alone shows them.
     one_reader(layer, choice) → whether a weight's integers may have one reader: nodes that share it have a copy each.
     weight_forms: the forms that integer weights are written in, and what rewrites a copy of a finished Q/DQ model to
-    that form; None: it has that form already.
+    that form, or gives the model itself where it has that already; None: all have.
     zero_points(activation bits) → whether rows of weights below 8 bits have zero points unless the user says otherwise.
     signed_activations: whether activations are symmetric; shared_scale: whether all rows of a group of integer weights
     have the same scale; embeddings: whether tables of integers can be looked up; tables_in_blocks: of 4 bits in blocks.
@@ -57,6 +59,7 @@ class Target:
     place_qdq: Callable[[ir.Model, Sequence[Layer], Mapping[str, Choice]], list[Activation]]
     fit_to_biases: Callable[[Layer, Solution], Solution]
     check: Callable[[ir.Model], list[Finding]]
+    not_dynamic: Callable[[Layer], str | None] = lambda layer: None
     unprofitable: Callable[[Layer, Choice], str | None] = lambda layer, choice: None
     one_reader: Callable[[Layer, Choice], bool] = lambda layer, choice: False
     weight_forms: Mapping[WeightForm, Lowering | None] = field(default_factory=lambda: {"dq": None})

@@ -134,6 +134,7 @@ def _ladder(choice: Choice) -> object:
         choice.level.bits,
         choice.level.symmetric,
         choice.activation_bits,
+        choice.dynamic,
     )
 
 

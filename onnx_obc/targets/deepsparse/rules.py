@@ -40,6 +40,8 @@ def unsupported(layer: Layer, choice: Choice) -> str | None:
         return f"DeepSparse reads no int{level.bits} weights"
     if choice.activation_bits is None:
         return "DeepSparse runs integer weights only where the input is quantized too; leave out --activations none"
+    if choice.dynamic:
+        return "DeepSparse is given inputs on ranges of calibration data only; use --activations int8"
     if not level.symmetric:
         return "DeepSparse takes symmetric weights only; leave out --asymmetric"
     if layer.op == "ConvTranspose" or level.block is not None or not runs_in_integers(layer):

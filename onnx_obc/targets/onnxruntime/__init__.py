@@ -5,6 +5,7 @@ from functools import partial
 from ..engine import Engine
 from ..target import Target
 from . import biases, check, engine, few_bits, rules
+from .lowering import lower
 
 TARGET = Target(
     name="onnxruntime",
@@ -18,8 +19,9 @@ TARGET = Target(
     check=check.check,
     one_reader=rules.one_reader,
     tables_in_blocks=True,
+    not_dynamic=rules.not_dynamic,
     weight_forms={
-        "dq": None,
+        "dq": lower,
         "nbits-0": partial(few_bits.as_few_bits, accuracy_level=0),
         "nbits-1": partial(few_bits.as_few_bits, accuracy_level=1),
         "nbits-4": partial(few_bits.as_few_bits, accuracy_level=4),

@@ -10,11 +10,15 @@ from ...graph.constants import Constant, trace
 from ...graph.contributed import DOMAIN
 from ...graph.edit import add_initializer, free_name, names_of
 from ...graph.fold import remove_unused
+from .lowering import lower
 
 
 def as_few_bits(model: ir.Model, accuracy_level: int) -> ir.Model:
-    """A copy of a Q/DQ model in which each MatMul by a weight in blocks is a MatMulNBits of this accuracy level."""
-    copy = model.clone()
+    """A copy of a Q/DQ model in which each MatMul by a weight in blocks is a MatMulNBits of this accuracy level.
+
+    What is quantized on its own range is lowered too.
+    """
+    copy = lower(model).clone()
     taken = set(names_of(copy))
     for node in list(copy.graph):
         if node.op_type == "MatMul" and node.domain == "" and (dequantize := _in_blocks(node.inputs[1])) is not None:

@@ -12,6 +12,10 @@ node runs in integers only if its surroundings have exactly the form that a sele
 - Activations are unsigned with a zero point, weights are 8 bits wide, signed or not. 4-bit weights run in float.
 - Sums of two activations and the like between layers (`CHAINED`) run in integers where all their inputs and their
   output, behind an absorbed Relu, are quantized.
+- A product whose input is quantized on its own range (`dynamic`) runs in integers in the form of lowering.py, whatever
+  is around it, if its weight has 8 bits. There is no fast kernel for such convolutions: ConvInteger, without
+  vector instructions, took 6 to 12 times as long as Conv in float, QLinearConv a third.
+- 16-bit activations are not fused: each Q/DQ is a pass over the data, and products run in float.
 - MatMul becomes MatMulNBits, where its weight alone is an integer, unless a Relu alone reads it.
 - MatMulNBits of 2 bits is wrong where the outputs are not a multiple of 4.
 - 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations,
@@ -60,9 +64,18 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
     width = _width(choice)
     if width == 2:
         return None, "onnxruntime cannot load 2-bit weights beside quantized activations: its input stays float"
+    if choice.dynamic and width != 8:
+        return None, f"onnxruntime has no dynamic kernel for {width}-bit weights: its input stays float"
     if width == 8 and choice.activation_bits < 8:
         return 8, f"onnxruntime cannot load {choice.activation_bits}-bit activations beside 8-bit weights: 8 bits"
     return choice.activation_bits, None
+
+
+def not_dynamic(layer: Layer) -> str | None:
+    """Why a layer's input has a range of calibration data though that of each input was asked for, or None."""
+    if layer.op == "Conv":
+        return "onnxruntime has no fast dynamic kernel for Conv: its input has a range of calibration data"
+    return None
 
 
 def one_reader(layer: Layer, choice: Choice) -> bool:
@@ -113,8 +126,12 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
 
 
 def place_qdq(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> list[Activation]:
-    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once a width."""
+    """The inputs of quantized layers, and the outputs of convolutions that run in integers; each value once a width.
+
+    An input on its own range may be a value that is quantized otherwise before: then it is what that stands for.
+    """
     readers: dict[tuple[ir.Value, int], list[tuple[ir.Node, int]]] = {}
+    dynamic: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
     outputs: dict[ir.Value, None] = {}
     float_nodes: set[ir.Node] = set()
     for layer in layers:
@@ -123,6 +140,9 @@ def place_qdq(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Ch
             source = use.node.inputs[1 - use.index]
             if choice.activation_bits is None or source is None:
                 float_nodes.add(use.node)
+                continue
+            if choice.dynamic:
+                dynamic.setdefault(source, []).append((use.node, 1 - use.index))
                 continue
             readers.setdefault((source, choice.activation_bits), []).append((use.node, 1 - use.index))
             if layer.op == "Conv" and _runs_in_integers(choice):
@@ -147,6 +167,9 @@ def place_qdq(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Ch
         )
         for (value, bits), found in readers.items()
         if found or (bits == 8 and value.is_graph_output())
+    ] + [
+        Activation(str(value.name), 8, False, tuple(dict.fromkeys(found)), dynamic=True)
+        for value, found in dynamic.items()
     ]
 
 
@@ -183,7 +206,8 @@ def _width(choice: Choice) -> int:
 
 
 def _runs_in_integers(choice: Choice) -> bool:
-    return choice.activation_bits == 8 and _width(choice) == 8
+    """Whether a layer runs in integers because of the Q/DQ around it."""
+    return choice.activation_bits == 8 and not choice.dynamic and _width(choice) == 8
 
 
 def _absorbing(value: ir.Value, model: ir.Model) -> ir.Value:

@@ -5,6 +5,8 @@ over QuantizeLinear and DequantizeLinear as FakeQuantize; all were tried on Open
 - Activations are unsigned with a zero point and per tensor, weights are signed, 8 bits wide, and per output channel.
 - A product runs in integers if both of its operands come from DequantizeLinear; its bias stays float, and its output
   needs no QuantizeLinear, though one is fused into it where it is there. So Q/DQ stand where onnxruntime has them.
+- DynamicQuantizeLinear is taken apart, and what it feeds is multiplied in float. Of 16-bit Q/DQ nothing is left: the
+  product runs in float too.
 - Weights alone of 8 or 4 bits are decompressed on the way in MatMul; Conv has no such kernel and computes in float.
 """
 
@@ -30,6 +32,8 @@ def unsupported(layer: Layer, choice: Choice) -> str | None:
         return f"OpenVINO reads no int{level.bits} weights"
     if level.bits is not None and any(_has_more_axes(use) for use in layer.uses):
         return "OpenVINO drops the leading axes of an integer weight that has more of them than the data"
+    if choice.dynamic:
+        return "OpenVINO multiplies inputs quantized at run time in float; use --activations int8, or none"
     if choice.activation_bits is not None and not level.symmetric:
         return "OpenVINO's integer kernels take symmetric weights only; leave out --asymmetric"
     return None
@@ -52,6 +56,8 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
         return None, "OpenVINO has no integer kernel for this layer: its input stays float"
     if choice.level.bits < 5:
         return None, f"OpenVINO has no integer kernel for int{choice.level.bits} weights: its input stays float"
+    if choice.activation_bits > 8:
+        return None, "OpenVINO multiplies 16-bit inputs in float: its input stays float"
     if choice.activation_bits < 8:
         return 8, f"OpenVINO has no kernel for {choice.activation_bits}-bit activations: 8 bits"
     return 8, None

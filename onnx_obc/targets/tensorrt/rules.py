@@ -29,6 +29,8 @@ def unsupported(layer: Layer, choice: Choice) -> str | None:
     level = choice.level
     if level.bits is None:
         return None
+    if choice.dynamic:
+        return "TensorRT reads no DynamicQuantizeLinear; use --activations int8"
     if not level.symmetric:
         return "TensorRT takes symmetric weights only; leave out --asymmetric"
     if level.bits == 4 and level.block is not None:
