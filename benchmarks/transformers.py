@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import onnx
+import onnx_ir as ir
 
 from benchmarks.common.evaluation import Score, output_loss
 from benchmarks.common.harness import Row, Rows, arguments, measure
-from benchmarks.common.subjects import DECODERS, Subject
+from benchmarks.common.subjects import DECODERS, Subject, open_data
 from benchmarks.common.tables import machine, markdown
 from onnx_obc.pipeline.compress import compress
 from onnx_obc.pipeline.options import Activations
 from onnx_obc.pipeline.recipe import Recipe
+from onnx_obc.targets.bench import bench
 
 NAMES = (*DECODERS, "MiniLM")
 RECIPES: dict[str, dict[str, Any]] = {
@@ -30,6 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "int8": {"weights": "int8"},
     "int8 weights": {"weights": "int8", "activations": "none"},
     "dynamic int8": {"weights": "int8", "activations": "dynamic"},
+    "int8, activations of 16 bits": {"weights": "int8", "activations": "int16"},
     "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
 }
 TIME_LIMITS = {"Whisper": 30.0}  # seconds for solving all layers of a file
@@ -57,6 +61,12 @@ THEIR_OWN: dict[str, Callable[[Path, Path], None]] = {
     "dynamic int8": quantize_dynamic,
     "int4, blocks of 32": matmul_nbits,
 }
+
+
+def speed(subject: Subject, file: Path) -> float:
+    """How many times faster than the dense model a file runs in onnxruntime, in turn, on one sample at a time."""
+    samples = open_data(ir.load(subject.path), subject.calibration, replace(subject.options, samples=1))
+    return bench([subject.path, file], "onnxruntime", next(samples.feeds())).files[1].ratio
 
 
 def levels(subject: Subject, rows: Rows, scratch: Path) -> None:
@@ -125,6 +135,8 @@ def add(
         "output_loss": output_loss(dense, score, subject.classifier),
         **more,
     }
+    if file.is_file():  # of several files each would be called on its own
+        row["speed"] = speed(subject, file) if tool != "dense" else 1.0
     rows.add(row)
     print(row, flush=True)
 
@@ -137,7 +149,8 @@ def page(rows: Sequence[Row]) -> str:
         "tool with its solver off; *onnxruntime* is its `quantize_dynamic` and `MatMulNBitsQuantizer`. "
         "Output loss: KL divergence of the dense model's next token in nats, or the relative squared error of "
         "embeddings; layer loss: summed over the layers. Whisper is the English tiny one, its three files "
-        "together, on sentences spoken by espeak-ng, with half a minute for solving the layers of a file.",
+        "together, on sentences spoken by espeak-ng, with half a minute for solving the layers of a file. "
+        "Speed: times the dense model's in onnxruntime, in turn, on a sample of the calibration data.",
     ]
     order = list(RECIPES)
     for name in NAMES:
@@ -145,7 +158,7 @@ def page(rows: Sequence[Row]) -> str:
         if not chosen:
             continue
         chosen.sort(key=lambda row: order.index(row["level"]) if row["level"] in order else -1)
-        header = ("level", "by", "MB", chosen[0]["metric"], "change, %", "output loss", "layer loss")
+        header = ("level", "by", "MB", chosen[0]["metric"], "change, %", "output loss", "layer loss", "speed")
         cells = [
             (
                 row["level"],
@@ -155,6 +168,7 @@ def page(rows: Sequence[Row]) -> str:
                 f"{100 * (row['score'] / row['dense'] - 1):+.2f}",
                 f"{row['output_loss']:.2e}",
                 f"{row['layer_loss']:.4g}" if "layer_loss" in row else "",
+                f"{row['speed']:.2f}" if "speed" in row else "",
             )
             for row in chosen
         ]

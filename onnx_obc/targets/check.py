@@ -19,6 +19,8 @@ from .expected import ExpectedKernel, expected_kernels
 from .finding import Finding
 from .registry import TARGETS
 
+RESCALED_BEHIND = ("MatMulInteger", "ConvInteger")  # kernels whose sums a Cast and a Mul read: they are not fused
+
 
 @dataclass(frozen=True)
 class KernelMatch:
@@ -132,8 +134,9 @@ def executed(kernels: Sequence[Kernel], promised: Sequence[ExpectedKernel]) -> t
         kernel = owners.get(promise.name)
         precision = "" if kernel is None else kernel.precision
         wanted = {"int8": "int8", "weights": f"int{promise.bits}-weights", "float": promise.type}[promise.form]
+        alone = kernel is not None and kernel.op in RESCALED_BEHIND
         kept = promise.form == "float" or (
-            precision == "int8" if promise.form == "int8" else precision.startswith("int")
+            precision == "int8" and not alone if promise.form == "int8" else precision.startswith("int")
         )
         found.append(
             KernelMatch(
@@ -162,6 +165,8 @@ def _not_kept(executions: Sequence[KernelMatch], findings: Sequence[Finding], ta
             if entry.kernel
             else "in no kernel it names"
         )
+        if entry.kernel in RESCALED_BEHIND:
+            how += ", with a Cast and a Mul behind it that are not fused"
         message = f"its form promises {entry.promised}, but {target} runs it {how}; no rule that is known here says why"
         found.append(Finding("slow", "not-fused", entry.node, message, "compare with a layer that runs in integers"))
     return found

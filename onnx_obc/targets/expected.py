@@ -26,7 +26,7 @@ class ExpectedKernel:
     form: `int8` where both operands are dequantized 8-bit integers, or the operator takes integers; `weights` where
     the weight alone is an integer, of `bits` bits; `float` for the rest. type: of the weight's constant, such as
     `float16`. sparsity: the fraction of the weight that is zero. largest: the largest magnitude in it, if it is signed;
-    0 otherwise.
+    0 otherwise. data_bits: of the integers that the other operand was dequantized from, None if it was not.
     """
 
     node: ir.Node
@@ -35,6 +35,7 @@ class ExpectedKernel:
     type: str
     sparsity: float
     largest: int
+    data_bits: int | None = None
 
     @property
     def name(self) -> str:
@@ -54,19 +55,20 @@ def expected_kernels(model: ir.Model) -> list[ExpectedKernel]:
             continue
         weight, own = constant_behind(constants[-1]), dequantized_bits(constants[-1])
         assert weight is not None
+        data = next((value for value in operands if value is not constants[-1]), None)
+        widths = [dequantized_bits(value) for value in operands]
         if node.op_type == "MatMulNBits":
             form: Form = "weights"
             own = node.attributes.get_int("bits", 4)
         elif node.op_type in INTEGER:
             form = "int8"
         else:
-            widths = [dequantized_bits(value) for value in operands]
             form = "float" if own is None else "int8" if widths == [8, 8] else "weights"
         array = weight.numpy()
         integers = np.issubdtype(array.dtype, np.signedinteger) and array.size
         largest = int(np.abs(array.astype(np.int32)).max()) if integers else 0
         bits, zeros = own or int(weight.dtype.bitwidth), _zeros(constants[-1])
-        found.append(ExpectedKernel(node, form, bits, array.dtype.name, zeros, largest))
+        found.append(ExpectedKernel(node, form, bits, array.dtype.name, zeros, largest, dequantized_bits(data)))
     return found
 
 

@@ -54,7 +54,7 @@ def test_choices_have_a_text_form() -> None:
         ("", "names no level"),
         ("float", "names no level"),
         ("9w9a", "float, int8"),
-        ("8w7a", "activations take 8 or 4 bits"),
+        ("8w7a", "activations take 16, 8 or 4 bits"),
         ("2:4+banana", "sets are"),
     ],
 )

@@ -21,9 +21,13 @@ def check(model: ir.Model) -> list[Finding]:
     """A finding for every product whose form promises integers that onnxruntime will not use."""
     found = []
     for promise in expected_kernels(model):
-        if promise.node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+        if promise.node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm", "ConvInteger", "MatMulInteger"):
             reason = (
-                _integer(promise)
+                _rescaled(promise)
+                if promise.node.op_type in ("ConvInteger", "MatMulInteger")
+                else _wide(promise)
+                if promise.data_bits == 16
+                else _integer(promise)
                 if promise.form == "int8"
                 else _weights(promise)
                 if promise.form == "weights"
@@ -57,6 +61,37 @@ def _integer(promise: ExpectedKernel) -> tuple[str, str, str] | None:
             "put the bias into an Add behind it, or quantize the output",
         )
     return None
+
+
+def _wide(promise: ExpectedKernel) -> tuple[str, str, str]:
+    return (
+        "wide",
+        "onnxruntime has no kernel for 16-bit inputs: they are quantized, dequantized, and multiplied in float",
+        "use --activations dynamic or int8 for speed",
+    )
+
+
+def _rescaled(promise: ExpectedKernel) -> tuple[str, str, str] | None:
+    """The same for an integer operator whose sums are rescaled behind it."""
+    node = promise.node
+    if node.op_type == "ConvInteger":
+        message = "onnxruntime's ConvInteger has no vector instructions, and is slower than Conv in float"
+        return "no-kernel", message, "write it as a Conv between Q/DQ, on ranges of calibration data"
+    cast = _only_use(node, "Cast")
+    rescaled = None if cast is None else _only_use(cast, "Mul")
+    factor = None if rescaled is None else next((x for x in rescaled.inputs if x not in cast.outputs), None)  # type: ignore[union-attr]
+    made = None if factor is None else factor.producer()
+    if made is None or made.op_type != "Mul":
+        message = "onnxruntime fuses MatMulInteger where a Cast, and a Mul by a Mul of both scales, read it alone"
+        return "rescaling", message, "write it so, as --activations dynamic does"
+    return None
+
+
+def _only_use(node: ir.Node, op_type: str) -> ir.Node | None:
+    """The node of this type that alone reads another."""
+    uses = list(node.outputs[0].uses())
+    alone = len(uses) == 1 and not node.outputs[0].is_graph_output() and uses[0].node.op_type == op_type
+    return uses[0].node if alone else None
 
 
 def _conv(node: ir.Node) -> tuple[str, str, str] | None:

@@ -1,13 +1,13 @@
 """From Q/DQ to the integer operators that onnxruntime fuses where an input is quantized on its own range.
 
-A product y = dq(x) · dq(w) + b of codes x with scale s and zero point z that DynamicQuantizeLinear found, and codes w with
-scales t and zero points v, is
+A product y = dq(x) · dq(w) + b of codes x with scale s and zero point z, which DynamicQuantizeLinear finds, and codes w
+with scales t and zero points v, is
 
     y = s t (Σ (x − z) (w − v)) + b,
 
 which is MatMulInteger, a Cast, a Mul by s · t, and an Add. onnxruntime makes DynamicQuantizeMatMul of it, or, where
-several products read x, MatMulIntegerToFloat of each; of the form with DequantizeLinear too, but with the Add left beside
-it, which then merges with nothing else either. Everything but such products stays.
+several products read x, MatMulIntegerToFloat of each. It does so with DequantizeLinear too, but then leaves the Add to
+itself, and what could merge with it. Everything but such products stays.
 """
 
 from __future__ import annotations

@@ -77,7 +77,13 @@ def check(model: ir.Model) -> list[Finding]:
     found = []
     for promise in expected_kernels(model):
         node = promise.node
-        if promise.form == "weights" and node.op_type in ("Conv", "ConvTranspose"):
+        if node.op_type in ("ConvInteger", "MatMulInteger"):
+            message = f"OpenVINO takes {node.op_type} and its rescaling apart, and multiplies in float"
+            found.append(Finding("slow", "no-kernel", promise.name, message, "write it between Q/DQ"))
+        elif promise.data_bits == 16:
+            message = "OpenVINO has no kernel for 16-bit inputs: the product runs in float"
+            found.append(Finding("slow", "wide", promise.name, message, "quantize its input to 8 bits, or not at all"))
+        elif promise.form == "weights" and node.op_type in ("Conv", "ConvTranspose"):
             message = f"OpenVINO computes {node.op_type} in float where the weight alone is an integer"
             found.append(Finding("slow", "weights-only", promise.name, message, "quantize its input too for speed"))
         elif promise.form != "float" and node.op_type in ("MatMul", "Gemm") and dequantizer(node.inputs[1]) is None:
