@@ -18,6 +18,7 @@ from onnx_obc.graph.layers import Layer, find_layers
 from onnx_obc.graph.opset import raise_opset
 from onnx_obc.graph.scales import opset_needed
 from onnx_obc.graph.write import Writer
+from onnx_obc.pipeline.plan import fitted
 from onnx_obc.targets.registry import TARGETS
 
 
@@ -78,18 +79,18 @@ def write_for(
     level: str | Mapping[str, str] = "int8",
     activations: int | None = 8,
     skip: Sequence[str] = (),
+    dynamic: bool = False,
 ) -> Written:
     """Round every layer to its level, and write the model with the ranges that it has on one random feed."""
     rules, model = TARGETS[target], ir.from_proto(proto)
     choices, remarks, refused = {}, {}, {}
     for layer in find_layers(model)[0]:
-        choice = Choice(parse_level(level if isinstance(level, str) else level[layer.name]), activations)
+        choice = Choice(parse_level(level if isinstance(level, str) else level[layer.name]), activations, dynamic)
         reason = "skipped" if layer.name in skip else rules.unsupported(layer, choice)
         if reason is not None:
             refused[layer.name] = reason
             continue
-        bits, remark = rules.activation_bits(layer, choice)
-        choices[layer.name] = Choice(choice.level, bits)
+        choices[layer.name], remark = fitted(layer, choice, target)
         if remark is not None:
             remarks[layer.name] = remark
     needed = max((opset_needed(x, choices[x.name]) for x in find_layers(model)[0] if x.name in choices), default=0)
@@ -112,6 +113,12 @@ def write_for(
             writer.weight(layer, rounded(layer, choices[layer.name].level))
     for activation in placed:
         value = values[activation.value]
-        writer.activation(activation, min(0.0, float(value.min())), max(0.0, float(value.max())))
+        if activation.dynamic:
+            writer.dynamic(activation)
+        else:
+            writer.activation(activation, min(0.0, float(value.min())), max(0.0, float(value.max())))
     remove_unused(model)
-    return Written(ir.to_proto(model), tuple(a.value for a in placed), remarks, refused, feed)
+    lower = rules.weight_forms["dq"] if dynamic else None
+    return Written(
+        ir.to_proto(model if lower is None else lower(model)), tuple(a.value for a in placed), remarks, refused, feed
+    )

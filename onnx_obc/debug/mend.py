@@ -48,7 +48,8 @@ def _uniform(debug: Debug) -> dict[str, str]:
     values = {row.name: row for row in debug.values}
     known = [values[row.value] for row in layers if row.value in values]
     integers = sum(row.activations is not None for row in known) * 2 > len(known)
-    return {"weights": f"int{width}", "activations": "int8" if integers else "none"}
+    dynamic = sum(row.dynamic for row in layers) * 2 > len(layers)
+    return {"weights": f"int{width}", "activations": "none" if not integers else "dynamic" if dynamic else "int8"}
 
 
 def _width(row: LayerRow) -> int:

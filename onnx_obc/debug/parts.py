@@ -73,6 +73,14 @@ def _quantizes(value: ir.Value, root: ir.Value) -> bool:
     return False
 
 
+def on_its_own_range(value: ir.Value) -> bool:
+    """Whether a value was dequantized from what a DynamicQuantizeLinear gives."""
+    node = value.producer()
+    codes = None if node is None or node.op_type != "DequantizeLinear" else node.inputs[0]
+    quantizer = None if codes is None else codes.producer()
+    return quantizer is not None and quantizer.op_type == "DynamicQuantizeLinear"
+
+
 def output_of(matched: Matched, node: ir.Node) -> ir.Value | None:
     """The first matched value behind a product; None if there is none on a way without branches."""
     for _ in range(LONGEST_WAY):

@@ -49,7 +49,8 @@ class LayerRow:
 
     value: its output, a `ValueRow`; None where it could not be matched, and `reason` says why. others: layers that its
     part of the graph holds too. form: what its weight is in the file. zeros: the share of it that is zero.
-    weight: the error of the weight itself, None where the two have no common form.
+    weight: the error of the weight itself, None where the two have no common form. dynamic: whether its input is
+    quantized on its own range.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LayerRow:
     weight: float | None = None
     others: tuple[str, ...] = ()
     reason: str | None = None
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..core.arrays import Array, Float32
 from ..graph.layers import Layer, find_layers
 from .match import PRODUCTS, Matched
 from .normal import constant_array
-from .parts import Part, output_of, part_of
+from .parts import Part, on_its_own_range, output_of, part_of
 from .record import LayerRow
 
 FEWEST_ZEROS = 0.1  # the share of zeros, beyond those of the dense weight, from which a layer counts as pruned
@@ -58,7 +58,8 @@ def _located(matched: Matched, folded: Layer, layer: Layer | None) -> Located:
         return Located(LayerRow(name, op, None, reason="the compressed graph has no value like its output"), layer, ())
     parts = tuple(part_of(matched, end) for end in known)
     form, bits, zeros, error = _form(matched, parts[0], (folded, layer))
-    row = LayerRow(name, op, str(known[0].name), form, bits, zeros, error)
+    dynamic = any(on_its_own_range(value) for value in parts[0].reads.values())
+    row = LayerRow(name, op, str(known[0].name), form, bits, zeros, error, dynamic=dynamic)
     return Located(row, layer, parts)
 
 

@@ -6,7 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_obc.core.errors import RecipeError
-from onnx_obc.core.level import FLOAT, NM, Block, Level, Sparsity, Unstructured, parse_bits, parse_level, parse_sparsity
+from onnx_obc.core.level import (
+    FLOAT,
+    NM,
+    Block,
+    Choice,
+    Level,
+    Sparsity,
+    Unstructured,
+    parse_bits,
+    parse_choice,
+    parse_level,
+    parse_sparsity,
+)
 from onnx_obc.core.solution import Grid
 
 fractions = st.floats(1e-3, 0.999)
@@ -22,6 +34,30 @@ patterns = st.one_of(
 def test_a_level_reads_back_what_it_writes(sparsity: Sparsity | None, bits: int | None, symmetric: bool) -> None:
     level = Level(sparsity, bits, symmetric or bits is None)
     assert parse_level(str(level)) == level
+
+
+@pytest.mark.parametrize(
+    ("text", "choice", "kind", "activations"),
+    [
+        ("8w8a", Choice(Level(bits=8), 8), "int8", "int8"),
+        ("8w8a-dyn", Choice(Level(bits=8), 8, dynamic=True), "float", "dynamic"),
+        ("2:4+7w8a-dyn-asym", Choice(Level(NM(2, 4), 7, symmetric=False), 8, dynamic=True), "float", "dynamic"),
+        ("8w16a", Choice(Level(bits=8), 16), "int16", "int16"),
+        ("4w4a-asym", Choice(Level(bits=4, symmetric=False), 4), "int4", "int4"),
+        ("int8", Choice(Level(bits=8)), "float", "float"),
+    ],
+)
+def test_texts_of_choices(text: str, choice: Choice, kind: str, activations: str) -> None:
+    assert parse_choice(text) == choice
+    assert (str(choice), choice.kind, choice.activations) == (text, kind, activations)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("8w4a-dyn", "write 8w8a-dyn"), ("8w16a-dyn", "write 8w8a-dyn"), ("8w12a", "16, 8 or 4 bits")]
+)
+def test_choices_that_there_are_not(text: str, hint: str) -> None:
+    with pytest.raises(RecipeError, match=hint):
+        parse_choice(text)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def _lowered(node: ir.Node) -> bool:
         if node.attributes.get_int("transA", 0) != 0:
             return False
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None and node.attributes.get_float("beta", 1.0) != 1.0:
+        constant = bias is None or ir.convenience.get_const_tensor(bias) is not None
+        if node.attributes.get_float("beta", 1.0) != 1.0 and not constant:
             return False
         rows = 0 if node.attributes.get_int("transB", 0) != 0 else 1
     return scale.size == 1 or (len(codes.shape) == 2 and weight.attributes.get_int("axis", 1) % 2 == rows)
@@ -90,6 +91,8 @@ def _replace(model: ir.Model, node: ir.Node, taken: set[str]) -> None:
     nodes = [product, cast, scale]
     nodes.append(ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=_free(f"{name}_rescaled", taken)))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and (beta := node.attributes.get_float("beta", 1.0)) != 1.0:
+        bias = _constant(model, f"{name}_bias", np.asarray(_array(bias) * np.float32(beta), np.float32), taken)
     if bias is not None:
         nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias], name=_free(f"{name}_biased", taken)))
     for one in nodes[:-1]:
