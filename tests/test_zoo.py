@@ -127,6 +127,22 @@ def check_compressed(case: Case, dense: Path, recipe: Recipe, decibels: float | 
 
 
 @pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name in ("bert", "gpt2-past", "gru-bidirectional", "mixer", "opset-9")],
+    ids=lambda case: case.name,
+)  # fmt: skip
+def test_inputs_on_ranges_of_their_own(case: Case, tmp_path: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        case.build(tmp_path / "dense.onnx")
+    recipe = Recipe(activations="dynamic", solver="baseline", measure_speed=False)
+    feeds = case.feeds(np.random.default_rng(1))
+    report = compress(tmp_path / "dense.onnx", feeds, recipe, tmp_path / "small.onnx").report
+    assert any(layer.activations == "dynamic" for layer in report.layers)
+    assert all(check.passed for check in report.checks)
+    assert report.engine is not None and report.engine["in_integers"] == report.engine["quantized"] > 0
+    assert min(output.sqnr_db for output in report.outputs) > 25
+
+
+@pytest.mark.parametrize(
     "case", [c for c in graphs.CASES if c.name not in NOTHING_TO_COMPRESS], ids=lambda case: case.name
 )
 def test_every_weight_is_a_layer_or_left_out_for_a_reason(case: Case, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def time_command(
     target
         The runtime. [default: onnxruntime]
     levels
-        unstructured, block4, gpu, cpu, weight-only, or a list such as 8w8a,2:4+8w8a. [default: 8w8a]
+        unstructured, block4, gpu, cpu, dynamic, weight-only, or a list such as 8w8a,2:4+8w8a. [default: 8w8a]
     calib
         The input to run: data as for compressing, of which the first --batch samples are taken. [default: random]
     threads

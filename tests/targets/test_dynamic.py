@@ -114,10 +114,21 @@ def test_sixteen_bits_are_written_and_said_to_run_in_float(tmp_path: Path) -> No
     seen = check_file(saved(written.model, tmp_path / "m.onnx"), "onnxruntime", written.feed)
     assert {(one.rule, one.node) for one in seen.findings} == {("wide", "matmul_h"), ("wide", "gemm_y")}
     other = write_for("openvino", proto, activations=16)
-    assert other.activations == () and all("16-bit inputs in float" in text for text in other.remarks.values())
+    assert other.activations == () and all("drops 16-bit" in text for text in other.remarks.values())
 
 
-@pytest.mark.parametrize("target", ["openvino", "deepsparse", "tensorrt"])
+def test_openvino_quantizes_inputs_itself() -> None:
+    """Of products, whose weight alone is an integer in the file; a convolution has a range of calibration data."""
+    nodes = [conv("x", "a", "w", "b"), op("MatMul", "a k", "y")]
+    weights = {"w": random(8, 8, 3, 3), "b": random(8), "k": random(8, 12)}
+    written = write_for("openvino", build(nodes, {"x": (2, 8, 8, 8)}, {"y": None}, weights), dynamic=True)
+    assert written.activations == ("x",) and not written.nodes("DynamicQuantizeLinear")
+    assert "quantizes the input itself" in written.remarks["matmul_y"] and "range of calib" in written.remarks["conv_a"]
+    wanted = written.producer(written.nodes("MatMul")[0].input[0])
+    assert wanted is None or wanted.op_type != "DequantizeLinear"
+
+
+@pytest.mark.parametrize("target", ["deepsparse", "tensorrt"])
 def test_other_targets_refuse(target: str) -> None:
     with pytest.raises(RecipeError, match=r"use --activations int8") as error:
         compress(perceptron(), X, Recipe(target=target, activations="dynamic"))  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ TARGET = Target(
     engine=Engine(engine.version, engine.load),
     unsupported=rules.unsupported,
     activation_bits=rules.activation_bits,
+    not_dynamic=rules.not_dynamic,
     prepare=rules.prepare,
     place_qdq=rules.place_qdq,
     fit_to_biases=fit_to_biases,  # of a Q/DQ file, which onnxruntime can read too

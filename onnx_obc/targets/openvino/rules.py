@@ -5,9 +5,10 @@ over QuantizeLinear and DequantizeLinear as FakeQuantize; all were tried on Open
 - Activations are unsigned with a zero point and per tensor, weights are signed, 8 bits wide, and per output channel.
 - A product runs in integers if both of its operands come from DequantizeLinear; its bias stays float, and its output
   needs no QuantizeLinear, though one is fused into it where it is there. So Q/DQ stand where onnxruntime has them.
-- DynamicQuantizeLinear is taken apart, and what it feeds is multiplied in float. Of 16-bit Q/DQ nothing is left: the
-  product runs in float too.
-- Weights alone of 8 or 4 bits are decompressed on the way in MatMul; Conv has no such kernel and computes in float.
+- Weights alone of 8 or 4 bits are decompressed on the way in MatMul, and there OpenVINO quantizes the input itself, on
+  the range of each 32 values (its property DYNAMIC_QUANTIZATION_GROUP_SIZE); Conv has no such kernel and computes in
+  float. A DynamicQuantizeLinear in the file is taken apart, and what it feeds is multiplied in float.
+- Of 16-bit Q/DQ nothing is left: the product runs as with its weight alone an integer.
 """
 
 from __future__ import annotations
@@ -32,9 +33,7 @@ def unsupported(layer: Layer, choice: Choice) -> str | None:
         return f"OpenVINO reads no int{level.bits} weights"
     if level.bits is not None and any(_has_more_axes(use) for use in layer.uses):
         return "OpenVINO drops the leading axes of an integer weight that has more of them than the data"
-    if choice.dynamic:
-        return "OpenVINO multiplies inputs quantized at run time in float; use --activations int8, or none"
-    if choice.activation_bits is not None and not level.symmetric:
+    if choice.activation_bits is not None and not level.symmetric and (not choice.dynamic or not_dynamic(layer)):
         return "OpenVINO's integer kernels take symmetric weights only; leave out --asymmetric"
     return None
 
@@ -52,15 +51,24 @@ def activation_bits(layer: Layer, choice: Choice) -> tuple[int | None, str | Non
         return None, None
     if any(use.index == 0 for use in layer.uses) and layer.op in ("MatMul", "Gemm"):
         return None, "OpenVINO has no integer kernel for a constant left operand: its input stays float"
+    if choice.dynamic and not_dynamic(layer) is None:
+        return None, "OpenVINO quantizes the input itself, on ranges of its own: in the file it stays float"
     if layer.op == "ConvTranspose" or choice.level.block is not None or not runs_in_integers(layer):
         return None, "OpenVINO has no integer kernel for this layer: its input stays float"
     if choice.level.bits < 5:
         return None, f"OpenVINO has no integer kernel for int{choice.level.bits} weights: its input stays float"
     if choice.activation_bits > 8:
-        return None, "OpenVINO multiplies 16-bit inputs in float: its input stays float"
+        return None, "OpenVINO drops 16-bit quantization: its input stays float"
     if choice.activation_bits < 8:
         return 8, f"OpenVINO has no kernel for {choice.activation_bits}-bit activations: 8 bits"
     return 8, None
+
+
+def not_dynamic(layer: Layer) -> str | None:
+    """Why a layer's input has a range of calibration data though that of each input was asked for, or None."""
+    if "Conv" in layer.op:
+        return "OpenVINO quantizes no input of Conv by itself: it has a range of calibration data"
+    return None
 
 
 def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
@@ -81,7 +89,7 @@ def check(model: ir.Model) -> list[Finding]:
             message = f"OpenVINO takes {node.op_type} and its rescaling apart, and multiplies in float"
             found.append(Finding("slow", "no-kernel", promise.name, message, "write it between Q/DQ"))
         elif promise.data_bits == 16:
-            message = "OpenVINO has no kernel for 16-bit inputs: the product runs in float"
+            message = "OpenVINO has no kernel for 16-bit inputs, and drops their quantization"
             found.append(Finding("slow", "wide", promise.name, message, "quantize its input to 8 bits, or not at all"))
         elif promise.form == "weights" and node.op_type in ("Conv", "ConvTranspose"):
             message = f"OpenVINO computes {node.op_type} in float where the weight alone is an integer"
