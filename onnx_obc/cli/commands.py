@@ -81,7 +81,7 @@ def compress_command(
     skip
         Leave layers alone of this name, or that match it as a shell pattern; may be given several times.
     levels
-        The levels to choose from: unstructured, block4, gpu, cpu, dynamic, weight-only, or a list such as 8w8a,2:4+8w8a,int4.
+        The levels to choose from: unstructured, block4, gpu, cpu, dynamic, weight-only, or a list such as 8w8a,int4.
     database
         Keep all solutions in this folder, for other budgets later.
     report

@@ -37,7 +37,6 @@ from .worst import WorstSample, WorstSamples
 SAME_DB = 40  # two float32 graphs of the same function agree to some 120 dB; what is below is another function
 LOSS_TOLERANCE = 1e-4  # relative, between the loss that the solver predicts and the one that is measured
 LOWERED_DB = 10  # a rounding that falls the other way moves what follows: two forms of one quantized model differ
-INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8)
 TINY_LOSS = 1e-25  # a layer that loses nothing has no relative error
 
 
@@ -148,7 +147,7 @@ def _integers(model: ir.Model) -> set[bytes]:
     """The contents of all integer weights of a model, whichever way a matrix is turned; those too that the graph
     quantizes from constants."""
     constants = [value.const_value for value in model.graph.initializers.values()]
-    arrays = [x.numpy() for x in constants if x is not None and x.dtype in INTEGERS]
+    arrays = [x.numpy() for x in constants if x is not None and x.dtype == ir.DataType.INT8]
     for node in model.graph:
         arrays += unpacked_bytes(node)
         if node.op_type == "QuantizeLinear":
