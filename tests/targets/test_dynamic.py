@@ -162,6 +162,20 @@ def test_a_model_on_ranges_of_its_own(tmp_path: Path) -> None:
     assert "activations: dynamic" in recipe_text(found, [])
 
 
+def test_beside_half_precision(tmp_path: Path) -> None:
+    recipe = Recipe(activations="dynamic", solver="baseline", float16=True)
+    report = compress(perceptron(), X, recipe, tmp_path / "out.onnx").report
+    assert report.engine is not None and report.engine["in_integers"] == report.engine["quantized"] == 2
+    assert report.outputs[0].sqnr_db > 25
+
+
+def test_on_a_processor_on_which_products_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_obc.targets.onnxruntime.check.saturates", lambda: True)
+    for level, rules in (("int8", ["saturation"]), ("int7", [])):
+        written = write_for("onnxruntime", product(op("MatMul", "x m", "y")), level, dynamic=True)
+        assert [one.rule for one in TARGETS["onnxruntime"].check(ir.from_proto(written.model))] == rules
+
+
 def test_layers_of_both_kinds_and_in_order(tmp_path: Path) -> None:
     recipe = Recipe(activations="dynamic", layers=(Rule(match="matmul_t", activations="int8"),), sequential=True)
     report = compress(perceptron(), X, recipe, tmp_path / "out.onnx").report
