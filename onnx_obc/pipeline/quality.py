@@ -28,8 +28,11 @@ USUAL_DB = {
 NAMED = 3  # layers that a warning names
 
 
-def quality_notes(layers: Sequence[LayerReport], outputs: Sequence[OutputMatch], held_out: int) -> list[str]:
-    """What the user should know of how well the outputs agree. held_out: samples, 0 if none were."""
+def quality_notes(
+    layers: Sequence[LayerReport], outputs: Sequence[OutputMatch], held_out: int, dynamic: bool = False
+) -> list[str]:
+    """What the user should know of how well the outputs agree. held_out: samples, 0 if none were. dynamic: whether
+    inputs of products can be quantized on the range of each."""
     notes = []
     if outputs and 0 < held_out < FEW:
         notes.append(
@@ -51,9 +54,11 @@ def quality_notes(layers: Sequence[LayerReport], outputs: Sequence[OutputMatch],
     if worst < usual:
         costly = sorted(layers, key=lambda layer: -layer.loss_relative)[:NAMED]
         named = ", ".join(f"{layer.name} ({layer.loss_relative:.1e})" for layer in costly)
+        static = any(layer.activations == "int8" and layer.op in ("MatMul", "Gemm") for layer in layers)
+        ranges = "; or try --activations dynamic, with ranges of each input" if dynamic and static else ""
         notes.append(
             f"outputs keep {worst:.1f} dB, models at {level} usually {usual:.0f} or more; the layers with the largest "
-            f"relative loss: {named}; give them more bits by a rule of a recipe, or --skip them"
+            f"relative loss: {named}; give them more bits by a rule of a recipe, or --skip them{ranges}"
         )
     return notes
 

@@ -18,6 +18,7 @@ from ..core.version import __version__
 from ..graph.layers import LeftOut
 from ..graph.save import file_bytes
 from ..targets.check import FileCheck
+from ..targets.registry import TARGETS
 from .attempts import CorrectionReport
 from .draft import Draft
 from .examine import MetricReport
@@ -106,7 +107,8 @@ def make_report(
     judged = recipe.verify and not verdict.faults  # of a file that fails a check nothing more was measured
     notes = [*plan.notes, *material.notes]
     reports = [entry.report for entry in draft.solved.values()]
-    notes += quality_notes(reports, verdict.outputs, material.calibration["held_out"])
+    dynamic = TARGETS[recipe.target].dynamic
+    notes += quality_notes(reports, verdict.outputs, material.calibration["held_out"], dynamic)
     if (asked := recipe.threads or 0) > usable_cores():
         there = counted(usable_cores(), "core")
         notes.append(f"{asked} threads were asked for, but the machine has {there}: as many were used")

@@ -42,7 +42,8 @@ class Target:
     that form, or gives the model itself where it has that already; None: all have.
     zero_points(activation bits) → whether rows of weights below 8 bits have zero points unless the user says otherwise.
     signed_activations: whether activations are symmetric; shared_scale: whether all rows of a group of integer weights
-    have the same scale; embeddings: whether tables of integers can be looked up; tables_in_blocks: of 4 bits in blocks.
+    have the same scale; dynamic: whether inputs of products can be quantized on the range of each; embeddings: whether
+    tables of integers can be looked up; tables_in_blocks: of 4 bits in blocks.
     divided_inputs: whether a product's input may be divided channel by channel in front of it.
     half_integers: whether products of integers are fused where they stand between floats of half precision.
     zeros: what pruned weights gain there, besides a compressed file that is smaller, as a sentence.
@@ -66,6 +67,7 @@ class Target:
     zero_points: Callable[[int | None], bool] = lambda activation_bits: False
     signed_activations: bool = False
     shared_scale: bool = False
+    dynamic: bool = False
     embeddings: bool = True
     tables_in_blocks: bool = False
     divided_inputs: bool = True

@@ -37,7 +37,16 @@ def test_the_layers_that_lose_most_are_named_where_outputs_are_worse_than_usual(
     assert quality_notes(layers, [OutputMatch("y", usual, None)], 100) == []
     (note,) = quality_notes(layers, [OutputMatch("x", 99.0, None), OutputMatch("y", usual - 1, None)], 100)
     assert f"outputs keep {usual - 1:.1f} dB, models at int8 usually {usual:.0f} or more" in note
-    assert "b (3.0e-02), c (2.0e-03), d (5.0e-04);" in note and "a (" not in note
+    assert "b (3.0e-02), c (2.0e-03), d (5.0e-04);" in note and "a (" not in note and "dynamic" not in note
+
+
+@pytest.mark.parametrize(
+    ("op", "target", "said"), [("MatMul", True, True), ("MatMul", False, False), ("Conv", True, False)]
+)
+def test_ranges_of_each_input_are_a_remedy(op: str, target: bool, said: bool, layers: list[LayerReport]) -> None:
+    static = [replace(layer, op=op, activations="int8") for layer in layers]
+    (note,) = quality_notes(static, [OutputMatch("y", USUAL_DB[True][8] - 1, None)], 100, target)
+    assert ("try --activations dynamic" in note) == said
 
 
 def test_samples_for_which_the_dense_model_overflows_are_named(layers: list[LayerReport]) -> None:

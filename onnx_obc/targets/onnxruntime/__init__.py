@@ -19,6 +19,7 @@ TARGET = Target(
     check=check.check,
     one_reader=rules.one_reader,
     tables_in_blocks=True,
+    dynamic=True,
     not_dynamic=rules.not_dynamic,
     weight_forms={
         "dq": lower,

@@ -11,6 +11,7 @@ TARGET = Target(
     engine=Engine(engine.version, engine.load),
     unsupported=rules.unsupported,
     activation_bits=rules.activation_bits,
+    dynamic=True,
     not_dynamic=rules.not_dynamic,
     prepare=rules.prepare,
     place_qdq=rules.place_qdq,
