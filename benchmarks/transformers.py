@@ -133,9 +133,10 @@ def add(
         "dense": dense.value,
         "agreement": score.agreement,
         "output_loss": output_loss(dense, score, subject.classifier),
-        "speed": speed(subject, file) if tool != "dense" else 1.0,
         **more,
     }
+    if file.is_file():  # of several files each would be called on its own
+        row["speed"] = speed(subject, file) if tool != "dense" else 1.0
     rows.add(row)
     print(row, flush=True)
 
