@@ -29,7 +29,7 @@ from ..graph.save import save_model
 from ..pipeline.layer import SOLVER, Solved
 from ..pipeline.learned import check_learning, learned_on_dense
 from ..pipeline.options import LEARNED, MethodOptions, UniformOptions
-from ..pipeline.plan import Folded, possible, possible_choices, prepare, quantizable
+from ..pipeline.plan import Folded, check_rules, possible, possible_choices, prepare, quantizable
 from ..pipeline.recipe import Recipe
 from ..pipeline.schedule import Schedule
 from ..pipeline.solve import Work, capture_and_solve, method_and_schedule
@@ -105,7 +105,7 @@ def build(
     if earlier.model != key if earlier is not None else stored_model.exists() and not _holds(stored_model, key):
         raise DatabaseError(f"{target} holds a database of another model; name another folder, or delete that one")
     layers, left_out = find_layers(folded.model)
-    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
+    check_rules(folded.model, layers, left_out, recipe)
     samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense)
     calibrating, held_out = split(samples)
     about, notes = describe(samples, calibrating, held_out)

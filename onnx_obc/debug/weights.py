@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Array, Float32
+from ..graph.constants import Constant, trace
 from ..graph.layers import Layer, find_layers
 from .match import PRODUCTS, Matched
 from .normal import constant_array
@@ -108,7 +109,8 @@ def weight_behind(value: ir.Value) -> tuple[Array | None, int | None]:
     constant = _evaluated(value)
     if integers is None or integers.inputs[0] is None:
         return constant, None
-    codes = _evaluated(integers.inputs[0])
+    found = trace(integers.inputs[0])  # numpy has no type for what onnxruntime would give of 4 bits
+    codes = found.array if isinstance(found, Constant) else _evaluated(integers.inputs[0])
     return constant, None if codes is None else _bits(codes)
 
 

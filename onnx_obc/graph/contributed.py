@@ -170,6 +170,8 @@ def why_left_out(node: ir.Node) -> str:
             return "already quantized"
         if name in ANGLES:
             return f"the constants of {name} are sines and cosines, not weights"
+        if name == "MultiHeadAttention":
+            return f"the constants of {name} are biases and masks, not weights"
         if name in UNPACKED:
             return f"{name} in a form that cannot be taken apart into ONNX's operators, its weights stay as they are"
     return f"{name} of domain {node.domain} is not handled, its weights stay as they are"

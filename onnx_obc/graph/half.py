@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +33,8 @@ class FloatTypes:
 
     default: of what is not named. signature: of the graph's inputs and outputs, by name. values: of what nodes compute,
     by name. float32: names of node outputs whose nodes compute in float32, whatever the rest says. stored: the
-    half type of weights that nodes, which compute in float32, read through Cast; None if there are none such.
+    half type of weights that nodes, which compute in float32, read through Cast; None if there are none such. wide:
+    names of the constants that are float32 beside these.
     """
 
     default: ir.DataType
@@ -41,6 +42,7 @@ class FloatTypes:
     values: Mapping[str, ir.DataType] = field(default_factory=dict)
     float32: Collection[str] = ()
     stored: ir.DataType | None = None
+    wide: Collection[str] = ()
 
     def of(self, name: str) -> ir.DataType:
         """The type that the node of this output is to compute in."""
@@ -66,7 +68,19 @@ def float_types(model: ir.Model) -> FloatTypes | None:
     computed = any(value.dtype == half and _computes(value.producer()) for value in outputs)
     signature = {str(v.name): v.dtype for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype is not None}
     values = {str(value.name): value.dtype for value in outputs if value.dtype is not None}
-    return FloatTypes(half if computed else FLOAT, signature, values, stored=None if computed else half)
+    constants = {str(value.name): value.dtype for value in _constants(model)}
+    stored = half if half in constants.values() and not computed else None
+    wide = frozenset(name for name, dtype in constants.items() if dtype == FLOAT)
+    return FloatTypes(half if computed else FLOAT, signature, values, stored=stored, wide=wide)
+
+
+def _constants(model: ir.Model) -> Iterator[ir.Value]:
+    """Initializers, in bodies too, and what Constant nodes give."""
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+    for node in nodes_of(model):
+        if node.op_type == "Constant":
+            yield from node.outputs
 
 
 def _computes(node: ir.Node | None) -> bool:
@@ -86,8 +100,22 @@ def widen(model: ir.Model, wide: Collection[ir.DataType] = HALVES) -> ir.Model:
     if not any(value.dtype in wide for value in values_of(model)):
         return model
     model = own_copy(typed(model))
-    if wide == HALVES:
+    if any(value.dtype in HALVES for value in _constants(model)):
         model.metadata_props[STORED_BYTES] = "2"
+    as_float32(model, wide)
+    for node in list(nodes_of(model)):
+        source, output = node.inputs[0] if node.inputs else None, node.outputs[0] if node.outputs else None
+        if node.op_type != "Cast" or node.domain != "" or source is None or output is None:
+            continue
+        if source.dtype == FLOAT and node.attributes.get_int("to", 0) == FLOAT and not output.is_graph_output():
+            ir.convenience.replace_all_uses_with(output, source)
+            if isinstance(node.graph, ir.Graph | ir.Function):
+                node.graph.remove(node, safe=True)
+    return model
+
+
+def as_float32(model: ir.Model, wide: Collection[ir.DataType]) -> None:
+    """Make everything of these types float32, in place."""
     for value in values_of(model):
         if isinstance(value.type, ir.TensorType) and value.dtype in wide:
             value.dtype = FLOAT
@@ -103,15 +131,6 @@ def widen(model: ir.Model, wide: Collection[ir.DataType] = HALVES) -> ir.Model:
                 node.attributes[name] = ir.AttrTensor(name, converted(attribute.as_tensor(), FLOAT))
             elif name in TYPE_ATTRIBUTES and attribute.type == ir.AttributeType.INT and attribute.as_int() in wide:
                 node.attributes[name] = ir.AttrInt64(name, int(FLOAT))
-    for node in list(nodes_of(model)):
-        source, output = node.inputs[0] if node.inputs else None, node.outputs[0] if node.outputs else None
-        if node.op_type != "Cast" or node.domain != "" or source is None or output is None:
-            continue
-        if source.dtype == FLOAT and node.attributes.get_int("to", 0) == FLOAT and not output.is_graph_output():
-            ir.convenience.replace_all_uses_with(output, source)
-            if isinstance(node.graph, ir.Graph | ir.Function):
-                node.graph.remove(node, safe=True)
-    return model
 
 
 def schema_of(node: ir.Node, imports: Mapping[str, int]) -> onnx.defs.OpSchema | None:

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
+from onnx_ir.analysis import analyze_implicit_usage
 
 from ..core.errors import ModelError, first_line, one_line
 from .contributed import check_model, has_onnxruntimes_own
+from .layers import bodies
 from .tensors import nodes_of, own_copy, tensors, values_of
 
 OLDEST_OPSET = 7
@@ -145,7 +147,10 @@ def _sort(model: ir.Model) -> bool:
     onnxruntime runs such a graph, and its float16 converter writes it, but the ONNX checker refuses it; and cycles.
     """
     place = {node: number for number, node in enumerate(model.graph)}
-    sources = ((node, value.producer()) for node in place for value in node.inputs if value is not None)
+    captured = analyze_implicit_usage(model.graph)
+    inside = {node: [value for body in bodies(node) for value in captured[body]] for node in place}
+    read = ((node, value) for node in place for value in (*node.inputs, *inside[node]) if value is not None)
+    sources = ((node, value.producer()) for node, value in read)
     if not any(source is not None and place.get(source, -1) >= place[node] for node, source in sources):
         return False
     try:

@@ -18,6 +18,7 @@ from .half import (
     TYPE_ATTRIBUTES,
     UNSCHEMED,
     FloatTypes,
+    as_float32,
     converted,
     schema_of,
     typed,
@@ -47,6 +48,38 @@ def narrow(model: ir.Model, types: FloatTypes) -> ir.Model:
     return model
 
 
+def rounded(model: ir.Model, types: FloatTypes) -> ir.Model:
+    """What `narrow` makes of a float32 model, in float32 again, with each value and constant rounded as it is there.
+
+    onnxruntime puts Casts around nodes that it has no half kernel for, and drops those that then face each other, so
+    that on a CPU a narrowed model hardly rounds. Casts there and back that the model has itself stay.
+    """
+    copy, half = own_copy(narrow(model, types)), types.half
+    values = [
+        value for value in (*copy.graph.inputs, *(v for n in copy.graph for v in n.outputs)) if value.dtype == half
+    ]
+    taken = set(names_of(copy))
+    as_float32(copy, (half,))
+    for value in values:
+        nodes: list[ir.Node] = []
+        readers = tuple(value.uses())
+        for dtype in (half, FLOAT):
+            cast = ir.node("Cast", [nodes[-1].outputs[0] if nodes else value], {"to": int(dtype)})
+            cast.name = free_name(f"{value.name}_{dtype.name.lower()}_Cast", taken)
+            cast.outputs[0].name = free_name(f"{value.name}_to_{dtype.name.lower()}", taken)
+            cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(dtype), value.shape
+            taken.update((cast.name, cast.outputs[0].name))
+            nodes.append(cast)
+        for user, index in readers:
+            user.replace_input_with(index, nodes[-1].outputs[0])
+        producer = value.producer()
+        if producer is None:
+            copy.graph.insert_before(copy.graph[0], nodes)
+        else:
+            copy.graph.insert_after(producer, nodes)
+    return copy
+
+
 class _Narrowing:
     """One model on its way to other float types."""
 
@@ -64,7 +97,7 @@ class _Narrowing:
                 self._chosen[node] = self._type_of(node)
         for node in reversed(nodes):  # what a DequantizeLinear gives has the type that its readers want
             if node.op_type == "DequantizeLinear":
-                self._chosen[node] = self._if_exact(node, self._wanted_by_readers(node))
+                self._chosen[node] = self._if_exact(node.inputs[1], self._wanted_by_readers(node))
                 turn = None if node.inputs[1] is None else node.inputs[1].producer()
                 if turn is not None:  # scales that are stored turned
                     self._chosen[turn] = self._chosen[node]
@@ -93,6 +126,12 @@ class _Narrowing:
         unknown = any(value is not None and value.dtype is None for value in node.inputs)
         if unknown or bodies(node) or not self._allowed(node) or any(map(self._overflows, node.inputs)):
             return FLOAT
+        if not all(
+            isinstance(value.type, ir.TensorType) for value in (*node.inputs, *node.outputs) if value is not None
+        ):
+            return FLOAT  # sequences and optional values
+        if node.op_type == "GatherBlockQuantized" and self._if_exact(node.inputs[2], self._half) == FLOAT:
+            return FLOAT
         known = [name for name in names if name in self._types.values or name in self._types.float32]
         return self._types.of(known[0]) if known else self._types.default
 
@@ -105,8 +144,12 @@ class _Narrowing:
         """Of each input or output, whether it may be of the half type."""
         schema = schema_of(node, self._model.opset_imports)
         if schema is None:
-            known = node.op_type in UNSCHEMED
-            yield from (known and value is not None and value.dtype in (FLOAT, self._half) for value in values)
+            statistics = (
+                (1, 2) if node.op_type.startswith("Skip") and not inputs else ()
+            )  # means and deviations: float32
+            for index, value in enumerate(values):
+                known = node.op_type in UNSCHEMED and index not in statistics
+                yield known and value is not None and value.dtype in (FLOAT, self._half)
             return
         allowed = {entry.type_param_str: entry.allowed_type_strs for entry in schema.type_constraints}
         formal = list(schema.inputs if inputs else schema.outputs)
@@ -131,7 +174,11 @@ class _Narrowing:
         producer = None if value is None else value.producer()
         source = self._types.default if producer is None else self._chosen.get(producer, FLOAT)
         ends = [self._chosen.get(node, source) for node in pair if node.op_type == "DequantizeLinear"]
-        chosen = self._half if self._half == self._if_exact(quantize, source) and set(ends) <= {self._half} else FLOAT
+        chosen = (
+            self._half
+            if self._half == self._if_exact(quantize.inputs[1], source) and set(ends) <= {self._half}
+            else FLOAT
+        )
         self._chosen[quantize] = chosen
         self._chosen |= {node: chosen for node in pair if node.op_type == "DequantizeLinear"}
 
@@ -141,9 +188,9 @@ class _Narrowing:
             wanted.add(self._declared(node.outputs[0]))
         return self._half if wanted == {self._half} else FLOAT
 
-    def _if_exact(self, node: ir.Node, wanted: ir.DataType) -> ir.DataType:
-        """The half type for a Q/DQ, unless its scales would lose digits in it."""
-        scale = trace(node.inputs[1]) if node.inputs[1] is not None else ACTIVATION
+    def _if_exact(self, scales: ir.Value | None, wanted: ir.DataType) -> ir.DataType:
+        """The half type for what multiplies by these scales, unless they would lose digits in it."""
+        scale = trace(scales) if scales is not None else ACTIVATION
         if wanted == FLOAT or isinstance(scale, str):
             return FLOAT
         values = scale.array
@@ -209,7 +256,9 @@ class _Narrowing:
         graph.outputs[index] = new
         if value.is_graph_input():
             return
-        value.name, new.name = new.name, name
+        other = new.name
+        new.name = self._name(f"{name}_given")  # no two constants may share a name on the way
+        value.name, new.name = other, name
 
     def _store(self, half: ir.DataType) -> None:
         """Keep constants that the half type holds exactly in it, behind Cast."""
@@ -217,6 +266,8 @@ class _Narrowing:
         for value in list(graph.initializers.values()):
             tensor = value.const_value
             if tensor is None or tensor.dtype != FLOAT or value.is_graph_input() or value.is_graph_output():
+                continue
+            if value.name in self._types.wide:
                 continue
             stored = converted(tensor, half)
             if not np.array_equal(stored.numpy().astype(np.float32), tensor.numpy(), equal_nan=True):
@@ -233,7 +284,8 @@ class _Narrowing:
         """Drop constants that nothing reads any longer; their versions take their names."""
         initializers = self._model.graph.initializers
         for (value, _), new in self._versions.items():
-            if new.const_value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+            ends = value.is_graph_output() or value.is_graph_input() or new.is_graph_output()
+            if new.const_value is None or value.uses() or ends:
                 continue
             name = str(value.name)
             del initializers[name]

@@ -181,7 +181,7 @@ def _attention(node: ir.Node, builder: _Builder) -> bool:
         return False
     if node.attributes.get_int("do_rotary", 0) or node.attributes.get_int("past_present_share_buffer", 0):
         return False
-    if mask is not None and (mask.shape is None or len(mask.shape) not in MASK_RANKS):
+    if mask is not None and not _takes(mask, data, past is not None):
         return False
     found = trace(weight)
     assert isinstance(found, Constant)
@@ -212,6 +212,22 @@ def _attention(node: ir.Node, builder: _Builder) -> bool:
         (present,) = builder.add(node, "Concat", both, axis)
     builder.replace(node, [outputs[0], present], product)
     return True
+
+
+def _takes(mask: ir.Value, data: ir.Value, has_past: bool) -> bool:
+    """Whether MultiHeadAttention takes a mask of Attention's: (batch,), (3 · batch + 2,), or with a place for each key.
+
+    Attention also takes (2 · batch,), and masks of one key that stands for all.
+    """
+    if mask.shape is None or len(mask.shape) not in MASK_RANKS:
+        return False
+    batch, tokens, _ = data.shape if data.shape is not None and len(data.shape) == 3 else [ir.SymbolicDim(None)] * 3
+    last = mask.shape[-1]
+    if isinstance(last, ir.SymbolicDim):  # a size without a name may be any
+        return len(mask.shape) > 1 or last.value is None or last == batch
+    if len(mask.shape) == 1:
+        return isinstance(batch, int) and last in (batch, 3 * batch + 2)
+    return last != 1 and (last == tokens or has_past or not isinstance(tokens, int))
 
 
 def _unsqueezed(node: ir.Node, builder: _Builder, value: ir.Value) -> ir.Value:

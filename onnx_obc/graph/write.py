@@ -144,6 +144,8 @@ class Writer:
         assert written.codes is not None
         codes = self.model.graph.initializers[written.codes]
         parts = [codes, *map(_stored, _dequantizer(codes, written.name).inputs[1:])]
+        if written.turned:  # nor may onnxruntime's MatMulNBits share scales and zero points
+            parts[1:] = [self._copied(part) if len(part.shape or ()) == 1 else part for part in parts[1:]]
         lengthwise = written.turned or rows_first(layer)  # codes: (rows, columns)
         for gather in table.nodes:
             if parts[1].shape is not None and len(parts[1].shape) == 2:  # scales: (rows, blocks)
@@ -153,6 +155,11 @@ class Writer:
             else:
                 nodes = self._lookup(parts, gather.inputs[1], lengthwise)
             self._replace_lookup(gather, nodes)
+
+    def _copied(self, value: ir.Value) -> ir.Value:
+        """A constant again, under another name."""
+        assert value.const_value is not None
+        return self._initializer(f"{value.name}_rows", value.const_value.numpy())
 
     def _replace_lookup(self, gather: ir.Node, nodes: list[ir.Node]) -> None:
         """Put nodes, the last of which gives the rows, in the place of a Gather."""

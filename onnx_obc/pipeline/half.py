@@ -16,7 +16,7 @@ from ..core.plural import counted
 from ..core.solution import Solution
 from ..graph.constants import trace
 from ..graph.half import FLOAT, FLOAT16, NORMAL, FloatTypes
-from ..graph.narrow import QUANTIZING, narrow
+from ..graph.narrow import QUANTIZING, narrow, rounded
 from ..graph.write import rewrite
 from ..runtime.judge import Judge, less
 from ..runtime.session import open_session
@@ -54,6 +54,7 @@ class Precision:
             entry = solved[weight.layer]
             outputs = (str(use.node.outputs[0].name) for use in weight.uses)
             stored = self.types.stored is not None and entry.solution.codes is None
+            stored &= entry.layer.weight_name not in self.types.wide
             if not stored and all(self.types.of(name) == FLOAT for name in outputs):
                 continue
             solution = _rounded(entry.solution, self.types.half)
@@ -109,9 +110,9 @@ def _beside_integers(model: ir.Model, precision: Precision, recipe: Recipe) -> P
         gives = any(use.node.op_type == "QuantizeLinear" for value in node.outputs for use in value.uses())
         if (reads or gives) and node.op_type not in QUANTIZING:
             beside.append(node)
-    if not beside:
-        return precision
     kept = {name for name in _outputs(beside) if types.of(name) != FLOAT}
+    if not kept:
+        return precision
     note = f"{types.half.name.lower()}: {counted(len(kept), 'node')} beside quantized activations stay float32"
     types = replace(types, float32={*types.float32, *kept})
     return Precision(types, (*precision.notes, f"{note}: {target.title} fuses no others"))
@@ -129,6 +130,10 @@ def _measured(model: ir.Model, types: FloatTypes, feeds: Sequence[Feed], judge: 
     notes = []
     magnitudes = _magnitudes(model, feeds, recipe)
     large = {name for name, value in magnitudes.items() if not value <= LARGEST}  # NaN too
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if recipe.float16_io and value.name in large:
+            holds = f"{value.name!r} holds values up to {magnitudes[str(value.name)]:.2g}, float16 up to 65504"
+            raise RecipeError(f"float16_io: {holds}; leave it out, so that inputs and outputs stay float32")
     near = [
         node for node in model.graph if any(v is not None and v.name in large for v in (*node.inputs, *node.outputs))
     ]
@@ -136,11 +141,11 @@ def _measured(model: ir.Model, types: FloatTypes, feeds: Sequence[Feed], judge: 
     if near:
         most = max(magnitudes[name] for name in large)
         notes.append(f"float16: {_in_words(near)} stay float32: values up to {most:.2g}, of 65504 that float16 holds")
-    before, now = judge.losses(model), judge.losses(narrow(model, types))
+    before, now = judge.losses(model), judge.losses(rounded(model, types))
     kinds = dict.fromkeys(n.op_type for n in model.graph if n.op_type not in MOVING and n not in near and _floats(n))
     while now.value > (1 + RISE) * before.value and less(before, now, clearly=True)[0] and kinds:
         trials = {kind: replace(types, float32={*types.float32, *_outputs(_of(model, kind))}) for kind in kinds}
-        losses = {kind: judge.losses(narrow(model, trial)) for kind, trial in trials.items()}
+        losses = {kind: judge.losses(rounded(model, trial)) for kind, trial in trials.items()}
         best = min(losses, key=lambda kind: losses[kind].value)
         if not less(losses[best], now, clearly=True)[0]:
             break
@@ -171,9 +176,15 @@ def _in_words(nodes: Sequence[ir.Node]) -> str:
 
 
 def _magnitudes(model: ir.Model, feeds: Sequence[Feed], recipe: Recipe) -> Mapping[str, float]:
-    """The largest magnitude of each float value that a node computes, by name, over these feeds."""
+    """The largest magnitude of each float input, and of each float value that a node computes, by name, over these
+    feeds."""
     names = [str(value.name) for node in model.graph for value in node.outputs if value.dtype == FLOAT]
     found = dict.fromkeys(names, 0.0)
+    for feed in feeds:
+        for value in model.graph.inputs:
+            if value.dtype == FLOAT and value.name in feed:
+                largest = float(np.max(np.abs(feed[value.name]), initial=0))
+                found[value.name] = max(found.get(value.name, 0.0), largest)
     for start in range(0, len(names), WATCHED):
         part = names[start : start + WATCHED]
         session = open_session(model, part, recipe.device, recipe.threads)

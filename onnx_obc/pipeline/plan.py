@@ -85,8 +85,7 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
     layers, left_out = find_layers(model)
     embeddings, floats = _tables(model, recipe)
     left_out += floats
-    tables = [table.name for table in find_embeddings(model)]
-    recipe.check_rules([layer.name for layer in layers], [*(entry.name for entry in left_out), *tables])
+    check_rules(model, layers, left_out, recipe)
 
     choices: dict[str, Choice] = {}
     remarks: dict[str, str] = {}
@@ -136,6 +135,12 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
         remarks=remarks,
         ties=tuple(ties),
     )
+
+
+def check_rules(model: ir.Model, layers: Sequence[Layer], left_out: Sequence[LeftOut], recipe: Recipe) -> None:
+    """Raise RecipeError if a rule of the recipe is about nothing: no layer, no weight left out, no table."""
+    others = [*(entry.name for entry in left_out), *(table.name for table in find_embeddings(model))]
+    recipe.check_rules([layer.name for layer in layers], others)
 
 
 def quantizable(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice]) -> list[str]:

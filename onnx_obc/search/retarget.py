@@ -38,7 +38,7 @@ from ..pipeline.examine import Examiner, open_examiner
 from ..pipeline.finish import Destination, Result, hand_over
 from ..pipeline.gates import check_gates
 from ..pipeline.options import FinishOptions, RunOptions
-from ..pipeline.plan import possible_choices, prepare
+from ..pipeline.plan import check_rules, possible_choices, prepare
 from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
 from ..targets.registry import TARGETS
 from .budget import Budget
@@ -184,7 +184,7 @@ def _check_reachable(
     """`check_budgets` for a database that is not built yet: by these levels, and those that it has from before."""
     check_recipe(recipe)
     layers, left_out = find_layers(graph)
-    recipe.check_rules([layer.name for layer in layers], [entry.name for entry in left_out])
+    check_rules(graph, layers, left_out, recipe)
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     earlier = read_manifest(Path(options.database)) if options.database is not None else None
     named = list(dict.fromkeys([*map(str, wanted), *(earlier.levels if earlier is not None else ())]))

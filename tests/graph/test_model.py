@@ -103,6 +103,13 @@ def test_graphs_out_of_order_and_cyclic() -> None:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     assert [n.op_type for n in read_model(proto).graph] == ["MatMul", "Relu"]  # as onnxruntime runs it
+    body = helper.make_graph(
+        [helper.make_node("Neg", ["b"], ["n"])], "body", [], [helper.make_tensor_value_info("n", 1, None)]
+    )
+    proto.graph.node[0].CopyFrom(helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "c"))
+    assert [n.op_type for n in read_model(proto).graph] == ["MatMul", "If"]
+    proto.graph.node[0].CopyFrom(nodes[0])
     proto.graph.node[1].input[0] = "y"
     refused(proto, "topologically sorted", "'b'")
 

@@ -10,10 +10,11 @@ import onnx_ir as ir
 import pytest
 from half_models import in_half, network
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 from small_graphs import Array, assert_same, build, random, run
 
-from onnx_obc.graph.half import BFLOAT16, FLOAT, FLOAT16, FloatTypes, float_types, widen
-from onnx_obc.graph.narrow import narrow
+from onnx_obc.graph.half import BFLOAT16, FLOAT, FLOAT16, FloatTypes, float_bytes, float_types, widen
+from onnx_obc.graph.narrow import narrow, rounded
 
 node = helper.make_node
 
@@ -173,3 +174,45 @@ def test_a_cast_from_an_input_to_an_output_stays() -> None:
 def test_types_without_a_half_type_say_so() -> None:
     with pytest.raises(StopIteration):
         _ = replace(FloatTypes(FLOAT, {})).half
+
+
+def test_rounding_is_that_of_float16_where_onnxruntime_would_drop_it() -> None:
+    nodes = [node("Add", ["x", "many"], ["a"]), node("Sub", ["a", "many"], ["y"])]
+    model = ir.from_proto(build(nodes, {"x": (2, 3)}, {"y": (2, 3)}, {"many": np.float32([2000])}))
+    types, x = FloatTypes(FLOAT16, {"x": FLOAT, "y": FLOAT}), np.float32([[0.3, 0.6, 0.9], [1.1, 1.4, 1.6]])
+    (got,) = run(checked(rounded(model, types)), {"x": x})
+    (reference,) = ReferenceEvaluator(ir.to_proto(narrow(model, types))).run(None, {"x": x})
+    np.testing.assert_array_equal(got, reference)
+    assert np.abs(got - x).max() > 0.1
+
+
+def test_a_constant_that_is_an_output_too() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["y"])]
+    proto = in_half(build(nodes, {"x": (2, 3)}, {"y": (2, 4), "w": (3, 4)}, {"w": random(3, 4)}), TensorProto.FLOAT16)
+    model = ir.from_proto(proto)
+    types = float_types(model)
+    assert types is not None
+    again = checked(narrow(widen(model), types))
+    assert dtypes(again) == dtypes(model)
+    given = model.graph.initializers["w"].const_value
+    assert given is not None
+    np.testing.assert_array_equal(run(again, {"x": np.ones((2, 3), np.float16)})[1], given.numpy())
+
+
+def test_float32_weights_beside_a_float16_input_are_not_in_half_precision() -> None:
+    nodes = [node("Cast", ["x"], ["h"], to=TensorProto.FLOAT), node("MatMul", ["h", "w"], ["y"])]
+    proto = build(nodes, {"x": (2, 3)}, {"y": (2, 4)}, {"w": np.ones((3, 4), np.float32)})
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    model = ir.from_proto(proto)
+    types = float_types(model)
+    assert types is not None and types.stored is None
+    assert dtypes(narrow(widen(model), types)) == {"w": FLOAT, "x": FLOAT16, "y": FLOAT}
+    assert float_bytes(widen(model)) == 4
+
+
+def test_sequences_hold_float32() -> None:
+    nodes = [node("SplitToSequence", ["x"], ["s"], axis=0), node("ConcatFromSequence", ["s"], ["y"], axis=0)]
+    model = build(nodes, {"x": (2, 3)}, {"y": (2, 3)})
+    half = checked(narrow(ir.from_proto(model), FloatTypes(FLOAT16, {"x": FLOAT16, "y": FLOAT16})))
+    x = random(2, 3).astype(np.float16)
+    np.testing.assert_array_equal(run(half, {"x": x})[0], x)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,10 +25,11 @@ RECIPES = {
     "8w8a": Recipe(),
     "int4": Recipe(weights="int4", activations="none"),
     "int4 in blocks": Recipe(weights="int4", activations="none", block=16),
+    "int8 alone": Recipe(weights="int8", activations="none"),
     "2:4": Recipe(weights="float", activations="none", sparsity="2:4"),
     "in order": Recipe(weights="int4", activations="none", sequential=True),
 }
-DECIBELS = {"8w8a": 25, "int4": 8, "int4 in blocks": 8, "2:4": 4, "in order": 8}
+DECIBELS = {"8w8a": 25, "int8 alone": 25, "int4": 8, "int4 in blocks": 8, "2:4": 4, "in order": 8}
 
 
 def types_of(model: onnx.ModelProto) -> set[str]:
@@ -139,6 +142,37 @@ def test_what_overflows_float16_stays_float32() -> None:
     assert note.startswith("float16: 2 Mul stay float32: values up to ")
     x = random(8, 16)
     assert agreement_db(run(model, {"x": x})[0], run(ir.to_proto(result.model), {"x": x})[0]) > 8
+
+
+def test_large_inputs_stay_float32() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="n")]
+    model = build(nodes, {"x": ("N", 16)}, {"y": ("N", 4)}, {"w": random(16, 4) * 1e-3})
+    data, recipe = {"x": random(64, 16) * 1e6}, RECIPES["int4"].model_copy(update={"float16": True})
+    result = compress(model, data, recipe)
+    assert any("1 MatMul stay float32: values up to" in note for note in result.report.notes)
+    with pytest.raises(RecipeError, match=r"float16_io: 'x' holds values up to .*; leave it out"):
+        compress(model, data, recipe.model_copy(update={"float16_io": True}))
+
+
+def test_what_float16_rounds_away_is_in_the_note() -> None:
+    """On a CPU onnxruntime computes this in float32, whatever the file says."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="n"),
+        helper.make_node("Add", ["h", "many"], ["a"]),
+        helper.make_node("Sub", ["a", "many"], ["y"]),
+    ]
+    model = build(nodes, {"x": ("N", 16)}, {"y": ("N", 4)}, {"w": random(16, 4), "many": np.float32([2000])})
+    result = compress(model, {"x": random(64, 16)}, RECIPES["int8 alone"].model_copy(update={"float16": True}))
+    (note,) = [note for note in result.report.notes if note.startswith("float16: output loss")]
+    before, after = (float(text) for text in re.findall(r"[\d.]+e[-+]\d+|[\d.]+(?= on)", note)[:2])
+    assert after > 10 * before
+
+
+@pytest.mark.parametrize("other", [{"activations": "dynamic"}, {"weights": "int4", "block": 16, "accuracy_level": 4}])
+def test_bfloat16_in_a_form_of_the_targets(other: dict[str, Any]) -> None:
+    recipe = Recipe(**{"activations": "none", **other})
+    result = compress(in_half(network(opset=22), TensorProto.BFLOAT16), FEEDS, recipe)
+    assert all(check.passed for check in result.report.checks), result.report.checks
 
 
 def test_float16_for_deepsparse_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,14 @@ def test_the_weight_is_in_the_file_once(form: str, recipe: Recipe, rank: int, tm
 
 
 @pytest.mark.parametrize(
-    ("recipe", "kernel"), [(INT4, "MatMulNBits"), (Recipe(), "MatMulIntegerToFloat")], ids=["int4", "int8"]
+    ("recipe", "kernel"),
+    [
+        (INT4, "MatMulNBits"),
+        (Recipe(weights="int8", activations="none"), "MatMulNBits"),
+        (Recipe(weights="int8", activations="none", asymmetric=True), "MatMulNBits"),
+        (Recipe(), "MatMulIntegerToFloat"),
+    ],
+    ids=["int4", "int8 alone", "int8 asymmetric", "int8"],
 )
 def test_the_head_runs_in_the_same_kernel_as_alone(recipe: Recipe, kernel: str, tmp_path: Path) -> None:
     for form in ("transpose", "twice"):
@@ -187,3 +195,6 @@ def test_a_budget_ties_too(tmp_path: Path) -> None:
     assert [table.name for table in result.report.embeddings] == ["table"]
     assert "table" not in initializers(path)
     assert not any("the budget counts" in note for note in result.report.notes)
+    apart, kept = replace(options, database=tmp_path / "apart"), Recipe(layers=(Rule(match="table", skip=True),))
+    (result,) = compress_to_budget(model("twice"), feeds(), [parse_budget("size=0.3x")], [path], kept, apart)
+    assert not result.report.embeddings and "table" in initializers(path)

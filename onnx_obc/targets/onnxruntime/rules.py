@@ -75,6 +75,8 @@ def not_dynamic(layer: Layer) -> str | None:
     """Why a layer's input has a range of calibration data though that of each input was asked for, or None."""
     if layer.op == "Conv":
         return "onnxruntime has no fast dynamic kernel for Conv: its input has a range of calibration data"
+    if any(use.node.attributes.get_int("transA", 0) for use in layer.uses):
+        return "onnxruntime has no dynamic kernel for a transposed input: it has a range of calibration data"
     return None
 
 
