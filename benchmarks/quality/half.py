@@ -75,7 +75,8 @@ def page(rows: Sequence[Row]) -> str:
         "# Half precision",
         "`python -m benchmarks.quality.half`. *Given*: the model in float16, by onnxruntime's converter, goes in. "
         "*Written*: the float32 model goes in, and `--float16` writes what stays float in float16. Output loss against "
-        "the float32 model: KL divergence in nats, or the relative squared error of embeddings.",
+        "the float32 model: KL divergence in nats, or the relative squared error of embeddings. Run on a CPU, where "
+        "onnxruntime computes much of a float16 file in float32: a GPU rounds more.",
     ]
     order = ["float", *RECIPES]
     for name in NAMES:
