@@ -218,7 +218,8 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     shown = capsys.readouterr().out
     assert run_cli("compress", "--help-all") == 0
     options = [re.findall(r"^│ \*? *((?:--\S+ )+)", text, re.MULTILINE) for text in (shown, capsys.readouterr().out)]
-    assert set(options[0]) - set(options[1]) == {"--help ", "--version "} and set(options[1]) <= set(options[0])
+    of_all = {"--help ", "--version ", "--install-completion "}
+    assert set(options[0]) - set(options[1]) == of_all and set(options[1]) <= set(options[0])
     assert "Usage: onnx-obc SOURCE OUTPUT --calib DATA [OPTIONS]" in shown
     titles = re.findall(r"^╭─ ([^─]+) ─", shown, re.MULTILINE)
     assert titles[-6:] == [

@@ -54,5 +54,5 @@ def ahead_of_time(case: Case, level: str) -> Case:
 _CHOSEN = [case for case in networks.CASES if case.name in MODEL_TYPES]
 CASES: list[Case] = [
     *(by_optimizer(case) for case in _CHOSEN),
-    *(ahead_of_time(case, "EXTENDED") for case in _CHOSEN if case.name in ("bert", "llama", "whisper-decoder")),
+    *(ahead_of_time(case, "EXTENDED") for case in _CHOSEN if case.name == "whisper-decoder"),
 ]

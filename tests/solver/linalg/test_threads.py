@@ -31,9 +31,15 @@ import os, signal, threading
 from concurrent.futures import ThreadPoolExecutor
 from onnx_obc.solver.linalg import threads
 
-begun, stopped = [], threading.Event()
+begun, stopped, submitted = [], threading.Event(), threading.Event()
 
 class Pool(ThreadPoolExecutor):
+    def submit(self, work, start, stop):
+        future = super().submit(work, start, stop)
+        if stop == 1000:
+            submitted.set()
+        return future
+
     def shutdown(self, wait=True, *, cancel_futures=False):
         super().shutdown(False, cancel_futures=cancel_futures)
         stopped.set()
@@ -72,6 +78,7 @@ INTERRUPTED = f"""
 signal.signal(signal.SIGUSR1, lambda *_: None)
 
 def fail():
+    submitted.wait()  # an interrupt inside submit may leave its lock locked, in Python itself
     os.kill(os.getpid(), signal.SIGINT)
     while not stopped.wait(0.05):  # a signal just before the main thread waits for a row would not wake it
         os.kill(os.getpid(), signal.SIGUSR1)
