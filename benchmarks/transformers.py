@@ -178,7 +178,6 @@ def page(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     options = arguments(__doc__, NAMES).parse_args()
-    options.only = options.only or [*NAMES]
     measure("transformers", ("model", "level", "tool"), options, levels, page)
 
 

@@ -58,6 +58,7 @@ def arguments(doc: str | None, names: Sequence[str] = NAMES) -> argparse.Argumen
     parser.add_argument("--table", action="store_true", help="run nothing, only write the page again")
     parser.add_argument("--again", action="store_true", help="run finished rows of the chosen models again")
     parser.add_argument("--json", type=Path, help="keep rows in this file, not beside the page, and write no page")
+    parser.set_defaults(names=tuple(names))
     return parser
 
 
@@ -76,7 +77,7 @@ def measure(
     run is about, where it is not about all. path: of the page; None: `results/NAME.md`.
     """
     rows = Rows(options.json or RESULTS / f"{name}.jsonl", key)
-    names = tuple(options.only or NAMES)
+    names = tuple(options.only or options.names)
     if not options.table:
         if options.again:
             rows.drop(lambda row: row["model"] in names and part(row))

@@ -94,7 +94,6 @@ def page(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     options = arguments(__doc__, NAMES).parse_args()
-    options.only = options.only or [*NAMES]
     measure("half", ("model", "level", "form"), options, levels, page)
 
 

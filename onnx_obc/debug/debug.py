@@ -20,7 +20,7 @@ from ..calibration.split import first_samples
 from ..core.arrays import Feed
 from ..core.errors import ModelError, RecipeError
 from ..core.progress import Feedback
-from ..graph.half import BFLOAT16, float_types, widen
+from ..graph.half import BFLOAT16, widen
 from ..graph.layers import find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import save_model
@@ -102,9 +102,8 @@ def debug_models(
     bench = Bench(run.feeds, run.wanted, class_scores(first), execution)
     notes += _notes(run, matched, located)
     found, tried = returns(matched, located, walked, bench, lambda d, t: feedback.progress("return", d, t))
-    types = float_types(given[1])
-    wide = types is not None and types.half == BFLOAT16  # which onnxruntime has next to no kernels for
-    with _as_file(second if wide else compressed, second) as path:
+    runs = widen(given[1], (BFLOAT16,)) is given[1]  # of bfloat16 onnxruntime has next to no kernels
+    with _as_file(compressed if runs else second, second) as path:
         optimised = _optimised(path, run)
     worst, loss = run.worst(bench.scores), bench.quality(run.found).loss
     if samples.count > 1 and worst and worst[0].loss > DOMINANT * samples.count * loss > 0:

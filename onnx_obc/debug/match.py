@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Array, Feed
-from ..graph.edit import add_initializer, free_name, names_of
+from ..graph.edit import add_initializer, free_name, names_of, put_behind
 from ..runtime.session import Execution
 from ..runtime.sqnr import agreement_db
 from ..runtime.stepper import Stepper
@@ -130,11 +130,7 @@ def put_activation(model: ir.Model, root: ir.Value, most: float) -> ir.Value:
     node.outputs[0].name = free_name(f"{root.name}_{kind}", taken)
     for use in uses:
         use.node.replace_input_with(use.idx, node.outputs[0])
-    producer = root.producer()
-    if producer is not None:
-        model.graph.insert_after(producer, node)
-    else:
-        model.graph.insert_before(model.graph[0], node)
+    put_behind(model.graph, root, [node])
     return node.outputs[0]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core.arrays import Array
-from ..graph.edit import add_initializer, free_name, names_of
+from ..graph.edit import add_initializer, names_of, take_name
 from ..graph.fold import fold, remove_unused
 from ..graph.opset import raise_opset
 from ..graph.scales import BLOCKED_OPSET, PER_AXIS_OPSET
@@ -70,8 +70,7 @@ class Editor:
 
     def name(self, name: str) -> str:
         """A free name like this one, which is then taken."""
-        self._taken.add(free := free_name(name, self._taken))
-        return free
+        return take_name(name, self._taken)
 
     def constant(self, name: str, array: Array) -> ir.Value:
         """A new initializer."""

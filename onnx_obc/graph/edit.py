@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -24,12 +24,27 @@ def free_name(name: str, taken: Collection[str]) -> str:
     return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
 
 
+def take_name(name: str, taken: set[str]) -> str:
+    """A free name like this one, which is then taken."""
+    taken.add(free := free_name(name, taken))
+    return free
+
+
 def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """A new constant of a graph, under a name that is free."""
     tensor = ir.Tensor(array, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def put_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Put nodes behind the one that makes a value, or in front of all if it is the graph's."""
+    producer = value.producer()
+    if producer is not None:
+        graph.insert_after(producer, nodes)
+    else:
+        graph.insert_before(graph[0], nodes)
 
 
 def supersede(model: ir.Model, node: ir.Node, value: ir.Value) -> None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from .constants import ACTIVATION, trace
-from .edit import free_name, names_of
+from .edit import names_of, put_behind, take_name
 from .half import (
     BFLOAT16,
     FLOAT,
@@ -54,7 +54,7 @@ def rounded(model: ir.Model, types: FloatTypes) -> ir.Model:
     onnxruntime puts Casts around nodes that it has no half kernel for, and drops those that then face each other, so
     that on a CPU a narrowed model hardly rounds. Casts there and back that the model has itself stay.
     """
-    copy, half = own_copy(narrow(model, types)), types.half
+    copy, half = narrow(model, types), types.half
     values = [
         value for value in (*copy.graph.inputs, *(v for n in copy.graph for v in n.outputs)) if value.dtype == half
     ]
@@ -65,18 +65,13 @@ def rounded(model: ir.Model, types: FloatTypes) -> ir.Model:
         readers = tuple(value.uses())
         for dtype in (half, FLOAT):
             cast = ir.node("Cast", [nodes[-1].outputs[0] if nodes else value], {"to": int(dtype)})
-            cast.name = free_name(f"{value.name}_{dtype.name.lower()}_Cast", taken)
-            cast.outputs[0].name = free_name(f"{value.name}_to_{dtype.name.lower()}", taken)
+            cast.name = take_name(f"{value.name}_{dtype.name.lower()}_Cast", taken)
+            cast.outputs[0].name = take_name(f"{value.name}_to_{dtype.name.lower()}", taken)
             cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(dtype), value.shape
-            taken.update((cast.name, cast.outputs[0].name))
             nodes.append(cast)
         for user, index in readers:
             user.replace_input_with(index, nodes[-1].outputs[0])
-        producer = value.producer()
-        if producer is None:
-            copy.graph.insert_before(copy.graph[0], nodes)
-        else:
-            copy.graph.insert_after(producer, nodes)
+        put_behind(copy.graph, value, nodes)
     return copy
 
 
@@ -126,10 +121,9 @@ class _Narrowing:
         unknown = any(value is not None and value.dtype is None for value in node.inputs)
         if unknown or bodies(node) or not self._allowed(node) or any(map(self._overflows, node.inputs)):
             return FLOAT
-        if not all(
-            isinstance(value.type, ir.TensorType) for value in (*node.inputs, *node.outputs) if value is not None
-        ):
-            return FLOAT  # sequences and optional values
+        types = [value.type for value in (*node.inputs, *node.outputs) if value is not None]
+        if not all(isinstance(each, ir.TensorType) for each in types):  # sequences and optional values
+            return FLOAT
         if node.op_type == "GatherBlockQuantized" and self._if_exact(node.inputs[2], self._half) == FLOAT:
             return FLOAT
         known = [name for name in names if name in self._types.values or name in self._types.float32]
@@ -144,11 +138,9 @@ class _Narrowing:
         """Of each input or output, whether it may be of the half type."""
         schema = schema_of(node, self._model.opset_imports)
         if schema is None:
-            statistics = (
-                (1, 2) if node.op_type.startswith("Skip") and not inputs else ()
-            )  # means and deviations: float32
+            norm = node.op_type.startswith("Skip") and not inputs  # outputs 1 and 2, mean and deviation, are float32
             for index, value in enumerate(values):
-                known = node.op_type in UNSCHEMED and index not in statistics
+                known = node.op_type in UNSCHEMED and not (norm and index in (1, 2))
                 yield known and value is not None and value.dtype in (FLOAT, self._half)
             return
         allowed = {entry.type_param_str: entry.allowed_type_strs for entry in schema.type_constraints}
@@ -174,11 +166,7 @@ class _Narrowing:
         producer = None if value is None else value.producer()
         source = self._types.default if producer is None else self._chosen.get(producer, FLOAT)
         ends = [self._chosen.get(node, source) for node in pair if node.op_type == "DequantizeLinear"]
-        chosen = (
-            self._half
-            if self._half == self._if_exact(quantize.inputs[1], source) and set(ends) <= {self._half}
-            else FLOAT
-        )
+        chosen = self._if_exact(quantize.inputs[1], source) if set(ends) <= {self._half} else FLOAT
         self._chosen[quantize] = chosen
         self._chosen |= {node: chosen for node in pair if node.op_type == "DequantizeLinear"}
 
@@ -242,11 +230,7 @@ class _Narrowing:
         cast = ir.node("Cast", [value], {"to": int(dtype)}, name=self._name(f"{name}_Cast"))
         new = cast.outputs[0]
         new.name, new.type, new.shape = name, ir.TensorType(dtype), value.shape
-        producer = value.producer()
-        if producer is None:
-            graph.insert_before(graph[0], cast)
-        else:
-            graph.insert_after(producer, cast)
+        put_behind(graph, value, [cast])
         return new
 
     def _cast_output(self, index: int, value: ir.Value, dtype: ir.DataType) -> None:
@@ -295,6 +279,4 @@ class _Narrowing:
             initializers[name] = new
 
     def _name(self, name: str) -> str:
-        free = free_name(name, self._names)
-        self._names.add(free)
-        return free
+        return take_name(name, self._names)

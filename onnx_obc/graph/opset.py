@@ -11,7 +11,7 @@ from onnx import helper, version_converter
 from onnx_ir.passes import common
 
 from ..core.errors import ModelError, first_line
-from .edit import free_name, names_of
+from .edit import names_of, take_name
 from .tensors import own_copy
 
 SMALL = 4096  # elements; a larger constant is never an axis, a shape or a scale, so the converter need not see it
@@ -67,12 +67,6 @@ def inline_functions(model: ir.Model) -> None:
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 
-def _take(name: str, taken: set[str]) -> str:
-    """A free name like this one, which is then taken."""
-    taken.add(free := free_name(name, taken))
-    return free
-
-
 def _changed(op_type: str, old: int, new: int) -> bool:
     """Whether the operator's definition differs between two opsets. A control-flow node's own does not matter."""
     if (op_type in CONTROL_FLOW and old > 8) or not onnx.defs.has(op_type, old, ""):
@@ -125,7 +119,7 @@ def _splice(node: ir.Node, part: ir.Model, names: set[str]) -> None:
     for new in made:
         for value in new.outputs:
             if value.name and value.name not in outputs:
-                value.name = _take(f"{node.outputs[0].name}_{new.op_type}", names)
+                value.name = take_name(f"{node.outputs[0].name}_{new.op_type}", names)
     main = next((new for new in inner if new.op_type == node.op_type), inner[-1])
     main.name, main.doc_string = node.name, node.doc_string
     main.metadata_props.update(node.metadata_props)
@@ -153,7 +147,7 @@ def _widen_group_norm(node: ir.Node, names: set[str]) -> None:
             raise ValueError("its scale and bias are not constant")
         wide = np.repeat(tensor.numpy(), shape[1] // node.attributes.get_int("num_groups"))  # (channels,)
         constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.Tensor(wide))])
-        constant.outputs[0].name = _take(f"{value.name}_per_channel", names)
+        constant.outputs[0].name = take_name(f"{value.name}_per_channel", names)
         constant.outputs[0].type, constant.outputs[0].shape = value.type, ir.Shape(wide.shape)
         assert isinstance(node.graph, ir.Graph)
         node.graph.insert_before(node, constant)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from ..core.level import Choice
 from .layers import Embedding, Layer
@@ -56,7 +57,7 @@ def cannot_share(tie: Tie, layer: Layer, choice: Choice, integers: bool, blocks:
         return "the layer's zeros would be the table's"
     bits = storage_type(level.bits, level.symmetric).bitwidth
     if bits == 8 and level.block is None:
-        ranked = rows_first(layer) or all(_rank(node.inputs[1]) is not None for node in tie.table.nodes)
+        ranked = rows_first(layer) or all(_has_shape(node.inputs[1]) for node in tie.table.nodes)
         return None if integers and ranked else "its rows cannot be looked up in the layer's integers"
     if bits == 4 and level.block is not None:
         return None if blocks and looked_up_in_blocks(level.block) else "rows of 4 bits cannot be looked up there"
@@ -68,6 +69,5 @@ def looked_up_in_blocks(block: int) -> bool:
     return block >= 16 and block & (block - 1) == 0
 
 
-def _rank(value: object) -> int | None:
-    shape = getattr(value, "shape", None)
-    return None if shape is None else len(shape)
+def _has_shape(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is not None

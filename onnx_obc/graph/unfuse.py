@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..core.plural import counted
 from .constants import Constant, trace
 from .contributed import DOMAIN
-from .edit import add_initializer, free_name, names_of, supersede
+from .edit import add_initializer, names_of, supersede, take_name
 
 MASK_RANKS = (1, 2, 3)  # of the masks that MultiHeadAttention takes as Attention does
 ACTIVATIONS = {"HardSigmoid": ("alpha", "beta"), "LeakyRelu": ("alpha",), "Elu": ("alpha",)}  # and their parameters
@@ -42,9 +42,7 @@ class _Builder:
     opset: int
 
     def name(self, name: str) -> str:
-        free = free_name(name, self.taken)
-        self.taken.add(free)
-        return free
+        return take_name(name, self.taken)
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         array = np.ascontiguousarray(array) if array.ndim else array

@@ -14,13 +14,13 @@ import onnx_ir as ir
 from ..core.arrays import Array
 from ..core.mapped import in_temporary_file
 from ..core.solution import Grid, Solution
-from .edit import add_initializer, free_name, names_of
+from .contributed import DOMAIN
+from .edit import add_initializer, names_of, put_behind, take_name
 from .layers import Embedding, Layer, Use
 from .scales import scale_layout, storage_type
 from .tied import looked_up_in_blocks, rows_first
 
 TINY = float(np.finfo(np.float32).tiny)
-MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 DYNAMIC = ("quantized", "scale", "zero_point")  # what a DynamicQuantizeLinear gives, and of what types
 DYNAMIC_TYPES = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
 
@@ -175,10 +175,10 @@ class Writer:
 
     def _block_lookup(self, parts: Sequence[ir.Value | None], ids: ir.Value | None, block: int) -> ir.Node:
         """onnxruntime's Gather of rows in blocks. parts: codes, scales and zero points."""
-        self.model.graph.opset_imports.setdefault(MICROSOFT, 1)
+        self.model.graph.opset_imports.setdefault(DOMAIN, 1)
         attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block}
         inputs = [parts[0], ids, *parts[1:]]
-        return ir.node("GatherBlockQuantized", inputs, domain=MICROSOFT, attributes=attributes)
+        return ir.node("GatherBlockQuantized", inputs, domain=DOMAIN, attributes=attributes)
 
     def _lookup(self, parts: list[ir.Value], ids: ir.Value | None, lengthwise: bool) -> list[ir.Node]:
         """The nodes that look up rows of int8 and dequantize them. parts: codes, scales and zero points."""
@@ -238,7 +238,7 @@ class Writer:
             node.replace_input_with(index, new)
         if activation.replaces_output:
             take_over_output(self.model.graph, value, new)
-        self._put_behind(value, [quantize, dequantize])
+        put_behind(self.model.graph, value, [quantize, dequantize])
 
     def dynamic(self, activation: Activation) -> None:
         """Put a DynamicQuantizeLinear and a DequantizeLinear behind what the readers of an activation read.
@@ -262,15 +262,7 @@ class Writer:
             readers = [(node, index) for node, index in activation.readers if node.inputs[index] is value]
             for node, index in readers:
                 node.replace_input_with(index, new)
-            self._put_behind(value, [quantize, dequantize])
-
-    def _put_behind(self, value: ir.Value, nodes: list[ir.Node]) -> None:
-        """Put nodes behind the one that makes a value, or in front of all if it is the model's."""
-        producer = value.producer()
-        if producer is not None:
-            self.model.graph.insert_after(producer, nodes)
-        else:
-            self.model.graph.insert_before(self.model.graph[0], nodes)
+            put_behind(self.model.graph, value, [quantize, dequantize])
 
     def _dequantize(
         self, codes: ir.Value, scale: Array, zero: Array, axis: int | None, block: int | None, name: str
@@ -292,9 +284,7 @@ class Writer:
 
     def _name(self, name: str) -> str:
         """This name, or the first of name_1, name_2, … that no value or node of the model has."""
-        free = free_name(name, self._taken)
-        self._taken.add(free)
-        return free
+        return take_name(name, self._taken)
 
 
 def rewrite(model: ir.Model, layer: Layer, written: WrittenWeight, solution: Solution) -> None:

@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ...graph.edit import add_initializer, free_name, names_of
+from ...graph.edit import add_initializer, names_of, supersede, take_name
 from ...graph.fold import remove_unused
-from ...graph.write import take_over_output
 
 IR_VERSION = 8
 INT32 = 2**31 - 1
@@ -113,37 +112,23 @@ def _replace(model: ir.Model, node: ir.Node, data: Operand, weight: Operand, tak
     whole = units is not None and bool(np.abs(units).max(initial=0) < INT32 / 2)
     if units is not None and whole:
         nodes.append(_add(model, nodes[-1], np.rint(units).astype(np.int32).reshape(shape), f"{name}_bias", taken))
-    nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], attributes={"to": 1}, name=_free(f"{name}_cast", taken)))
+    nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], attributes={"to": 1}, name=take_name(f"{name}_cast", taken)))
     factor = _constant(model, f"{name}_scale", scale.reshape(shape) if scale.size > 1 else scale.reshape(()), taken)
-    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], factor], name=_free(f"{name}_rescaled", taken)))
+    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], factor], name=take_name(f"{name}_rescaled", taken)))
     if bias is not None and not whole:  # out of the range of int32: it stays float
         array = bias.numpy().astype(np.float32).reshape(shape)
         nodes.append(_add(model, nodes[-1], array, f"{name}_bias", taken))
     for one in nodes[:-1]:
-        one.outputs[0].name = _free(f"{name}_{one.op_type}", taken)
-    old, new = node.outputs[0], nodes[-1].outputs[0]
-    for user, index in list(old.uses()):
-        user.replace_input_with(index, new)
-    name_of_old = old.name
-    take_over_output(graph, old, new)
-    if new.name != name_of_old:
-        old.name, new.name = _free(f"{name_of_old}_before", taken), name_of_old
+        one.outputs[0].name = take_name(f"{name}_{one.op_type}", taken)
     graph.insert_before(node, nodes)
-    graph.remove(node, safe=True)
+    supersede(model, node, nodes[-1].outputs[0])
 
 
 def _add(model: ir.Model, before: ir.Node, array: npt.NDArray[Any], name: str, taken: set[str]) -> ir.Node:
     """A node that adds a constant to the output of another."""
     value = _constant(model, name, array, taken)
-    return ir.node("Add", [before.outputs[0], value], name=_free(f"{name}_added", taken))
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """This name, or a like one that nothing has; it is taken from then on."""
-    free = free_name(name, taken)
-    taken.add(free)
-    return free
+    return ir.node("Add", [before.outputs[0], value], name=take_name(f"{name}_added", taken))
 
 
 def _constant(model: ir.Model, name: str, array: npt.NDArray[Any], taken: set[str]) -> ir.Value:
-    return add_initializer(model.graph, _free(name, taken), array)
+    return add_initializer(model.graph, take_name(name, taken), array)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from ...core.arrays import Array
 from ...graph.constants import Constant, trace
 from ...graph.contributed import DOMAIN
-from ...graph.edit import add_initializer, free_name, names_of
+from ...graph.edit import add_initializer, names_of, take_name
 from ...graph.fold import remove_unused
 from .lowering import lower
 
@@ -58,8 +58,7 @@ def _replace(model: ir.Model, node: ir.Node, dequantize: ir.Node, accuracy_level
     ]
     values = []
     for part, end in zip(parts, ("packed", "scales", "zero_points"), strict=True):
-        taken.add(free := free_name(f"{name}_{end}", taken))
-        values.append(add_initializer(model.graph, free, part))
+        values.append(add_initializer(model.graph, take_name(f"{name}_{end}", taken), part))
     attributes = {"K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": accuracy_level}
     node.op_type, node.domain = "MatMulNBits", DOMAIN
     node.resize_inputs(4)
@@ -68,10 +67,9 @@ def _replace(model: ir.Model, node: ir.Node, dequantize: ir.Node, accuracy_level
     node.attributes.update({key: ir.AttrInt64(key, int(number)) for key, number in attributes.items()})
     lookups = [use.node for use in codes.root.uses() if use.node.op_type == "GatherBlockQuantized"]
     if lookups and k % block == 0:  # a table that reads the same integers
-        shape = add_initializer(model.graph, free_name(f"{name}_rows", taken), np.array([n, -1], np.int64))
-        rows = ir.node("Reshape", [values[0], shape], name=free_name(f"{name}_Reshape", taken))
-        rows.outputs[0].name = free_name(f"{name}_packed_rows", taken)
-        taken |= {str(shape.name), str(rows.name), str(rows.outputs[0].name)}
+        shape = add_initializer(model.graph, take_name(f"{name}_rows", taken), np.array([n, -1], np.int64))
+        rows = ir.node("Reshape", [values[0], shape], name=take_name(f"{name}_Reshape", taken))
+        rows.outputs[0].name = take_name(f"{name}_packed_rows", taken)
         model.graph.insert_before(lookups[0], rows)
         for lookup in lookups:
             for index, value in zip((0, 2, 3), (rows.outputs[0], *values[1:]), strict=True):

@@ -15,9 +15,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ...graph.edit import add_initializer, free_name, names_of
+from ...graph.edit import add_initializer, names_of, supersede, take_name
 from ...graph.fold import remove_unused
-from ...graph.write import take_over_output
 
 
 def lower(model: ir.Model) -> ir.Model:
@@ -86,26 +85,19 @@ def _replace(model: ir.Model, node: ir.Node, taken: set[str]) -> None:
     if zero is not None and _array(zero).any():
         inputs.append(zero)
     product = ir.node("MatMulInteger", inputs, name=name)
-    cast = ir.node("Cast", [product.outputs[0]], attributes={"to": 1}, name=_free(f"{name}_cast", taken))
-    scale = ir.node("Mul", [source.outputs[1], factor], name=_free(f"{name}_factor", taken))
+    cast = ir.node("Cast", [product.outputs[0]], attributes={"to": 1}, name=take_name(f"{name}_cast", taken))
+    scale = ir.node("Mul", [source.outputs[1], factor], name=take_name(f"{name}_factor", taken))
     nodes = [product, cast, scale]
-    nodes.append(ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=_free(f"{name}_rescaled", taken)))
+    nodes.append(ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=take_name(f"{name}_rescaled", taken)))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and (beta := node.attributes.get_float("beta", 1.0)) != 1.0:
         bias = _constant(model, f"{name}_bias", np.asarray(_array(bias) * np.float32(beta), np.float32), taken)
     if bias is not None:
-        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias], name=_free(f"{name}_biased", taken)))
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias], name=take_name(f"{name}_biased", taken)))
     for one in nodes[:-1]:
-        one.outputs[0].name = _free(f"{one.name}_output", taken)
-    old, new = node.outputs[0], nodes[-1].outputs[0]
-    for user, index in list(old.uses()):
-        user.replace_input_with(index, new)
-    name_of_old = old.name
-    take_over_output(graph, old, new)
-    if new.name != name_of_old:
-        old.name, new.name = _free(f"{name_of_old}_before", taken), name_of_old
+        one.outputs[0].name = take_name(f"{one.name}_output", taken)
     graph.insert_before(node, nodes)
-    graph.remove(node, safe=True)
+    supersede(model, node, nodes[-1].outputs[0])
 
 
 def _array(value: ir.Value) -> np.ndarray:
@@ -114,12 +106,5 @@ def _array(value: ir.Value) -> np.ndarray:
     return tensor.numpy()
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """This name, or a like one that nothing has; it is taken from then on."""
-    free = free_name(name, taken)
-    taken.add(free)
-    return free
-
-
 def _constant(model: ir.Model, name: str, array: np.ndarray, taken: set[str]) -> ir.Value:
-    return add_initializer(model.graph, _free(name, taken), array)
+    return add_initializer(model.graph, take_name(name, taken), array)
