@@ -130,7 +130,7 @@ def test_a_compressed_decoder_goes_on_from_its_caches(
     config: Config, level: str, dtype: type[np.floating], tmp_path: Path
 ) -> None:
     recipe, least = RECIPES[level]
-    recipe = recipe.model_copy(update={"correct": (config.name, level) == CORRECTED})
+    recipe = recipe.model_copy(update={"effort": "normal" if (config.name, level) == CORRECTED else "fast"})
     dense, small, report = compressed(config, dtype, recipe, tmp_path)
     assert all(check.passed for check in report.checks)
     before, now = session(dense), session(small)

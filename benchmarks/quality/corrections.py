@@ -26,9 +26,9 @@ from onnx_obc.pipeline.finish import Destination
 RESULTS = Path(__file__).parents[1] / "results"
 LEVELS = ("8w8a", "int4-asym", "int3-asym", "2:4", "2:4+8w8a", "sparse-0.60")
 VARIANTS: dict[str, dict[str, Any]] = {
-    "none": {"correct": False},
+    "none": {"effort": "fast"},
     "corrections": {},
-    "sequential": {"correct": False, "sequential": True},
+    "sequential": {"effort": "fast", "sequential": True},
     "sequential + corrections": {"sequential": True},
     "AdaPrune + corrections": {"global_adaprune": 5},
 }

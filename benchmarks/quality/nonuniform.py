@@ -167,7 +167,7 @@ def run(subject: Subject, part: str, databases: Path, rows: Rows) -> None:
             continue
         began = time.perf_counter()
         profile = one.profile()
-        quick = recipe.model_copy(update={"correct": one.correct, "sequential": one.sequential, "verify": False})
+        quick = recipe.model_copy(update={"effort": one.effort, "sequential": one.sequential, "verify": False})
         solutions = one.solved(profile, quick) if one.solved else profile
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"

@@ -40,7 +40,7 @@ def main() -> None:
             name = "int4-b32, Q/DQ" if level is None else f"int4-b32, accuracy level {level}"
             files[name] = Path(folder) / f"{level}.onnx"
             recipe = Recipe(
-                weights="int4", activations="none", block=32, accuracy_level=level, solver="baseline", correct=False,
+                weights="int4", activations="none", block=32, accuracy_level=level, solver="baseline", effort="fast",
                 measure_speed=False,
             )  # fmt: skip
             compress(files["float32, optimized"], samples, recipe, files[name])

@@ -21,6 +21,7 @@ STAGES = {
     "drop": "sizes tried",
     "transform": "looking at channels",
     "correct": "correcting statistics",
+    "reconstruct": "training, % of parts",
     "adaprune": "epochs",
     "verify": "comparing outputs",
     "time": "timing levels",

@@ -2,7 +2,7 @@
 
 OBC, appendix: after stitching, the kept weights of all layers are trained together so that every layer's output comes
 back to that of the dense model, Σ over layers of ‖y − ŷ‖² / ‖y‖² with y the dense output and ŷ the compressed one.
-Needs the extra `adaprune`.
+Needs the extra `torch`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from ..core.arrays import Array, Feed, Float32
 from ..core.errors import ModelError
 from ..core.solution import Grid, Solution
 from ..graph.layers import Layer
-from .torch_graph import TorchGraph, one_thread
+from .torch_graph import TorchGraph, as_seen, one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +167,7 @@ class _Rounding:
 
     def now(self) -> torch.Tensor:
         """The weight, in the shape that nodes see."""
-        return _as_seen(self._layer, self._steps(self._up()) * self._scale)
+        return as_seen(self._layer, self._steps(self._up()) * self._scale)
 
     def penalty(self, beta: float) -> torch.Tensor:
         """The regulariser, summed over the kept weights."""
@@ -212,7 +212,7 @@ class _Straight:
     def now(self) -> torch.Tensor:
         """The weight, in the shape that nodes see."""
         scale = self._scale()
-        return _as_seen(self._layer, self._steps(scale) * scale)
+        return as_seen(self._layer, self._steps(scale) * scale)
 
     def penalty(self, beta: float) -> torch.Tensor:
         """There is none."""
@@ -251,13 +251,6 @@ def _biases(graph: TorchGraph, layers: Sequence[Layer], device: str) -> dict[str
     names = {layer.name for layer in layers}
     found = {place.bias for place in graph.places if place.layer in names and place.bias is not None}
     return {name: torch.nn.Parameter(_send(graph.bias_values[name], device)) for name in sorted(found)}
-
-
-def _as_seen(layer: Layer, matrix: torch.Tensor) -> torch.Tensor:
-    """`Layer.tensor` for torch: (groups, rows, columns) to the shape that nodes see."""
-    view = layer.view
-    parts = matrix.reshape([view.split[axis] for axis in view.order])
-    return parts.permute(*np.argsort(view.order).tolist()).reshape(layer.weight.shape)
 
 
 def _with_codes(start: Solution, grid: Grid, steps: torch.Tensor) -> Solution:

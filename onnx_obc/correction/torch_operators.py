@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import defs
+from onnx import defs, numpy_helper
 from onnx2torch.node_converters.flatten import OnnxFlatten
 from onnx2torch.node_converters.reduce import OnnxReduceStaticAxes
 from onnx2torch.node_converters.registry import add_converter, get_converter
@@ -141,7 +141,7 @@ def _as_older(schema: Any, older: Converter, node: OnnxNode, graph: OnnxGraph) -
 def _own(operator: str) -> Converter | None:
     if operator in REDUCTIONS:
         return _reduction
-    return _gelu if operator == "Gelu" else None
+    return {"Gelu": _gelu, "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize}.get(operator)
 
 
 def _reduction(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
@@ -156,3 +156,69 @@ def _reduction(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
 def _gelu(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     module = nn.GELU(node.attributes.get("approximate", "none"))
     return OperationConverterResult(module, OnnxMapping(node.input_values, node.output_values))
+
+
+def _quantize(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    scale, zero, ends = _steps_of(node, graph)
+    return OperationConverterResult(
+        _Quantize(scale, zero, *ends), OnnxMapping(node.input_values[:1], node.output_values)
+    )
+
+
+def _dequantize(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    scale, zero, _ = _steps_of(node, graph)
+    axis = node.attributes.get("axis", 1)
+    return OperationConverterResult(
+        _Dequantize(scale, zero, axis), OnnxMapping(node.input_values[:1], node.output_values)
+    )
+
+
+def _steps_of(node: OnnxNode, graph: OnnxGraph) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """The scale and zero point of a pair's node, float32, and the ends of its integers; both must be constants."""
+    if node.attributes.get("block_size", 0):
+        raise NotImplementedError("it is in blocks")
+    stored = [graph.initializers[name].proto for name in node.input_values[1:3]]
+    scale, zero = (torch.from_numpy(numpy_helper.to_array(part).astype("float32")) for part in stored)
+    kind = onnx.TensorProto.DataType.Name(stored[1].data_type)
+    bits = int(kind.lstrip("UINT"))
+    return scale, zero, (0, 2**bits - 1) if kind.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+class _Quantize(nn.Module):
+    """QuantizeLinear with one scale, its codes as floats; gradients pass the rounding straight through."""
+
+    scale: torch.Tensor
+    zero: torch.Tensor
+
+    def __init__(self, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int) -> None:
+        super().__init__()
+        if scale.numel() != 1:
+            raise NotImplementedError("it has a scale for every channel")
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+        self.low, self.high = low, high
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = x / self.scale
+        return torch.clamp(steps + (steps.round() - steps).detach() + self.zero, self.low, self.high)
+
+
+class _Dequantize(nn.Module):
+    """DequantizeLinear of codes that are floats or integers."""
+
+    scale: torch.Tensor
+    zero: torch.Tensor
+
+    def __init__(self, scale: torch.Tensor, zero: torch.Tensor, axis: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+        self.axis = axis
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        scale, zero = self.scale, self.zero
+        if scale.dim() == 1 and scale.numel() > 1:
+            shape = [1] * codes.dim()
+            shape[self.axis] = -1
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        return (codes - zero) * scale

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from ..core.arrays import Array
-from ..graph.layers import Layer
+from ..graph.layers import Layer, find_layers
 from .sites import find_sites
 
 ACTIVATIONS = (
@@ -18,6 +18,7 @@ ACTIVATIONS = (
 )
 SHAPES = ("Shape", "Size")  # what they give does not depend on what a value holds
 MOST = 8  # layers of a block
+CHAIN = 3  # layers that follow one another outside of blocks, in one part
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +71,48 @@ def block_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
     return units
 
 
-def part_of(model: ir.Model, unit: Unit, feed: Mapping[str, Array]) -> ir.Model:
-    """A unit as a model of its own, a copy. feed: values of its inputs, whose types it has then."""
-    part = ir.convenience.extract(model.graph, list(unit.inputs), [unit.output])
+def chain_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
+    """Those of `block_units`, with layers that follow one another outside of blocks put together, up to `MOST`."""
+    owners = {layer.uses[0].node: layer.name for layer in layers}
+    units: list[Unit] = []
+    for unit in block_units(model, layers):
+        last = units[-1] if units else None
+        chain = last is not None and len(unit.layers) == 1 and len(last.layers) < CHAIN and not _forks(last.nodes)
+        if last is not None and chain and _leads_only_to(last, unit):
+            units[-1] = _unit([*last.nodes, *unit.nodes], owners)
+        else:
+            units.append(unit)
+    return units
+
+
+def _leads_only_to(unit: Unit, other: Unit) -> bool:
+    """Whether all paths from the output of a unit lead through another."""
+    inside = set(_with_what_lies_between([*unit.nodes, *other.nodes]))
+    produced = [value for node in inside for value in node.outputs if value.name != other.output]
+    return all(not value.is_graph_output() and all(use.node in inside for use in value.uses()) for value in produced)
+
+
+def part_of(model: ir.Model, inputs: Collection[str], output: str, feed: Mapping[str, Array]) -> ir.Model:
+    """What lies between some values and another as a model of its own, a copy. feed: values of its inputs, whose types
+    it has then."""
+    part = ir.convenience.extract(model.graph, list(inputs), [output])
     for value in part.inputs:
         array = feed[str(value.name)]
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         value.shape = ir.Shape([None] * array.ndim)
     return ir.Model(part, ir_version=model.ir_version, functions=list(model.functions.values()))
+
+
+def layers_of(part: ir.Model, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers of a part's own model, under the names that they have in the whole one; others are left out."""
+    names = {str(layer.uses[0].node.outputs[0].name): layer.name for layer in layers}
+    found = []
+    for layer in find_layers(part)[0]:
+        outputs = [str(use.node.outputs[0].name) for use in layer.uses]
+        own = next((names[output] for output in outputs if output in names), None)
+        if own is not None:
+            found.append(replace(layer, name=own))
+    return found
 
 
 def _between_cuts(model: ir.Model, taps: Sequence[ir.Value | None]) -> Iterator[list[ir.Node]]:

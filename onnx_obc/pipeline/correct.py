@@ -108,9 +108,11 @@ def correct_statistics(
 
 
 def check_trainable(recipe: Recipe) -> None:
-    """Raise RecipeError if the recipe asks for global AdaPrune and what that needs is not installed."""
+    """Raise RecipeError if the recipe asks for what needs gradients, and what these need is not installed."""
     if recipe.global_adaprune:
         require_torch("global AdaPrune")
+    if recipe.effort == "best":
+        require_torch("--effort best")
 
 
 def require_torch(what: str) -> None:
@@ -118,7 +120,7 @@ def require_torch(what: str) -> None:
     missing = [name for name in ("torch", "onnx2torch") if importlib.util.find_spec(name) is None]
     if missing:
         raise RecipeError(
-            f"{what} needs {' and '.join(missing)}, not installed; install onnx-obc[adaprune], or leave it out"
+            f"{what} needs {' and '.join(missing)}, not installed; install onnx-obc[torch], or leave it out"
         )
 
 

@@ -107,7 +107,7 @@ def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedbac
     other = rounded(draft.source, material.folded, recipe)
     if other is None:
         return draft
-    plain = make_draft(material, other, recipe.model_copy(update={"correct": False}), feedback)
+    plain = make_draft(material, other, recipe.model_copy(update={"effort": "fast"}), feedback)
     count = sum(is_plain(choice) for choice in other.plan.choices.values())
     with feedback.watch("correct"):
         models = (draft.plan.model, plain.plan.model)

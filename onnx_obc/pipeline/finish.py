@@ -27,12 +27,14 @@ from .examine import Examiner
 from .half import Precision, choose_precision
 from .material import Material
 from .recipe import Recipe
+from .reconstruct import reconstructed
 from .report import Report, make_report
 from .solve import Solutions, left_in_float
 from .speed import measure_speed, timing_feed
 from .verify import Check, Verdict, check_lowered, verify
 
 METRIC = "metric"  # the check that the user's metric can be taken of the file
+JUDGED = (("sequential",), ("reconstruction",), ("rounding",))  # what is not tried again with another form of solutions
 FIXES = 3  # times that slow layers are looked for and returned to float
 
 
@@ -85,6 +87,7 @@ def finish(
         other = make_draft(material, rival, recipe, feedback)
         with feedback.watch("correct"):
             draft = better(draft, other, material, recipe)
+    draft = reconstructed(draft, material, recipe, feedback)
     draft = not_below_rounding(draft, material, recipe, feedback)
     output = destination.path
     with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=None if output is None else output.parent) as scratch:
@@ -247,6 +250,6 @@ def _agreeing(
 
 def _again(draft: Draft, solutions: Solutions, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
     """A draft of other forms of the same solutions, which knows what these were chosen from."""
-    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds in (("sequential",), ("rounding",)))
+    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds in JUDGED)
     fresh = make_draft(material, solutions, recipe, feedback)
     return replace(fresh, corrections=(*fresh.corrections, *judged))

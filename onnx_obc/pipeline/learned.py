@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import cast
 
 import onnx_ir as ir
@@ -16,7 +15,7 @@ from ..core.level import Choice, Level
 from ..core.progress import Progress
 from ..core.solution import Solution
 from ..correction.learned_rounding import ITERATIONS, Example, Learner, Learning, learn
-from ..correction.units import Unit, block_units, layer_units, part_of
+from ..correction.units import Unit, block_units, layer_units, layers_of, part_of
 from ..graph.layers import Layer, find_layers
 from ..runtime.stepper import Stepper
 from ..solver.baselines import uncompensated
@@ -99,24 +98,13 @@ class Units:
         if all(start.codes is None for start in starts.values()):
             return starts
         option = f"--solver {self._learner}"
-        part = part_of(self._reference, unit, examples[0].feed)
-        inside = self._as_in(part, unit)
+        part = part_of(self._reference, unit.inputs, unit.output, examples[0].feed)
+        inside = layers_of(part, [self._layers[name] for name in unit.layers])
         graph = to_torch(part, inside, option, [unit.output])
         check_agreement(graph, part, examples[0].feed)
         iterations = recipe.iterations or ITERATIONS[self._learner]
         learning = Learning(self._learner, iterations, recipe.seed, solving_device(recipe.device))
         return learn(graph, [x for x in inside if x.name in starts], starts, examples, learning, progress)
-
-    def _as_in(self, part: ir.Model, unit: Unit) -> list[Layer]:
-        """The layers of a unit's own model, under the names that they have in the whole one."""
-        names = {str(self._layers[name].uses[0].node.outputs[0].name): name for name in unit.layers}
-        found = []
-        for layer in find_layers(part)[0]:
-            outputs = [str(use.node.outputs[0].name) for use in layer.uses]
-            own = next((names[output] for output in outputs if output in names), None)
-            if own is not None:
-                found.append(replace(layer, name=own))
-        return found
 
     def _fisher(self, value: str) -> list[Float32]:
         """How much the entries of a block's output count, on each feed."""

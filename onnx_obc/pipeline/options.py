@@ -113,9 +113,14 @@ class FinishOptions:
         Literal["float", "int8", "int4"], Doc("Store the tables of Gather as integers, by rounding.")
     ] = "float"
     ranges: Annotated[Literal["mse", "minmax", "percentile"], Doc("How the range of an activation is found.")] = "mse"
-    correct: Annotated[
-        bool, Doc("Bring the statistics of layer outputs back to the dense model's, where that helps.")
-    ] = True
+    effort: Annotated[
+        Literal["fast", "normal", "best"],
+        Doc(
+            "fast: layers are solved, no more. normal: the statistics of their outputs are brought back to the dense "
+            "model's, where that helps. best: parts of the model are trained towards its outputs too, without labels; "
+            "needs torch and onnx2torch."
+        ),
+    ] = "normal"
     sequential: Annotated[
         bool, Doc("Solve layers in order, each on the inputs that the compressed ones before it produce.")
     ] = False

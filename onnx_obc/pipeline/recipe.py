@@ -129,6 +129,11 @@ class Recipe(_Strict, RunOptions, FinishOptions, MethodOptions, UniformOptions, 
         return {name: value for name, value in given.items() if value != Recipe.model_fields[name].default}
 
     @property
+    def correct(self) -> bool:
+        """Whether anything is tried beyond solving layers."""
+        return self.effort != "fast"
+
+    @property
     def form(self) -> WeightForm:
         """The form of the target's that integer weights are written in."""
         forms: dict[int | None, WeightForm] = {None: self.weight_form, 0: "nbits-0", 1: "nbits-1", 4: "nbits-4"}

@@ -155,16 +155,24 @@ def test_threads_beyond_the_cores(folder: Path) -> None:
     assert note in json.loads(Path("r.json").read_text())["notes"]
 
 
+@pytest.mark.parametrize(
+    ("option", "what"), [(["--global-adaprune", 1], "global AdaPrune"), (["--effort", "best"], "--effort best")]
+)
 @pytest.mark.parametrize("budget", [[], ["--budget", "size=0.4x", "--levels", "int8"]])
-def test_adaprune_without_torch_is_refused_before_the_work(
-    budget: list[str], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_training_without_torch_is_refused_before_the_work(
+    option: list[object],
+    what: str,
+    budget: list[str],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     there = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx2torch" else there(name))
     monkeypatch.setattr("onnx_obc.pipeline.compress.solve_plan", lambda *args: pytest.fail("the work has begun"))
     monkeypatch.setattr("onnx_obc.search.retarget.build", lambda *args, **more: pytest.fail("the work has begun"))
-    message = refuse(capsys, "--global-adaprune", 1, *budget)
-    assert "global AdaPrune needs onnx2torch, not installed; install onnx-obc[adaprune], or leave it out" in message
+    message = refuse(capsys, *option, *budget)
+    assert f"{what} needs onnx2torch, not installed; install onnx-obc[torch], or leave it out" in message
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,7 +11,7 @@ import pytest
 from digits import MODEL
 from small_graphs import build, random, run
 
-from onnx_obc.correction.units import Unit, block_units, layer_units, part_of
+from onnx_obc.correction.units import CHAIN, Unit, block_units, chain_units, layer_units, part_of
 from onnx_obc.graph.fold import fold
 from onnx_obc.graph.layers import find_layers
 from onnx_obc.graph.model import read_model
@@ -101,6 +103,24 @@ def test_a_chain_has_no_blocks() -> None:
     assert in_short(block_units(model, layers)) == in_short(layer_units(model, layers))
 
 
+def test_chains_are_put_together_but_not_across_what_others_read() -> None:
+    names = [f"v{number}" for number in range(CHAIN + 3)]
+    nodes = [make("Conv", [a, f"w_{b}"], [b], b, pads=[1] * 4) for a, b in pairwise(names)]
+    weights = {f"w_{name}": random(3, 3, 3, 3) for name in names[1:]}
+    model = ir.from_proto(build(nodes, {"v0": ("N", 3, 6, 6)}, {names[-1]: None}, weights))
+    sizes = [len(unit.layers) for unit in chain_units(model, find_layers(model)[0])]
+    assert sizes == [CHAIN, len(nodes) - CHAIN]
+
+    nodes.append(make("Relu", ["v1"], ["side"]))  # so that v1 leaves the model
+    model = ir.from_proto(build(nodes, {"v0": ("N", 3, 6, 6)}, {names[-1]: None, "side": None}, weights))
+    units = chain_units(model, find_layers(model)[0])
+    assert [unit.layers for unit in units[:2]] == [("v1",), ("v2", "v3", "v4")]
+
+    model = residual()
+    blocks, chains = (make_units(model, find_layers(model)[0]) for make_units in (block_units, chain_units))
+    assert in_short(blocks) == in_short(chains)
+
+
 def test_shapes_of_values_inside_are_computed_inside() -> None:
     """Else what they depend on would run before the layers in between are written."""
     nodes = [
@@ -157,5 +177,5 @@ def test_a_part_computes_what_the_model_does(graph) -> None:  # type: ignore[no-
             whole.graph.outputs.append(values[name])
         known = feed | dict(zip(asked, run(whole, feed), strict=True))
         given = {name: known[name] for name in unit.inputs}
-        (found,) = run(part_of(model, unit, given), given)
+        (found,) = run(part_of(model, unit.inputs, unit.output, given), given)
         np.testing.assert_allclose(found, known[unit.output], rtol=1e-5, atol=1e-5)

@@ -49,7 +49,7 @@ def not_here(arguments: list[str]) -> str | None:
     if engine == "openvino" and importlib.util.find_spec("openvino") is None:
         return "onnx-obc[openvino]"
     if "--global-adaprune" in arguments and importlib.util.find_spec("torch") is None:
-        return "onnx-obc[adaprune]"
+        return "onnx-obc[torch]"
     return next((reason for name, reason in ELSEWHERE.items() if name in arguments), None)
 
 

@@ -96,7 +96,7 @@ def test_gates_of_quality(
 ) -> None:
     code = run_cli(
         *(MODEL, tmp_path / "out.onnx", "--calib", CALIBRATION, "--samples", 450, "--quiet", "--weights", "int3"),
-        *("--activations", "none", "--solver", "baseline", "--no-correct", "--metric", "top-1", "--eval", labelled),
+        *("--activations", "none", "--solver", "baseline", "--effort", "fast", "--metric", "top-1", "--eval", labelled),
         *("--min-quality", gate, "--report", tmp_path / "r.json"),
     )
     report = json.loads((tmp_path / "r.json").read_text())

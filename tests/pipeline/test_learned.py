@@ -32,7 +32,7 @@ LEARNED = ("adaround", "adaquant", "brecq")
 
 
 def weights(solver: str, steps: int = 60, path: Path | None = None, **fields: object) -> Result:
-    values = {"weights": "int4", "activations": "none", "solver": solver, "correct": False} | fields
+    values = {"weights": "int4", "activations": "none", "solver": solver, "effort": "fast"} | fields
     values |= {"iterations": steps} if solver in LEARNED else {}
     return compress(MODEL, CALIBRATION, Recipe.model_validate(values), path, data=FEW)
 
@@ -156,7 +156,7 @@ def test_a_database_of_learned_solutions(solver: str, tmp_path: Path) -> None:
 
 def test_a_database_by_layers_is_that_of_a_file(tmp_path: Path) -> None:
     """AdaRound on dense inputs: a layer's solution does not depend on where it is asked for."""
-    recipe = Recipe(solver="adaround", iterations=5, correct=False)
+    recipe = Recipe(solver="adaround", iterations=5, effort="fast")
     build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", recipe, data=FEW)
     database = open_database(tmp_path / "db")
     result = weights("adaround", 5, asymmetric=False)

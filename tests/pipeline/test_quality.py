@@ -18,7 +18,7 @@ from onnx_obc.pipeline.verify import OutputMatch
 def layers() -> list[LayerReport]:
     """Four layers at int8, of which `b` loses most."""
     x = {"x": np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)}
-    (layer,) = compress(small(), x, Recipe(activations="none", correct=False)).report.layers
+    (layer,) = compress(small(), x, Recipe(activations="none", effort="fast")).report.layers
     losses = {"a": 1e-4, "b": 3e-2, "c": 2e-3, "d": 5e-4}
     return [replace(layer, name=name, loss_relative=loss) for name, loss in losses.items()]
 
@@ -79,7 +79,10 @@ def test_plain_rounding_to_few_bits_is_worse_than_usual() -> None:
     for solver in ("exact", "baseline"):
         recipe = Recipe(weights="int3", activations="none", solver=solver, refine="none")  # type: ignore[arg-type]
         report = compress(
-            MODEL, CALIBRATION, recipe.model_copy(update={"correct": solver == "exact"}), data=data
+            MODEL,
+            CALIBRATION,
+            recipe.model_copy(update={"effort": "normal" if solver == "exact" else "fast"}),
+            data=data,
         ).report
         notes[solver] = [note for note in report.notes if note.startswith("outputs")]
         worst = max(report.layers, key=lambda layer: layer.loss_relative).name

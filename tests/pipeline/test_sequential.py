@@ -75,8 +75,8 @@ def test_it_is_least_squares_for_the_new_inputs_and_then_the_exact_solver() -> N
 def test_the_first_layer_is_solved_as_ever() -> None:
     recipe = Recipe(weights="int4", activations="none", all_positions=True, device="cpu")
     model = two_products()
-    one = compress(model, samples(), recipe.model_copy(update={"correct": False}))
-    two = compress(model, samples(), recipe.model_copy(update={"correct": False, "sequential": True}))
+    one = compress(model, samples(), recipe.model_copy(update={"effort": "fast"}))
+    two = compress(model, samples(), recipe.model_copy(update={"effort": "fast", "sequential": True}))
     codes = [constants(result.model) for result in (one, two)]
     assert np.array_equal(*(found["first.weight_quantized"] for found in codes))
     attempt = two.report.corrections[-1]
@@ -88,7 +88,7 @@ def test_the_first_layer_is_solved_as_ever() -> None:
 def test_what_comes_closer_to_the_dense_model_is_kept(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
     losses = iter([0.2, 0.1] if kept else [0.1, 0.2])  # solved each for itself comes first
     monkeypatch.setattr("onnx_obc.pipeline.attempts.Judge.losses", lambda judge, model: Loss(next(losses), np.zeros(0)))
-    recipe = Recipe(weights="int2", activations="none", device="cpu", correct=False)
+    recipe = Recipe(weights="int2", activations="none", device="cpu", effort="fast")
     plain = compress(two_products(), samples(), recipe)
     ordered = compress(two_products(), samples(), recipe.model_copy(update={"sequential": True}))
     attempt = ordered.report.corrections[0]
@@ -110,7 +110,7 @@ def test_what_comes_closer_to_the_dense_model_is_kept(monkeypatch: pytest.Monkey
 def test_it_helps_on_a_real_model(options: dict[str, str], tmp_path: Path) -> None:
     losses = {}
     for sequential in (False, True):
-        recipe = Recipe.model_validate({**options, "sequential": sequential, "correct": False})
+        recipe = Recipe.model_validate({**options, "sequential": sequential, "effort": "fast"})
         result = compress(MODEL, CALIBRATION, recipe, tmp_path / f"{sequential}.onnx")
         assert all(check.passed for check in result.report.checks)
         losses[sequential] = result.report.output_loss

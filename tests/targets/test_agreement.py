@@ -87,7 +87,7 @@ def dead_row() -> onnx.ModelProto:
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_a_layer_at_fault_is_written_in_another_form(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft, "fit_to_biases", lambda model, solved, written, target: dict(solved))
-    recipe = Recipe.model_validate({"target": target, "correct": False})
+    recipe = Recipe.model_validate({"target": target, "effort": "fast"})
     report = compress(dead_row(), {"x": np.abs(random(32, 4, 5, 5))}, recipe).report
     assert {layer.name: layer.activations for layer in report.layers} == {"dead": "float", "alive": "int8"}
     assert "computes something else" in " ".join(report.layers[0].notes)
@@ -98,5 +98,5 @@ def test_what_cannot_be_mended_is_not_handed_over(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(draft, "fit_to_biases", lambda model, solved, written, target: dict(solved))
     monkeypatch.setattr(finish, "in_another_form", lambda *arguments: None)
     with pytest.raises(VerificationError, match="from layer dead on"):
-        compress(dead_row(), {"x": np.abs(random(32, 4, 5, 5))}, Recipe(correct=False), tmp_path / "o.onnx")
+        compress(dead_row(), {"x": np.abs(random(32, 4, 5, 5))}, Recipe(effort="fast"), tmp_path / "o.onnx")
     assert not (tmp_path / "o.onnx").exists()

@@ -74,9 +74,9 @@ def check(op: str, scales: tuple[float, float, float], **options: object) -> Non
 
 
 @pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul"])
-@pytest.mark.parametrize("correct", [True, False])
-def test_biases_of_dead_and_empty_rows(op: str, correct: bool) -> None:
-    check(op, (1, 1, 1), correct=correct)
+@pytest.mark.parametrize("effort", ["normal", "fast"])
+def test_biases_of_dead_and_empty_rows(op: str, effort: str) -> None:
+    check(op, (1, 1, 1), effort=effort)
 
 
 @pytest.mark.slow

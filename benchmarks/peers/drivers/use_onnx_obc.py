@@ -24,7 +24,7 @@ METHODS: dict[str, Method] = {
     "int4, int8 inputs": partial(run, weights="int4"),
     "int4": weights(4),
     "int4, symmetric": weights(4, asymmetric=False),
-    "int4, rounding": weights(4, solver="baseline", correct=False),
+    "int4, rounding": weights(4, solver="baseline", effort="fast"),
     "int4, in order": weights(4, sequential=True),
     "int4, blocks of 32": weights(4, block=32),
     "int3": weights(3),

@@ -1,0 +1,326 @@
+"""Reconstruction: the compressed layers of a part of a model, trained together towards what the dense part computes.
+
+Layer by layer, the solver sees neither that activations are rounded nor what follows a layer. A part between two values
+that all paths pass (`units.py`) does: its layers' codes, scales and biases, or kept weights, move by gradient steps
+that lower ‖y − ŷ‖² / ‖y‖², y the dense part's output on dense inputs and ŷ the compressed part's on the inputs that the
+compressed model before it computes, with activations rounded as in the file. Targets inside the model have thousands
+of numbers for every sample, where the model's outputs have few: so a few hundred samples train millions of weights
+(BRECQ, Li et al. 2021, from the exact solver's codes instead of from rounding). No labels.
+
+Gradients pass rounding straight through (Bengio et al. 2013). A code starts in its cell where the dense weight would
+have it, so that those that the solver had to choose between move first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.arrays import Array, Feed, Float32
+from ..core.machine import workers
+from ..core.solution import Solution
+from ..graph.layers import Layer
+from .torch_graph import TorchGraph, as_seen, one_thread
+
+if TYPE_CHECKING:
+    import torch
+
+CODE_TRAVEL = 0.4  # steps of the grid that a code goes at most, in the whole: of a rate that falls to 0, about half
+WEIGHT_RATE = 2e-3  # of the root mean square of a row
+SCALE_RATE = 1e-3  # of a scale
+BIAS_RATE = 1e-3  # of the root mean square of a layer's output
+HALVES = 2  # parts of a step that run at the same time, on any machine: so many sums, in the same order
+ELEMENTS = 1_000_000  # of a part's input in one step, about
+FEWEST, MOST = 4, 32  # samples in a step
+LOOKS = 6  # at the samples held out
+CENTRE = 0.45  # of a step, how far from the middle of its cell a code starts at most
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A feed for a part, and what its output is to be. count: of the samples in it, along the first axis of all; 0
+    where some array has another, so that it can only be taken as it is."""
+
+    feed: Feed
+    target: Float32
+    count: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a part is trained. steps: of Adam, its rate falls along a cosine. seed: of the order of samples. threads: at
+    most; the result does not depend on them. shared_scale: the rows of a layer keep one scale."""
+
+    steps: int
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None
+    shared_scale: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructed:
+    """What training a part came to. before, after: ‖y − ŷ‖² / ‖y‖² on the samples held out; where it did not fall, the
+    solutions and biases are those that were given."""
+
+    solutions: dict[str, Solution]
+    biases: dict[str, Float32]
+    before: float
+    after: float
+
+
+@one_thread()
+def reconstruct(
+    graph: TorchGraph,
+    layers: Sequence[Layer],
+    dense: Mapping[str, Float32],
+    solutions: Mapping[str, Solution],
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    training: Training,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Reconstructed:
+    """Train the solved layers of a part.
+
+    graph: of the part as it was written, but for weights in float; its first output is the part's. layers: those of it
+    that have a solution, as the graph knows them. dense: their dense weight matrices, (groups, rows, columns) float32.
+    examples: to train on; held_out: to stop by, at least one each. progress: called with the share of the steps done.
+    """
+    import torch
+
+    modules = [graph, *(replace(graph, module=copy.deepcopy(graph.module)) for _ in range(HALVES - 1))]
+    device = training.device
+    for one in modules:
+        one.module.to(device)
+    spans = _spans(graph, examples[0], device)
+    latents: dict[str, _Codes | _Weights] = {}
+    for layer in layers:
+        solution = solutions[layer.name]
+        if solution.codes is None:
+            latents[layer.name] = _Weights(layer, solution, device)
+        else:
+            latents[layer.name] = _Codes(layer, solution, dense[layer.name], training)
+    names = latents.keys()
+    biases = {
+        place.bias: _Bias(graph.bias_values[place.bias], spans[place.value], device)
+        for place in graph.places
+        if place.bias is not None and place.layer in names
+    }
+    groups = [group for latent in (*latents.values(), *biases.values()) for group in latent.groups()]
+    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in groups])
+    parameters = [p for p, _ in groups]
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
+    energy = sum(float(np.square(example.target, dtype=np.float64).sum()) for example in examples)
+    energy /= sum(example.target.size for example in examples)  # a number's, so that the loss is one of relative error
+
+    def gradients(one: TorchGraph, example: Example) -> list[torch.Tensor]:
+        """Of the squared error of an example's samples."""
+        now = {name: latent.now() for name, latent in latents.items()}
+        shifts = {name: bias.now() for name, bias in biases.items()}
+        found = one.run(example.feed, now, shifts, device)[0]
+        loss = (found - _send(example.target, device)).square().sum() / energy
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+    def error(some: Sequence[Example]) -> float:
+        """The relative error on some examples."""
+        with torch.no_grad():
+            now = {name: latent.now() for name, latent in latents.items()}
+            shifts = {name: bias.now() for name, bias in biases.items()}
+            off = whole = 0.0
+            for piece in (piece for example in some for piece in _cut(example, MOST)):
+                target = _send(piece.target, device)
+                off += float((graph.run(piece.feed, now, shifts, device)[0] - target).square().sum())
+                whole += float(target.square().sum())
+        return off / whole if whole else off
+
+    before = best = error(held_out)
+    kept = [p.detach().clone() for p in parameters]
+    rng = np.random.default_rng(training.seed)
+    drawn = _draw(examples, _step_samples(examples), rng)
+    looks = {round(training.steps * (look + 1) / LOOKS) for look in range(LOOKS)}
+    with ThreadPoolExecutor(min(HALVES, workers(training.threads)), "reconstruct") as pool:
+        for step in range(1, training.steps + 1):
+            pieces = _halves(next(drawn))
+            numbers = sum(piece.target.size for piece in pieces)
+            parts = list(pool.map(gradients, modules[: len(pieces)], pieces))
+            for index, parameter in enumerate(parameters):
+                given = [part[index] for part in parts if part[index] is not None]
+                parameter.grad = sum(given[1:], start=given[0]) / numbers if given else None
+            optimizer.step()
+            falling.step()
+            for latent in latents.values():
+                latent.keep_in_range()
+            if step in looks and (now := error(held_out)) < best:
+                best, kept = now, [p.detach().clone() for p in parameters]
+            progress(step / training.steps)
+    if not best < before:
+        return Reconstructed(dict(solutions), {}, before, before)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+    moved = {name: bias.now().detach().cpu().numpy() for name, bias in biases.items()}
+    return Reconstructed({name: latent.solution() for name, latent in latents.items()}, moved, before, best)
+
+
+def _step_samples(examples: Sequence[Example]) -> int:
+    """The samples of a step: fewer where each has many positions."""
+    elements = sum(array.size for array in examples[0].feed.values()) / max(examples[0].count, 1)
+    return int(np.clip(round(ELEMENTS / max(elements, 1)), FEWEST, MOST))
+
+
+def _draw(examples: Sequence[Example], samples: int, rng: np.random.Generator) -> Iterator[Example]:
+    """Pieces of examples of so many samples, pass after pass over all of them, in an order drawn anew for each."""
+    while True:
+        pieces = []
+        for number, example in enumerate(examples):
+            order = rng.permutation(example.count)
+            pieces += [(number, order[start : start + samples]) for start in range(0, len(order), samples)]
+            if example.count == 0:
+                pieces.append((number, order))
+        for index in rng.permutation(len(pieces)):
+            number, chosen = pieces[index]
+            yield take(examples[number], np.sort(chosen)) if len(chosen) else examples[number]
+
+
+def take(example: Example, chosen: Array) -> Example:
+    """These samples of an example, by their places in it."""
+    feed = {name: array[chosen] for name, array in example.feed.items()}
+    return Example(feed, example.target[chosen], len(chosen))
+
+
+def _cut(example: Example, samples: int) -> list[Example]:
+    """An example in pieces of at most so many samples."""
+    if example.count <= samples:
+        return [example]
+    return [take(example, np.arange(s, min(s + samples, example.count))) for s in range(0, example.count, samples)]
+
+
+def _halves(example: Example) -> list[Example]:
+    return _cut(example, -(-example.count // HALVES)) if example.count > 1 else [example]
+
+
+def _spans(graph: TorchGraph, example: Example, device: str) -> dict[str, float]:
+    """The root mean square of each output of a graph, on some samples of an example."""
+    import torch
+
+    piece = _cut(example, FEWEST)[0]
+    with torch.no_grad():
+        values = graph.run(piece.feed, {}, {}, device)
+    return {name: float(value.square().mean().sqrt()) for name, value in zip(graph.outputs, values, strict=True)}
+
+
+class _Bias:
+    """A bias in training."""
+
+    def __init__(self, start: Float32, span: float, device: str) -> None:
+        import torch
+
+        self._start, self._span = _send(start, device), span
+        self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
+
+    def groups(self) -> list[tuple[torch.Tensor, float]]:
+        """What is trained, each with its rate."""
+        return [(self._moved, BIAS_RATE)]
+
+    def now(self) -> torch.Tensor:
+        """The bias, in its shape."""
+        return self._start + self._moved * self._span
+
+
+class _Weights:
+    """A layer's float weights in training; those that were pruned stay 0."""
+
+    def __init__(self, layer: Layer, solution: Solution, device: str) -> None:
+        import torch
+
+        weights = solution.weights  # (groups, rows, columns)
+        self._layer, self._solution = layer, solution
+        kept = np.ones(weights.shape, np.bool_) if solution.mask is None else solution.mask
+        count = np.maximum(kept.sum(axis=2, keepdims=True), 1)
+        rms = np.sqrt(np.square(weights, dtype=np.float64).sum(axis=2, keepdims=True) / count)  # (groups, rows, 1)
+        self._start, self._unit = _send(weights, device), _send(rms * kept, device)
+        self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
+
+    def groups(self) -> list[tuple[torch.Tensor, float]]:
+        """What is trained, each with its rate."""
+        return [(self._moved, WEIGHT_RATE)]
+
+    def _matrix(self) -> torch.Tensor:
+        return self._start + self._moved * self._unit
+
+    def now(self) -> torch.Tensor:
+        """The weight, in the shape that nodes see."""
+        return as_seen(self._layer, self._matrix())
+
+    def keep_in_range(self) -> None:
+        """There is none."""
+
+    def solution(self) -> Solution:
+        return replace(self._solution, weights=self._matrix().detach().cpu().numpy())
+
+
+class _Codes:
+    """A layer's codes and scales in training."""
+
+    def __init__(self, layer: Layer, solution: Solution, dense: Float32, training: Training) -> None:
+        import torch
+
+        self._rate = CODE_TRAVEL / training.steps
+        grid, codes, device = solution.grid, solution.codes, training.device
+        assert grid is not None and codes is not None
+        self._layer, self._solution = layer, solution
+        scale, zero = grid.spread(*solution.weights.shape[1:])  # (groups, rows, columns) each
+        kept = np.ones(codes.shape, np.bool_) if solution.mask is None else solution.mask
+        steps = (codes - zero).astype(np.float32)
+        start = np.clip(dense / scale, steps - CENTRE, steps + CENTRE) * kept
+        self._width = codes.shape[2] if grid.block is None else grid.block
+        self._kept = _send(kept, device)
+        self._low, self._high = (_send(end - zero, device) for end in (grid.qmin, grid.qmax))
+        self._steps = torch.nn.Parameter(_send(start, device))
+        self._scale = _send(grid.scale, device)  # (groups, rows), or (groups, rows · blocks)
+        shape = (1, 1) if training.shared_scale else self._scale.shape
+        self._factor = torch.nn.Parameter(torch.zeros(shape, device=device))
+
+    def groups(self) -> list[tuple[torch.Tensor, float]]:
+        """What is trained, each with its rate."""
+        return [(self._steps, self._rate), (self._factor, SCALE_RATE)]
+
+    def _whole(self) -> torch.Tensor:
+        """How many steps from the zero point every weight lies."""
+        import torch
+
+        rounded = self._steps + (self._steps.round() - self._steps).detach()
+        return torch.minimum(torch.maximum(rounded, self._low), self._high) * self._kept
+
+    def now(self) -> torch.Tensor:
+        """The weight, in the shape that nodes see."""
+        scale = self._scale * (1 + self._factor)
+        spread = scale.repeat_interleave(self._width, dim=1).reshape(self._steps.shape)
+        return as_seen(self._layer, self._whole() * spread)
+
+    def keep_in_range(self) -> None:
+        """Bring codes that left the range of the grid back to its ends."""
+        import torch
+
+        with torch.no_grad():
+            self._steps.copy_(torch.minimum(torch.maximum(self._steps, self._low - 0.49), self._high + 0.49))
+
+    def solution(self) -> Solution:
+        grid = self._solution.grid
+        assert grid is not None
+        scale = (self._scale * (1 + self._factor.detach())).cpu().numpy()
+        grid = replace(grid, scale=np.maximum(scale, np.finfo(np.float32).tiny))
+        zero = grid.spread(*self._solution.weights.shape[1:])[1]
+        codes = np.rint(self._whole().detach().cpu().numpy()).astype(np.int32) + zero
+        return replace(self._solution, codes=codes, grid=grid, weights=grid.dequantize(codes))
+
+
+def _send(array: Array, device: str) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(np.asarray(array, np.float32), device=device)

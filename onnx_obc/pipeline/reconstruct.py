@@ -1,0 +1,251 @@
+"""Trains the parts of a compressed model, one after the other, on what the compressed model before each computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from ..calibration.samples import Batch
+from ..calibration.split import CORRECTING, TRAINING, first_samples
+from ..core.arrays import Array, Feed, Float32
+from ..core.errors import ModelError
+from ..core.plural import counted
+from ..core.progress import Feedback, Progress
+from ..correction.reconstruction import Example, Training, reconstruct, take
+from ..correction.sites import bias_sites
+from ..correction.statistics import WrittenLayer, correct
+from ..correction.torch_graph import check_agreement, to_torch
+from ..correction.units import Unit, chain_units, layers_of, part_of
+from ..graph.edit import add_initializer, names_of, take_name
+from ..graph.fold import remove_unused
+from ..graph.layers import find_layers
+from ..graph.write import WrittenWeight, rewrite
+from ..runtime.stepper import Stepper
+from ..targets.registry import TARGETS
+from .attempts import compared, must_be_clear
+from .correct import sites_of
+from .draft import Draft, make_draft
+from .layer import Solved, solving_device
+from .material import Material
+from .plan import Plan
+from .recipe import Recipe
+from .solve import Solutions, in_profile
+from .write import write
+
+OPTION = "--effort best"
+STEPS = 400  # for each part
+SPARED = 8  # one of so many samples stops the training
+FEWEST = 32  # samples below which nothing is trained
+TRAINED = "trained with what surrounds it afterwards: the layer losses here are those before"
+
+
+def reconstructed(draft: Draft, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
+    """The draft with its parts trained, where that is nearer to the dense model on held-out samples; else the draft."""
+    if recipe.effort != "best" or not draft.plan.layers:
+        return draft
+    if material.feeds.count < FEWEST:
+        return _noted(draft, [f"{OPTION} trains on {FEWEST} samples or more, and {material.feeds.count} are there"])
+    with feedback.watch("reconstruct"):
+        trained, notes = _trained(draft.source, material, recipe, feedback.progress)
+    if trained is None:
+        return _noted(draft, notes)
+    other = make_draft(material, trained, recipe, feedback)
+    count = sum(entry.report.notes[-1:] == (TRAINED,) for entry in trained.solved.values())
+    with feedback.watch("correct"):
+        models, clearly = (draft.plan.model, other.plan.model), must_be_clear(draft.plan.choices)
+        attempt = compared(
+            "reconstruction", count, models, material.dense, material.held_out, recipe.execution(), clearly
+        )
+    chosen = other if attempt.kept else draft
+    return _noted(replace(chosen, corrections=(*chosen.corrections, attempt)), notes)
+
+
+def _noted(draft: Draft, notes: Sequence[str]) -> Draft:
+    plan = draft.plan
+    return replace(draft, source=replace(draft.source, plan=replace(plan, notes=(*plan.notes, *notes))))
+
+
+def _trained(
+    solutions: Solutions, material: Material, recipe: Recipe, progress: Progress
+) -> tuple[Solutions | None, list[str]]:
+    """Solutions whose weights and biases were trained, in a fresh plan, None where no part got better; and what the
+    user should know."""
+    own, blank = (in_profile(solutions, solutions.plan.choices, material.folded, recipe) for _ in range(2))
+    walk = _Walk(own, material, recipe)
+    left: dict[str, list[str]] = {}  # layers by why they are left as they are
+    for number, unit in enumerate(walk.units):
+        names = [name for name in unit.layers if name in walk.trainable]
+        if names:
+            try:
+                walk.train(unit, names, _told(progress, number, len(walk.units)))
+            except ModelError as error:
+                left.setdefault(str(error).removesuffix(f"; leave out {OPTION}"), []).extend(names)
+        _told(progress, number, len(walk.units))(1)
+    notes = [f"{counted(len(names), 'layer')} not trained by {OPTION}: {why}" for why, names in left.items()]
+    if not walk.better:
+        return None, notes
+    solved = {}
+    for name, entry in blank.solved.items():
+        solution, bias = walk.solved[name].solution, walk.added_to_bias(name)
+        report = entry.report
+        if name in walk.better:
+            report = replace(report, notes=(*report.notes, TRAINED))
+        solved[name] = replace(entry, solution=replace(solution, bias=bias), report=report)
+    return replace(blank, solved=solved), notes
+
+
+class _Walk:
+    """A written copy of a model that is trained part by part, in the order of the graph, beside the dense one.
+
+    units: the parts. trainable: the names of the layers that can be: of those with several uses, or with a table that
+    reads the same integers, none. solved: the layers as they are now; better: the names of those that were trained.
+    """
+
+    def __init__(self, solutions: Solutions, material: Material, recipe: Recipe) -> None:
+        plan = self._plan = solutions.plan
+        self._recipe = recipe
+        self._dense_model = plan.model.clone()
+        self.units: Sequence[Unit] = chain_units(plan.model, find_layers(plan.model)[0])
+        tied = {tie.layer for tie in plan.ties}
+        self.trainable = {layer.name for layer in plan.layers if len(layer.uses) == 1} - tied
+        self._biases = bias_sites(plan.model, plan.layers)
+        self._begun = {name: self._bias(name) for name in self._biases}
+        sites = [site for site in sites_of(plan, material.dense, recipe) if site.kind != "norm"]
+        written, _, _ = write(solutions, recipe)
+        self._written = {weight.layer: weight for weight in written}
+        layers = {
+            name: WrittenLayer(entry.layer, entry.solution, self._written[name])
+            for name, entry in solutions.solved.items()
+        }
+        few = list(first_samples(material.feeds, CORRECTING).feeds())
+        _, now = correct(self._dense_model, plan.model, sites, layers, few, execution=recipe.execution())
+        self.solved = {name: replace(entry, solution=now[name]) for name, entry in solutions.solved.items()}
+        self.better: set[str] = set()
+        self._floats = _with_floats(plan, self.solved, written)
+        samples = first_samples(material.feeds, TRAINING)
+        self._batches = list(samples.read(0, samples.count))
+        feeds = [batch.feed for batch in self._batches]
+        half = replace(recipe.execution(), memory=recipe.memory_bytes() / 2)
+        self._dense, self._compressed = Stepper(self._dense_model, feeds, half), Stepper(plan.model, feeds, half)
+
+    def train(self, unit: Unit, names: Sequence[str], progress: Callable[[float], None]) -> None:
+        """Train these layers of a part, in place, if that brings its output nearer to the dense one on samples held
+        out. Raises ModelError if torch cannot run the part as onnxruntime does."""
+        recipe = self._recipe
+        sources = list(dict.fromkeys(_unrounded(node.inputs[index]) for node, index in unit.inputs.values()))
+        given = self._compressed.advance(sources)
+        wanted = self._dense.advance([unit.output])
+        examples = _examples(self._batches, given, [feed[unit.output] for feed in wanted])
+        part = part_of(self._floats, sources, unit.output, examples[0].feed)
+        layers = layers_of(part, [self.solved[name].layer for name in names])
+        graph = to_torch(part, layers, OPTION, [unit.output])
+        places = [place.value for place in graph.places]
+        graph = to_torch(part, layers, OPTION, list(dict.fromkeys([unit.output, *places])))
+        check_agreement(graph, part, examples[0].feed, rounded=True)
+        training, spared = _spare(examples)
+        settings = Training(
+            STEPS, recipe.seed, solving_device(recipe.device), recipe.threads, TARGETS[recipe.target].shared_scale
+        )
+        solutions = {name: self.solved[name].solution for name in names}
+        dense = {name: self.solved[name].layer.matrix() for name in names}
+        result = reconstruct(graph, layers, dense, solutions, training, spared, settings, progress)
+        if not result.after < result.before:
+            return
+        for name, solution in result.solutions.items():
+            self.solved[name] = replace(self.solved[name], solution=solution)
+            rewrite(self._plan.model, self.solved[name].layer, self._written[name], solution)
+        for name, bias in result.biases.items():
+            constant = self._plan.model.graph.initializers[name]
+            constant.const_value = ir.Tensor(np.ascontiguousarray(bias), name=name)
+        self.better.update(names)
+
+    def added_to_bias(self, name: str) -> Float32 | None:
+        """What a layer's bias has more than at the beginning, (rows,); None if that is nothing."""
+        if name not in self._biases:
+            return None
+        change = self._bias(name) - self._begun[name]
+        return change if change.any() else None
+
+    def _bias(self, name: str) -> Float32:
+        """A layer's bias as it is now, (rows,) float32."""
+        site = self._biases[name]
+        assert site.shift is not None
+        node, index = site.shift
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return np.zeros(site.channels, np.float32)
+        assert value.const_value is not None
+        return np.broadcast_to(value.const_value.numpy().astype(np.float32).reshape(-1), (site.channels,)).copy()
+
+
+def _told(progress: Progress, number: int, total: int) -> Callable[[float], None]:
+    """Tells how much of a part is done, in hundredths of it."""
+    told = 0
+
+    def tell(share: float) -> None:
+        nonlocal told
+        progress("reconstruct", int(100 * share) - told, 100 * total)
+        told = int(100 * share)
+
+    return tell
+
+
+def _unrounded(value: ir.Value | None) -> str:
+    """The name of a value, or, of one that is rounded, of what it is before that."""
+    assert value is not None
+    last = value.producer()
+    first = None if last is None or last.op_type != "DequantizeLinear" else _present(last.inputs[0]).producer()
+    if first is None or first.op_type not in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        return str(value.name)
+    return str(_present(first.inputs[0]).name)
+
+
+def _present(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value
+
+
+def _examples(batches: Sequence[Batch], given: Sequence[Feed], targets: Sequence[Array]) -> list[Example]:
+    """What a part is trained on. Feeds are taken apart only if in all of them every array has its samples in front."""
+    whole = all(
+        array.ndim and len(array) == batch.count
+        for batch, feed, target in zip(batches, given, targets, strict=True)
+        for array in (*feed.values(), target)
+    )
+    return [
+        Example(feed, target, batch.count if whole else 0)
+        for batch, feed, target in zip(batches, given, targets, strict=True)
+    ]
+
+
+def _spare(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Those to train on, and those that stop the training: every so many-th feed, or sample where feeds are few."""
+    if len(examples) >= SPARED:
+        return [x for n, x in enumerate(examples) if n % SPARED], list(examples[::SPARED])
+    if all(example.count >= SPARED for example in examples):
+        out = [np.arange(example.count) % SPARED == 0 for example in examples]
+        training = [take(example, np.flatnonzero(~where)) for example, where in zip(examples, out, strict=True)]
+        return training, [take(example, np.flatnonzero(where)) for example, where in zip(examples, out, strict=True)]
+    return list(examples), list(examples)
+
+
+def _with_floats(plan: Plan, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> ir.Model:
+    """A copy of a plan's written model with its solved weights in float, and inputs in float that have no range."""
+    copy = plan.model.clone()
+    nodes = dict(zip(plan.model.graph, copy.graph, strict=True))
+    taken = set(names_of(copy))
+    for weight in written:
+        entry = solved[weight.layer]
+        name = take_name(f"{weight.layer}.float", taken)
+        value = add_initializer(copy.graph, name, entry.layer.tensor(entry.solution.weights))
+        for use in weight.uses:
+            nodes[use.node].replace_input_with(use.index, value)
+    for node in list(copy.graph):
+        if node.op_type == "DynamicQuantizeLinear":
+            for reader in list(node.outputs[0].uses()):
+                ir.convenience.replace_all_uses_with(reader.node.outputs[0], _present(node.inputs[0]))
+    remove_unused(copy)
+    return copy

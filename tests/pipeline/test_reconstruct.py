@@ -1,0 +1,105 @@
+"""`--effort best`, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from digits import run_cli
+from small_graphs import build, random
+
+from onnx_obc import Recipe, compress
+from onnx_obc.pipeline import reconstruct as module
+from onnx_obc.pipeline.report import Report
+
+pytest.importorskip("torch")
+
+make = onnx.helper.make_node
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEPS", 40)
+
+
+def blocks(between: str = "Relu") -> onnx.ModelProto:
+    """Two residual blocks of two layers each; `between` those of the first."""
+    nodes = [
+        make("Conv", ["x", "w1", "b1"], ["a"], "first", pads=[1] * 4),
+        make(between, ["a"], ["r"]),
+        make("Conv", ["r", "w2", "b2"], ["c"], "second", pads=[1] * 4),
+        make("Add", ["c", "x"], ["d"]),
+        make("Conv", ["d", "w3", "b3"], ["e"], "third", pads=[1] * 4),
+        make("Relu", ["e"], ["f"]),
+        make("Conv", ["f", "w4", "b4"], ["g"], "fourth", pads=[1] * 4),
+        make("Add", ["g", "d"], ["y"]),
+    ]
+    weights = {f"w{n}": random(8, 8, 3, 3, seed=n) / 8 for n in range(1, 5)} | {f"b{n}": random(8) for n in range(1, 5)}
+    return build(nodes, {"x": ("N", 8, 6, 6)}, {"y": ("N", 8, 6, 6)}, weights, opset=18)
+
+
+X = {"x": random(160, 8, 6, 6)}
+
+
+def tried(report: Report) -> list[tuple[str, ...]]:
+    return [attempt.kinds for attempt in report.corrections]
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two bits and 8-bit inputs: nearer to the dense model, checked like any other file."""
+    onnx.save(blocks(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "x.npz", **X)
+    reports = {}
+    for effort in ("normal", "best"):
+        out, report = tmp_path / f"{effort}.onnx", tmp_path / f"{effort}.json"
+        arguments = [
+            tmp_path / "in.onnx",
+            out,
+            "--calib",
+            tmp_path / "x.npz",
+            "--weights",
+            "int2",
+            "--solver",
+            "baseline",
+        ]
+        assert run_cli(*arguments, "--effort", effort, "--report", report) == 0
+        reports[effort] = json.loads(report.read_text())
+        assert [check for check in reports[effort]["checks"] if check["passed"] is False] == []
+    best = reports["best"]
+    (attempt,) = (x for x in best["corrections"] if x["kinds"] == ["reconstruction"])
+    assert attempt["kept"] and attempt["sites"] == 4
+    assert best["outputs"][0]["sqnr_db"] > reports["normal"]["outputs"][0]["sqnr_db"] + 0.2
+    assert all(module.TRAINED in layer["notes"] for layer in best["layers"])
+    assert "reconstruction" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": "float", "sparsity": "2:4"}, {"activations": "dynamic"}],
+    ids=["pruned", "dynamic inputs"],
+)
+def test_what_is_written_passes_all_checks(options: dict[str, object]) -> None:
+    report = compress(
+        blocks(), X, Recipe.model_validate({"weights": "int2", "effort": "best", "solver": "baseline"} | options)
+    ).report
+    assert all(check.passed for check in report.checks)
+    assert ("reconstruction",) in tried(report)
+
+
+def test_an_operator_that_torch_does_not_know_is_named_and_the_rest_goes_on() -> None:
+    report = compress(
+        blocks("Mish"), X, Recipe(weights="int2", activations="none", effort="best", solver="baseline")
+    ).report
+    (note,) = (note for note in report.notes if "not trained by --effort best" in note)
+    assert note.startswith("2 layers not trained by --effort best: ") and "Mish" in note and "leave out" not in note
+    trained = {layer.name for layer in report.layers if module.TRAINED in layer.notes}
+    assert trained == {"third", "fourth"}
+
+
+def test_few_samples_train_nothing_and_it_is_said() -> None:
+    report = compress(blocks(), {"x": X["x"][:20]}, Recipe(effort="best")).report
+    assert ("reconstruction",) not in tried(report)
+    assert any(note.startswith("--effort best trains on 32 samples or more, and 18") for note in report.notes)
