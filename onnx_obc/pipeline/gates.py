@@ -77,7 +77,7 @@ def judge(
 
 def _quality(text: str, outputs: Sequence[OutputMatch], metric: MetricReport | None) -> Gate:
     kind, wanted = parse_quality(text)
-    advice = "try more bits for the layers that lose most (onnx-obc debug names them), --sequential, or more samples"
+    advice = "try more bits for the layers that lose most (onnx-obc debug names them), --effort best, or more samples"
     if kind == "dB":
         worst = min(outputs, key=lambda match: match.sqnr_db, default=None)
         value = math.nan if worst is None else worst.sqnr_db
