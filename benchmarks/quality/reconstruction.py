@@ -93,13 +93,14 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     return f"""# What training parts of the model gains
 
-`python -m benchmarks.quality.reconstruction`, on {machine()}. Top-1 in %, for MiniLM Spearman's correlation on STS-B; the loss
-is the mean KL divergence from the dense model on the same test data, for MiniLM the relative squared error of embeddings.
+`python -m benchmarks.quality.reconstruction`, on {machine()}. Top-1 in %, for MiniLM Spearman's correlation on STS-B;
+the loss is the mean KL divergence from the dense model on the same test data, for MiniLM the relative squared error of
+embeddings.
 
 Every layer is at the level, or without its pattern where that is impossible, and solved into a database before: seconds
 are those of all that follows, for `--effort normal` statistics, for `best` reconstruction too. Other work ran beside
-these, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md. EfficientNet-Lite0
-is scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
+these, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md.
+EfficientNet-Lite0 is scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
 
 {markdown(header, cells, left=2)}
 """
