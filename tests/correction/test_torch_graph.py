@@ -150,7 +150,7 @@ def test_unknown_operators_are_named() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = around([make("Relu", ["x"], ["h"])], 17)
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    with pytest.raises(ModelError, match=r"needs onnx2torch, which is not installed; install onnx-obc\[adaprune\]"):
+    with pytest.raises(ModelError, match=r"needs onnx2torch, which is not installed; install onnx-obc\[torch\]"):
         to_torch(model, find_layers(model)[0], "--global-adaprune")
 
 
