@@ -48,7 +48,7 @@ def permuted(
         samples, execution = first_samples(calibrating, CORRECTING), recipe.execution()
         before, importance = _solved(folded, samples, recipe, feedback)
         orders = {}
-        for number, (piece, found) in enumerate(readers.items()):
+        for piece, found in readers.items():
             costs = costs_of(found, importance, recipe.seed)
             order, rest = best_order(costs, recipe.seed, execution.threads)
             if rest < 1:

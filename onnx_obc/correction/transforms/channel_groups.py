@@ -36,8 +36,8 @@ RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 def find_channels(graph: ir.Graph) -> Channels:
     """The axes of a graph that have one order, tied by its operators."""
     channels = Channels()
-    for value in (*graph.inputs, *graph.outputs):
-        channels.fix(value)
+    for end in (*graph.inputs, *graph.outputs):
+        channels.fix(end)
     for node in graph:
         rule = RULES.get((node.domain, node.op_type))
         if rule is None or not rule(node, channels):
@@ -211,14 +211,15 @@ def _slice(node: ir.Node, channels: Channels) -> bool:
 
 def _reduce(node: ir.Node, channels: Channels) -> bool:
     x, y = channels.axes(node.inputs[0]), channels.axes(node.outputs[0])
-    given = tuple(node.attributes.get_ints("axes", ())) or (_integers(node, 1) if len(node.inputs) > 1 else ())
-    if x is None or y is None or given is None or node.attributes.get_int("noop_with_empty_axes", 0):
+    attribute: tuple[int, ...] | None = tuple(node.attributes.get_ints("axes", ()))
+    given = attribute or (_integers(node, 1) if len(node.inputs) > 1 else ())
+    if x is None or y is None or given is None or node.attributes.get_int("noop_with_empty_axes", 0) != 0:
         return False
     for value in node.inputs[1:]:
         channels.fix(value)
     reduced = {axis % len(x) for axis in given} or set(range(len(x)))
     kept = [axis for axis in range(len(x)) if axis not in reduced]
-    places = kept if node.attributes.get_int("keepdims", 1) else range(len(kept))
+    places = kept if node.attributes.get_int("keepdims", 1) else list(range(len(kept)))
     for axis, place in zip(kept, places, strict=True):
         channels.tie(x[axis], y[place])
     return True

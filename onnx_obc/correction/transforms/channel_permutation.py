@@ -127,7 +127,7 @@ def _exchange(costs: Sequence[Cost], length: int, size: int, threads: int | None
     states = [_State(cost, order, threads) for cost in costs]
     least = LEAST * sum(state.mean for state in states)
     for _ in range(ROUNDS):
-        gains = sum(state.gains(order) for state in states)  # (channels, channels)
+        gains = np.sum([state.gains(order) for state in states], axis=0)  # (positions, positions)
         pairs = gains.reshape(length // size, size, -1, size).transpose(0, 2, 1, 3)
         pairs = np.triu(pairs.reshape(*pairs.shape[:2], -1).max(axis=2), 1)  # (groups, groups)
         taken, touched = np.zeros(len(pairs), np.bool_), []

@@ -1,8 +1,8 @@
 """What the groups of a weight's columns cost under a pattern, and what they would with one column for another.
 
-Columns lie in groups, in which an N:M pattern, a block of zeros or a scale is shared. Each class here knows one pattern:
-`of` is the cost of groups, `exchanged` that of groups in which one member has given way to a channel from elsewhere. What
-other members a channel meets enters through a threshold for each row, so that both take one comparison a row.
+Columns lie in groups, in which an N:M pattern, a block of zeros or a scale is shared. Each class here knows one of
+these: `of` is the cost of groups, `exchanged` that of groups in which a channel from elsewhere stands in for a member.
+What the other members are enters through a bound for each row, so that each channel takes one comparison a row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ...solver.linalg.threads import over_rows
 class Cost(Protocol):
     """The cost of groups of channels to one weight, or to a part of its columns; a lower sum over groups is better."""
 
-    size: int  # channels in a group
+    @property
+    def size(self) -> int:
+        """Channels in a group."""
 
     @property
     def channels(self) -> int:
@@ -70,7 +72,7 @@ class Kept:
     @property
     def channels(self) -> int:
         """See `Cost`."""
-        return self.saliency.shape[1]
+        return int(self.saliency.shape[1])
 
     def take(self, channels: Int64) -> Kept:
         """See `Cost`."""
@@ -79,7 +81,8 @@ class Kept:
     def of(self, groups: Int64) -> Float64:
         """See `Cost`."""
         ranked = np.sort(self.saliency[:, groups], axis=2)  # (rows, count, size)
-        return ranked[:, :, : self.size - self.n].sum(axis=(0, 2), dtype=np.float64)
+        costs: Float64 = ranked[:, :, : self.size - self.n].sum(axis=(0, 2), dtype=np.float64)
+        return costs
 
     def exchanged(self, groups: Int64, threads: int | None) -> Float64:
         """See `Cost`. Of the others and x stay the n − 1 largest of the others, and the next one or x."""
@@ -91,7 +94,8 @@ class Kept:
         top = np.where(own >= last, top - own + spare, top)
         goes = (own.sum(axis=2, keepdims=True) - own - top + bound).sum(axis=0, dtype=np.float64)  # (count, size)
         whole = self.saliency.sum(axis=0, dtype=np.float64)  # (channels,)
-        return goes[:, :, None] + whole - _over_channels(_larger, bound, self.saliency, threads)
+        costs: Float64 = goes[:, :, None] + whole - _over_channels(_larger, bound, self.saliency, threads)
+        return costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +110,7 @@ class Blocks:
     @property
     def channels(self) -> int:
         """See `Cost`."""
-        return self.saliency.shape[1]
+        return int(self.saliency.shape[1])
 
     def take(self, channels: Int64) -> Blocks:
         """See `Cost`."""
@@ -115,14 +119,17 @@ class Blocks:
     def of(self, groups: Int64) -> Float64:
         """See `Cost`."""
         blocks = self.saliency[:, groups].sum(axis=2)  # (rows, count)
-        return np.minimum(blocks, np.float32(self.threshold)).sum(axis=0, dtype=np.float64)
+        costs: Float64 = np.minimum(blocks, np.float32(self.threshold)).sum(axis=0, dtype=np.float64)
+        return costs
 
     def exchanged(self, groups: Int64, threads: int | None) -> Float64:
         """See `Cost`: min(others + x, threshold) = threshold − max(threshold − others, x) + x."""
         own = self.saliency[:, groups]  # (rows, count, size)
         room = np.float32(self.threshold) - (own.sum(axis=2, keepdims=True) - own)
         whole = self.saliency.sum(axis=0, dtype=np.float64)  # (channels,)
-        return len(own) * self.threshold + whole - _over_channels(_larger, room, self.saliency, threads)
+        over = _over_channels(_larger, room, self.saliency, threads)
+        costs: Float64 = len(own) * self.threshold + whole - over
+        return costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +159,8 @@ class Scales:
         """See `Cost`."""
         own = self._reach[:, groups]  # (rows, count, size)
         span = np.maximum(own.max(axis=2), 0) - np.minimum(own.min(axis=2), 0)
-        return np.square(span, dtype=np.float64).sum(axis=0) * self.importance[groups].sum(axis=1)
+        costs: Float64 = np.square(span, dtype=np.float64).sum(axis=0) * self.importance[groups].sum(axis=1)
+        return costs
 
     def exchanged(self, groups: Int64, threads: int | None) -> Float64:
         """See `Cost`."""
@@ -160,7 +168,8 @@ class Scales:
         high, low = _largest_of_others(own), -_largest_of_others(-own)
         both = np.stack([np.maximum(high, 0), np.minimum(low, 0)], axis=-1)  # (rows, count, size, 2)
         spans = _over_channels(_span, both, self._reach, threads)
-        return spans * (h.sum(axis=1, keepdims=True) - h)[:, :, None] + spans * self.importance
+        costs: Float64 = spans * ((h.sum(axis=1, keepdims=True) - h)[:, :, None] + self.importance)
+        return costs
 
 
 def _largest_of_others(own: Float32) -> Float32:
