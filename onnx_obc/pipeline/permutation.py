@@ -14,6 +14,7 @@ from ..calibration.split import CORRECTING, first_samples
 from ..core.arrays import Float64
 from ..core.progress import Feedback
 from ..core.solution import Solution
+from ..correction.transforms.channel_orders import note_orders
 from ..correction.transforms.channel_permutation import best_order, costs_of, find_readers, reorder
 from ..graph.fold import remove_unused
 from ..graph.layers import find_layers
@@ -58,6 +59,7 @@ def permuted(
             return folded, ()
         model = folded.model.clone()
         reorder(model, orders)
+        note_orders(model, orders, folded.given)
         other = replace(folded, model=model)
         after, _ = _solved(other, samples, recipe, feedback)
         kind = "channel permutation"

@@ -206,7 +206,9 @@ def test_costs_of_exchanges_are_those_of_the_groups(level: str) -> None:
         assert abs(cost.of(other)[0] - found[i, k, channel]) < 1e-5 * np.abs(found).max()
     order, rest = best_order([cost, cost], 0, 1)
     assert sorted(order) == list(range(32))
-    assert np.isclose(cost.of(order.reshape(-1, cost.size)).sum(), rest * cost.of(np.arange(32).reshape(-1, cost.size)).sum())
+    assert np.isclose(
+        cost.of(order.reshape(-1, cost.size)).sum(), rest * cost.of(np.arange(32).reshape(-1, cost.size)).sum()
+    )
     assert rest < 0.95
     assert (order == best_order([cost, cost], 0, 2)[0]).all()  # whatever the threads
 
