@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..calibration.split import CORRECTING, first_samples
 from ..core.arrays import Float64
+from ..core.level import Choice
 from ..core.progress import Feedback
 from ..core.solution import Solution
 from ..correction.transforms.channel_orders import note_orders
@@ -36,8 +38,8 @@ def permuted(
 ) -> tuple[Folded, tuple[CorrectionReport, ...]]:
     """The model with its channels reordered for the patterns of its layers, if that helps, and what was tried.
 
-    plan: what its layers are to become. Judged on models whose layers are solved by the ordered solver, on few samples,
-    and on the outputs for the samples held out.
+    plan: what its layers are to become. Judged on models in which the layers that are to gain by it, and no others, are
+    solved, by the ordered solver on few samples, and on the outputs for the samples held out.
     """
     levels = {name: choice.level for name, choice in plan.choices.items()}
     if not recipe.correct or recipe.solver not in OWN:
@@ -47,7 +49,8 @@ def permuted(
         return folded, ()
     with feedback.watch("correct"):
         samples, execution = first_samples(calibrating, CORRECTING), recipe.execution()
-        before, importance = _solved(folded, samples, recipe, feedback)
+        profile = {one.layer.name: plan.choices[one.layer.name] for found in readers.values() for one in found}
+        before, importance = _solved(folded, profile, samples, recipe, feedback)
         orders = {}
         for piece, found in readers.items():
             costs = costs_of(found, importance, recipe.seed)
@@ -61,7 +64,7 @@ def permuted(
         reorder(model, orders)
         note_orders(model, orders, folded.given)
         other = replace(folded, model=model)
-        after, _ = _solved(other, samples, recipe, feedback)
+        after, _ = _solved(other, profile, samples, recipe, feedback)
         kind = "channel permutation"
         tried = compared(kind, len(orders), (before, after), folded.dense, held_out, execution, False)
     return (other if tried.kept else folded), (tried,)
@@ -69,11 +72,11 @@ def permuted(
 
 @one_blas_thread()
 def _solved(
-    folded: Folded, samples: Samples, recipe: Recipe, feedback: Feedback
+    folded: Folded, profile: Mapping[str, Choice], samples: Samples, recipe: Recipe, feedback: Feedback
 ) -> tuple[ir.Model, dict[str, Float64]]:
-    """The model with its layers solved as fast as goes, and by the name of each what a change of its columns costs,
+    """The model with these layers solved as fast as goes, and by the name of each what a change of its columns costs,
     (columns,): 1 / (H⁻¹)_jj, what is left of H_jj when the other columns make up for it."""
-    plan, execution = make_plan(folded, recipe), recipe.execution()
+    plan, execution = make_plan(folded, recipe, profile), recipe.execution()
     method = replace(method_of(recipe), solver="ordered", refine="none", device="cpu")
     values = [activation.value for activation in plan.ranged]
     taps = [use.tap.value for layer in plan.layers for use in layer.uses]

@@ -2,19 +2,20 @@
 
 A layer's loss under N:M, blocks of zeros or blocks that share a scale depends on which columns lie in a group, and the
 order of the columns is that of the channels of its input: any order will do, if whatever makes these channels has it
-too. It is found by exchanges of two channels, the best ones first, until none lowers the cost of all readers.
+too. It is looked for by exchanges of two channels, the best ones first, until none lowers the cost to all readers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import lcm
 
 import numpy as np
 import onnx_ir as ir
 
-from ...core.arrays import Float64, Int64
+from ...core.arrays import Float32, Float64, Int64
 from ...core.level import NM, Block, Level
 from ...graph.layers import Layer, Window
 from .channel_axes import Channels
@@ -22,6 +23,9 @@ from .channel_groups import find_channels
 from .group_costs import Cost, cost_of
 
 ROUNDS = 100  # of exchanges; they end by themselves after twenty or so
+AT_ONCE = 8  # channels of a group for each exchange that it takes part in at a time
+ESCAPES, SHUFFLED = 10, 8  # how often one in so many groups is shuffled: the cost falls by 1 to 4 % more
+ESCAPE_WORK = 1e6  # channels² · times; where there are many channels an order is good, and a time takes long
 WINDOW = 1536  # channels among which exchanges are looked for at a time
 WORK = 3e8  # channels² · rows; of a weight that takes more, some rows are drawn
 LEAST = 1e-5  # of the mean cost of a group, that an exchange has to gain: less may be rounding
@@ -101,82 +105,129 @@ def best_order(costs: Sequence[Cost], seed: int, threads: int | None = None) -> 
 
     The order is the given one where none is better.
     """
-    length = costs[0].channels
-    size = lcm(*(cost.size for cost in costs))
+    length, random = costs[0].channels, np.random.default_rng(seed)
     order = np.arange(length)
-    for window in _windows(length, size, seed):
-        order[window] = window[_exchange([cost.take(window) for cost in costs], len(window), size, threads)]
+    for window in _windows(length, lcm(*(cost.size for cost in costs)), random):
+        order[window] = window[_exchange([cost.take(window) for cost in costs], random, threads)]
     before, after = (sum(_total(cost, each) for cost in costs) for each in (np.arange(length), order))
     return (order, after / before) if after < before else (np.arange(length), 1.0)
 
 
-def _windows(length: int, size: int, seed: int) -> Iterator[Int64]:
+def _windows(length: int, size: int, random: np.random.Generator) -> Iterator[Int64]:
     """The positions of channels in windows of whole groups, drawn at random where there is more than one."""
     groups = np.arange(length).reshape(-1, size)
     count = -(-length // WINDOW)
     if count > 1:
-        groups = np.random.default_rng(seed).permutation(groups)
+        groups = random.permutation(groups)
     for part in np.array_split(groups, count):
         yield part.reshape(-1)
 
 
-def _exchange(costs: Sequence[Cost], length: int, size: int, threads: int | None) -> Int64:
-    """Exchange channels of different groups of `size` until nothing is gained, in rounds: in each the best exchange of
-    any two groups, a group in one at most, so that their gains add up."""
-    order, place = np.arange(length), np.arange(length)
-    states = [_State(cost, order, threads) for cost in costs]
-    least = LEAST * sum(state.mean for state in states)
-    for _ in range(ROUNDS):
-        gains = np.sum([state.gains(order) for state in states], axis=0)  # (positions, positions)
-        pairs = gains.reshape(length // size, size, -1, size).transpose(0, 2, 1, 3)
-        pairs = np.triu(pairs.reshape(*pairs.shape[:2], -1).max(axis=2), 1)  # (groups, groups)
-        taken, touched = np.zeros(len(pairs), np.bool_), []
-        for flat in np.argsort(-pairs, axis=None, kind="stable"):
-            one, other = divmod(int(flat), len(pairs))
-            if pairs[one, other] <= least:
-                break
-            if taken[one] or taken[other]:
-                continue
-            taken[[one, other]] = True
-            block = gains[one * size : (one + 1) * size, other * size : (other + 1) * size]
-            a, b = divmod(int(block.argmax()), size)
-            a, b = one * size + a, other * size + b
-            order[[a, b]] = order[[b, a]]
-            touched += [one, other]
-        if not touched:
-            break
-        moved = place.reshape(-1, size)[touched].reshape(-1)
-        for state in states:
-            state.update(order, np.unique(moved // state.cost.size))
-    return order
-
-
 class _State:
-    """What exchanges cost one reader. groups: of each group of positions; table: (positions, channels), of the group
-    that a position lies in with the channel there replaced by another one."""
+    """An order of channels, and what exchanges cost each reader.
 
-    def __init__(self, cost: Cost, order: Int64, threads: int | None) -> None:
-        self.cost, self._threads = cost, threads
-        self._groups = np.zeros(len(order) // cost.size)
-        self._table = np.zeros((len(self._groups), cost.size, len(order)))
-        self.update(order, np.arange(len(self._groups)))
-        self.mean = float(np.abs(self._groups).mean())
+    of: the cost of each group of positions to a reader, (groups,); tables: (positions, positions), of the group that a
+    position lies in with the channel there replaced by that of another position. Groups of a reader may be smaller than
+    `size`, of which two channels that are exchanged are never in one.
+    """
 
-    def update(self, order: Int64, groups: Int64) -> None:
-        """See to groups whose members are others now."""
-        members = order.reshape(-1, self.cost.size)[groups]  # (count, size)
-        self._groups[groups] = self.cost.of(members)
-        self._table[groups] = self.cost.exchanged(members, self._threads)
+    def __init__(self, costs: Sequence[Cost], threads: int | None) -> None:
+        self._costs, self._threads = costs, threads
+        self.size = lcm(*(cost.size for cost in costs))
+        self.order = np.arange(costs[0].channels)
+        self._of = [np.zeros(len(self.order) // cost.size) for cost in costs]
+        self._tables = [np.zeros((len(self.order), len(self.order)), np.float32) for _ in costs]
+        self.move(self.order.copy(), np.arange(len(self.order) // self.size))
+        self.least = LEAST * sum(float(np.abs(each).mean()) for each in self._of)
 
-    def gains(self, order: Int64) -> Float64:
+    @property
+    def total(self) -> float:
+        """The cost of the order, to all readers."""
+        return float(sum(each.sum() for each in self._of))
+
+    def cost(self, order: Int64) -> float:
+        """The cost of another order."""
+        return sum(_total(cost, order) for cost in self._costs)
+
+    def copy(self) -> _State:
+        """One that moves on its own."""
+        other = copy(self)
+        other._of, other._tables = [of.copy() for of in self._of], [table.copy() for table in self._tables]
+        return other
+
+    def move(self, order: Int64, groups: Sequence[int] | Int64) -> None:
+        """Take another order, which differs in these groups of `size`."""
+        positions = np.arange(len(order)).reshape(-1, self.size)[groups].reshape(-1)
+        source = np.argsort(self.order)[order[positions]]  # where the channels were
+        for cost, of, table in zip(self._costs, self._of, self._tables, strict=True):
+            table[:, positions] = table[:, source]
+            own = np.unique(positions // cost.size)
+            members = order.reshape(-1, cost.size)[own]  # (count, size)
+            of[own] = cost.of(members)
+            table.reshape(-1, cost.size, len(order))[own] = cost.exchanged(members, self._threads)[:, :, order]
+        self.order = order
+
+    def gains(self) -> Float32:
         """What an exchange of the channels at two positions gains, (positions, positions); nothing within a group."""
-        new = self._table.reshape(len(order), -1)[:, order]
-        own = self._groups.repeat(self.cost.size)
-        gains: Float64 = own[:, None] + own[None] - new - new.T
-        inside = gains.reshape(*self._table.shape[:2], *self._table.shape[:2])
-        every = np.arange(len(self._groups))
-        inside[every, :, every] = 0
+        gains = np.zeros_like(self._tables[0])
+        for cost, of, table in zip(self._costs, self._of, self._tables, strict=True):
+            before = of.astype(np.float32).repeat(cost.size)
+            found = before[:, None] + before - table - table.T
+            every = np.arange(len(of))
+            found.reshape(len(of), cost.size, len(of), cost.size)[every, :, every] = 0
+            gains += found
         return gains
+
+
+def _exchange(costs: Sequence[Cost], random: np.random.Generator, threads: int | None) -> Int64:
+    """An order that no exchange makes better; then some groups are shuffled, and the search goes on from there, a few
+    times."""
+    best = _State(costs, threads)
+    _settle(best)
+    groups = len(best.order) // best.size
+    for _ in range(min(ESCAPES, int(ESCAPE_WORK / len(best.order) ** 2))):
+        state, chosen = best.copy(), random.permutation(groups)[: max(2, groups // SHUFFLED)]
+        positions = np.arange(len(state.order)).reshape(groups, -1)[chosen].reshape(-1)
+        order = state.order.copy()
+        order[positions] = order[random.permutation(positions)]
+        state.move(order, chosen)
+        _settle(state)
+        if state.total < best.total:
+            best = state
+    return best.order
+
+
+def _settle(state: _State) -> None:
+    """Exchange channels until nothing is gained, in rounds: in each the best exchange of any two groups, a group in one
+    at most, so that their gains add up. Of large groups several at a time, as long as that lowers the cost."""
+    most = max(1, state.size // AT_ONCE)
+    for _ in range(ROUNDS):
+        order, touched = _exchanged(state, most)
+        if most > 1 and state.cost(order) >= state.total:
+            most = 1
+            order, touched = _exchanged(state, most)
+        if not touched:
+            return
+        state.move(order, touched)
+
+
+def _exchanged(state: _State, most: int) -> tuple[Int64, list[int]]:
+    """The order after a round of exchanges, of which a group takes part in so many, and the groups that did."""
+    gains, size, order = state.gains(), state.size, state.order.copy()
+    pairs = gains.reshape(len(gains) // size, size, -1, size).max(axis=(1, 3))  # (groups, groups)
+    times, moved = np.zeros(len(pairs), np.int64), np.zeros(len(order), np.bool_)
+    ones, others = np.nonzero(np.triu(pairs, 1) > state.least)
+    for index in np.argsort(-pairs[ones, others], kind="stable"):
+        one, other = int(ones[index]), int(others[index])
+        if max(times[one], times[other]) == most:
+            continue
+        a, b = divmod(int(gains[one * size : (one + 1) * size, other * size : (other + 1) * size].argmax()), size)
+        a, b = one * size + a, other * size + b
+        if not moved[a] and not moved[b]:
+            order[[a, b]] = order[[b, a]]
+            moved[[a, b]] = True
+            times[[one, other]] += 1
+    return order, [int(group) for group in np.nonzero(times)[0]]
 
 
 def _total(cost: Cost, order: Int64) -> float:

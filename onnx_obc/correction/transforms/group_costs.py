@@ -33,7 +33,7 @@ class Cost(Protocol):
     def of(self, groups: Int64) -> Float64:
         """The cost of each group, (count,); groups: (count, size)."""
 
-    def exchanged(self, groups: Int64, threads: int | None) -> Float64:
+    def exchanged(self, groups: Int64, threads: int | None) -> Float32:
         """The cost of each group with a member replaced by a channel, (count, size, channels)."""
 
     def take(self, channels: Int64) -> Cost:
@@ -84,7 +84,7 @@ class Kept:
         costs: Float64 = ranked[:, :, : self.size - self.n].sum(axis=(0, 2), dtype=np.float64)
         return costs
 
-    def exchanged(self, groups: Int64, threads: int | None) -> Float64:
+    def exchanged(self, groups: Int64, threads: int | None) -> Float32:
         """See `Cost`. Of the others and x stay the n − 1 largest of the others, and the next one or x."""
         own = self.saliency[:, groups]  # (rows, count, size)
         ranked = np.sort(own, axis=2)[:, :, ::-1]
@@ -92,9 +92,9 @@ class Kept:
         bound = np.where(own >= last, spare, last)  # the n-th largest of the others
         top = ranked[:, :, : self.n].sum(axis=2, keepdims=True)  # of all, and of the others:
         top = np.where(own >= last, top - own + spare, top)
-        goes = (own.sum(axis=2, keepdims=True) - own - top + bound).sum(axis=0, dtype=np.float64)  # (count, size)
-        whole = self.saliency.sum(axis=0, dtype=np.float64)  # (channels,)
-        costs: Float64 = goes[:, :, None] + whole - _over_channels(_larger, bound, self.saliency, threads)
+        goes = (own.sum(axis=2, keepdims=True) - own - top + bound).sum(axis=0)  # (count, size)
+        whole = self.saliency.sum(axis=0)  # (channels,)
+        costs: Float32 = goes[:, :, None] + whole - _over_channels(_larger, bound, self.saliency, threads)
         return costs
 
 
@@ -122,13 +122,12 @@ class Blocks:
         costs: Float64 = np.minimum(blocks, np.float32(self.threshold)).sum(axis=0, dtype=np.float64)
         return costs
 
-    def exchanged(self, groups: Int64, threads: int | None) -> Float64:
+    def exchanged(self, groups: Int64, threads: int | None) -> Float32:
         """See `Cost`: min(others + x, threshold) = threshold − max(threshold − others, x) + x."""
         own = self.saliency[:, groups]  # (rows, count, size)
         room = np.float32(self.threshold) - (own.sum(axis=2, keepdims=True) - own)
-        whole = self.saliency.sum(axis=0, dtype=np.float64)  # (channels,)
-        over = _over_channels(_larger, room, self.saliency, threads)
-        costs: Float64 = len(own) * self.threshold + whole - over
+        whole = np.float32(len(own) * self.threshold) + self.saliency.sum(axis=0)  # (channels,)
+        costs: Float32 = whole - _over_channels(_larger, room, self.saliency, threads)
         return costs
 
 
@@ -162,13 +161,14 @@ class Scales:
         costs: Float64 = np.square(span, dtype=np.float64).sum(axis=0) * self.importance[groups].sum(axis=1)
         return costs
 
-    def exchanged(self, groups: Int64, threads: int | None) -> Float64:
+    def exchanged(self, groups: Int64, threads: int | None) -> Float32:
         """See `Cost`."""
         own, h = self._reach[:, groups], self.importance[groups]
         high, low = _largest_of_others(own), -_largest_of_others(-own)
         both = np.stack([np.maximum(high, 0), np.minimum(low, 0)], axis=-1)  # (rows, count, size, 2)
         spans = _over_channels(_span, both, self._reach, threads)
-        costs: Float64 = spans * ((h.sum(axis=1, keepdims=True) - h)[:, :, None] + self.importance)
+        others = (h.sum(axis=1, keepdims=True) - h).astype(np.float32)  # (count, size)
+        costs: Float32 = spans * (others[:, :, None] + self.importance.astype(np.float32))
         return costs
 
 
@@ -178,7 +178,7 @@ def _largest_of_others(own: Float32) -> Float32:
     return np.where(own == ranked[:, :, -1:], ranked[:, :, -2:-1], ranked[:, :, -1:])
 
 
-def _over_channels(kernel: Callable[..., None], bounds: Array, x: Float32, threads: int | None) -> Float64:
+def _over_channels(kernel: Callable[..., None], bounds: Array, x: Float32, threads: int | None) -> Float32:
     """A kernel's sums for each member and channel, (count, size, channels).
 
     bounds: what the other members of each member's group leave, (rows, count, size, …). x: (rows, channels).
@@ -187,7 +187,7 @@ def _over_channels(kernel: Callable[..., None], bounds: Array, x: Float32, threa
     each = np.ascontiguousarray(np.moveaxis(bounds, 0, 2), np.float32).reshape(count * size, rows, *bounds.shape[3:])
     out = np.zeros((count * size, x.shape[1]), np.float32)
     over_rows(lambda a, b: kernel(each[a:b], x, out[a:b]), len(each), x.size, threads)
-    return out.reshape(count, size, -1).astype(np.float64)
+    return out.reshape(count, size, -1)
 
 
 @compiled_finite
