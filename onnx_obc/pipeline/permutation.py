@@ -44,7 +44,8 @@ def permuted(
     levels = {name: choice.level for name, choice in plan.choices.items()}
     if not recipe.correct or recipe.solver not in OWN:
         return folded, ()
-    readers = find_readers(folded.model, find_layers(folded.model)[0], levels)
+    tables = {tie.layer: tie.table.weight_name for tie in plan.ties}
+    readers = find_readers(folded.model, find_layers(folded.model)[0], levels, tables)
     if not readers:
         return folded, ()
     with feedback.watch("correct"):

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...core.arrays import Float32, Float64, Int64
-from ...core.level import NM, Block, Level
+from ...core.level import FLOAT, NM, Block, Level
 from ...graph.layers import Layer, Window
 from .channel_axes import Channels
 from .channel_groups import find_channels
@@ -48,24 +48,27 @@ def group_size(level: Level) -> int | None:
     return level.block
 
 
-def find_readers(model: ir.Model, layers: Sequence[Layer], levels: Mapping[str, Level]) -> dict[int, list[Reader]]:
+def find_readers(
+    model: ir.Model, layers: Sequence[Layer], levels: Mapping[str, Level], tables: Mapping[str, str]
+) -> dict[int, list[Reader]]:
     """The pieces of axes that can be reordered, with the layers that gain by it.
 
-    layers: all of this model. levels: those of the layers that get one, by name. Left out are pieces that a layer's
-    groups do not end with, and layers of several groups of channels.
+    layers: all of this model. levels: those of the layers that get one, by name. tables: the initializers that share
+    the integers of layers, by the layer: their rows have to go along. Left out are pieces that a layer's groups do not
+    end with, and layers of several groups of channels.
     """
     channels = find_channels(model.graph)
     found: dict[int, list[Reader]] = {}
     unfit: set[int] = set()
     for layer in layers:
-        size = group_size(levels[layer.name]) if layer.name in levels else None
+        pieces, size = _input_pieces(layer, channels), group_size(levels.get(layer.name, FLOAT))
+        if layer.name in tables and channels.pieces(model.graph.initializers[tables[layer.name]], 1) != pieces:
+            unfit |= {piece for piece, _ in pieces}
         if size is None or layer.groups > 1:
             continue
         start = 0
-        for piece, length in _input_pieces(layer, channels):
-            if channels.is_fixed(piece) or length <= size:
-                unfit.add(piece)
-            if start % size or length % size:
+        for piece, length in pieces:
+            if channels.is_fixed(piece) or length <= size or start % size or length % size:
                 unfit.add(piece)
             found.setdefault(piece, []).append(Reader(layer, levels[layer.name], slice(start, start + length)))
             start += length

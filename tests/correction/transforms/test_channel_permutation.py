@@ -144,7 +144,7 @@ def inferred(proto: onnx.ModelProto) -> ir.Model:
 def shuffled(model: ir.Model) -> tuple[ir.Model, set[str]]:
     """The model with everything reordered at random that can be, and the layers that read what was."""
     layers = find_layers(model)[0]
-    readers = find_readers(model, layers, {layer.name: PATTERN for layer in layers})
+    readers = find_readers(model, layers, {layer.name: PATTERN for layer in layers}, {})
     assert all(part.part.stop - part.part.start > 4 for found in readers.values() for part in found)
     orders = {p: np.random.default_rng(p).permutation(x[0].part.stop - x[0].part.start) for p, x in readers.items()}
     other = model.clone()
@@ -190,6 +190,15 @@ def test_what_is_seen_from_outside_stays() -> None:
     sorts = onnx.ModelProto.FromString(proto.SerializeToString())
     sorts.graph.node[2].CopyFrom(node("LRN", ["p"], ["r"], size=3))  # each channel with its neighbours
     assert shuffled(inferred(sorts))[1] == {"p", "t", "y"}
+
+
+def test_a_table_that_shares_a_weight_goes_along_or_keeps_the_channels() -> None:
+    model = inferred(transformer())
+    layers = find_layers(model)[0]
+    levels = {"head": PATTERN, "down": PATTERN}
+    for table, expected in (("table", {"head", "down"}), ("q", {"down"})):  # q is read by, and is not, that axis
+        readers = find_readers(model, layers, levels, {"head": table})
+        assert {reader.layer.name for found in readers.values() for reader in found} == expected
 
 
 @pytest.mark.parametrize("level", ["2:4", "4:8", "block4:0.5", "int4-b16", "int4-asym-b16"])
