@@ -27,7 +27,7 @@ AT_ONCE = 8  # channels of a group for each exchange that it takes part in at a 
 ESCAPES, SHUFFLED = 10, 8  # how often one in so many groups is shuffled: the cost falls by 1 to 4 % more
 ESCAPE_WORK = 1e6  # channels² · times; where there are many channels an order is good, and a time takes long
 WINDOW = 1536  # channels among which exchanges are looked for at a time
-WORK = 3e8  # channels² · rows; of a weight that takes more, some rows are drawn
+WORK, ROWS = 3e8, 8  # channels² · rows of all readers; where it is more, some rows of each are drawn, at least so many
 LEAST = 1e-5  # of the mean cost of a group, that an exchange has to gain: less may be rounding
 
 
@@ -94,7 +94,7 @@ def costs_of(readers: Sequence[Reader], importance: Mapping[str, Float64], seed:
         layer = reader.layer
         weight = layer.matrix()[0].astype(np.float64).reshape(layer.rows, -1, layer.channels)
         length = reader.part.stop - reader.part.start
-        most = max(1, int(WORK / min(length, WINDOW) / length / weight.shape[1]))
+        most = max(ROWS, int(WORK / min(length, WINDOW) / length / weight.shape[1] / len(readers)))
         if len(weight) > most:
             weight = weight[np.sort(random.permutation(len(weight))[:most])]
         cost = cost_of(reader.level, weight, importance[layer.name].reshape(-1, layer.channels), reader.part)
@@ -127,57 +127,63 @@ def _windows(length: int, size: int, random: np.random.Generator) -> Iterator[In
 
 
 class _State:
-    """An order of channels, and what exchanges cost each reader.
+    """An order of channels, and what exchanges cost all readers.
 
-    of: the cost of each group of positions to a reader, (groups,); tables: (positions, positions), of the group that a
-    position lies in with the channel there replaced by that of another position. Groups of a reader may be smaller than
-    `size`, of which two channels that are exchanged are never in one.
+    Readers count together by the size of their groups. of: the cost of each group of positions, (groups,); tables:
+    (positions, positions), of the group that a position lies in with the channel there replaced by that of another
+    position. size: a multiple of all sizes.
     """
 
     def __init__(self, costs: Sequence[Cost], threads: int | None) -> None:
-        self._costs, self._threads = costs, threads
-        self.size = lcm(*(cost.size for cost in costs))
-        self.order = np.arange(costs[0].channels)
-        self._of = [np.zeros(len(self.order) // cost.size) for cost in costs]
-        self._tables = [np.zeros((len(self.order), len(self.order)), np.float32) for _ in costs]
-        self.move(self.order.copy(), np.arange(len(self.order) // self.size))
-        self.least = LEAST * sum(float(np.abs(each).mean()) for each in self._of)
+        self._costs = {size: [cost for cost in costs if cost.size == size] for size in {cost.size for cost in costs}}
+        self._threads, length = threads, costs[0].channels
+        self.size = lcm(*self._costs)
+        self.order = np.arange(length)
+        self._of = {size: np.zeros(length // size) for size in self._costs}
+        self._tables = {size: np.zeros((length, length), np.float32) for size in self._costs}
+        self.move(self.order.copy(), np.arange(length // self.size))
+        self.least = LEAST * sum(float(np.abs(each).mean()) for each in self._of.values())
 
     @property
     def total(self) -> float:
         """The cost of the order, to all readers."""
-        return float(sum(each.sum() for each in self._of))
+        return float(sum(each.sum() for each in self._of.values()))
 
     def cost(self, order: Int64) -> float:
         """The cost of another order."""
-        return sum(_total(cost, order) for cost in self._costs)
+        return sum(_total(cost, order) for costs in self._costs.values() for cost in costs)
 
     def copy(self) -> _State:
         """One that moves on its own."""
         other = copy(self)
-        other._of, other._tables = [of.copy() for of in self._of], [table.copy() for table in self._tables]
+        other._of = {size: of.copy() for size, of in self._of.items()}
+        other._tables = {size: table.copy() for size, table in self._tables.items()}
         return other
 
     def move(self, order: Int64, groups: Sequence[int] | Int64) -> None:
         """Take another order, which differs in these groups of `size`."""
         positions = np.arange(len(order)).reshape(-1, self.size)[groups].reshape(-1)
         source = np.argsort(self.order)[order[positions]]  # where the channels were
-        for cost, of, table in zip(self._costs, self._of, self._tables, strict=True):
+        for size, costs in self._costs.items():
+            of, table = self._of[size], self._tables[size]
             table[:, positions] = table[:, source]
-            own = np.unique(positions // cost.size)
-            members = order.reshape(-1, cost.size)[own]  # (count, size)
-            of[own] = cost.of(members)
-            table.reshape(-1, cost.size, len(order))[own] = cost.exchanged(members, self._threads)[:, :, order]
+            own = np.unique(positions // size)
+            members = order.reshape(-1, size)[own]  # (count, size)
+            of[own] = np.sum([cost.of(members) for cost in costs], axis=0)
+            rows = table.reshape(-1, size, len(order))
+            rows[own] = 0
+            for cost in costs:
+                rows[own] += cost.exchanged(members, self._threads)[:, :, order]
         self.order = order
 
     def gains(self) -> Float32:
         """What an exchange of the channels at two positions gains, (positions, positions); nothing within a group."""
-        gains = np.zeros_like(self._tables[0])
-        for cost, of, table in zip(self._costs, self._of, self._tables, strict=True):
-            before = of.astype(np.float32).repeat(cost.size)
+        gains = np.zeros((len(self.order), len(self.order)), np.float32)
+        for size, table in self._tables.items():
+            before = self._of[size].astype(np.float32).repeat(size)
             found = before[:, None] + before - table - table.T
-            every = np.arange(len(of))
-            found.reshape(len(of), cost.size, len(of), cost.size)[every, :, every] = 0
+            every = np.arange(len(found) // size)
+            found.reshape(len(every), size, len(every), size)[every, :, every] = 0
             gains += found
         return gains
 
