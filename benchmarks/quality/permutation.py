@@ -90,11 +90,12 @@ def section(rows: Sequence[Mapping[str, Any]]) -> str:
     header = ("model", "level", "layers", "orders", "layer losses", "held-out loss", "test loss", "score", "seconds")
     return f"""{TITLE}
 
-`python -m benchmarks.quality.permutation`, on {machine()}. Each figure without → with the reordering, all else by
-default, activations in floats. *Layers*: compressed; *orders*: how many sets of channels got one. *Layer losses*: the
-sum of the relative losses on calibration data, after the solver. *Held-out loss*: the output loss on the calibration
-samples that were held out, *test loss*: the same on the test data; KL in nats, for MiniLM the relative squared error of
-embeddings. Scores are top-1 in %, for MiniLM Spearman's correlation on STS-B. *Seconds*: of the whole run.
+`python -m benchmarks.quality.permutation`, on {machine()}.
+Each figure without → with the reordering, all else by default, activations in floats. *Layers*: compressed; *orders*:
+how many sets of channels got one. *Layer losses*: the sum of the relative losses on calibration data, after the solver.
+*Held-out loss*: the output loss on the calibration samples that were held out, *test loss*: the same on the test data;
+KL in nats, for MiniLM the relative squared error of embeddings. Scores are top-1 in %, for MiniLM Spearman's
+correlation on STS-B; EfficientNet-Lite0 is scored on 500 images. *Seconds*: of the whole run, other work beside it.
 
 {markdown(header, cells, left=2)}
 """
