@@ -21,7 +21,8 @@ class CorrectionReport:
 
     kinds: what was corrected: the output of layers that had a BatchNormalization behind them (mean and variance), the
     output of other normalisations (mean and variance), the bias of other layers (mean); or `global AdaPrune`,
-    `sequential`, `rounding`, `scale migration`, `reconstruction`. sites: at how many places.
+    `sequential`, `rounding`, `scale migration`, `channel permutation`, `reconstruction`.
+    sites: at how many places.
     loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out, and, where these are
     few, on others that the correction did not look at; on the calibration samples where none could be held out.
     standard_error: of the difference, over these samples; None where it cannot be told. kept: whether the loss fell,

@@ -13,6 +13,7 @@ from ..correction.transforms.scale_migration import best_factors, look_at_channe
 from ..graph.layers import find_layers
 from ..targets.registry import TARGETS
 from .attempts import CorrectionReport, compared
+from .permutation import permuted
 from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .solve import capture_ranges
@@ -22,6 +23,18 @@ BITS = 8  # of inputs that scale is moved out of
 
 
 def transformed(
+    folded: Folded, plan: Plan, calibrating: Samples, held_out: Samples, recipe: Recipe, feedback: Feedback
+) -> tuple[Folded, tuple[CorrectionReport, ...]]:
+    """The model with scale moved from inputs into weights and channels reordered, where that helps, and what was tried.
+
+    plan: what its layers are to become.
+    """
+    moved, tried = _migrated(folded, plan, calibrating, held_out, recipe, feedback)
+    reordered, more = permuted(moved, plan, calibrating, held_out, recipe, feedback)
+    return reordered, (*tried, *more)
+
+
+def _migrated(
     folded: Folded, plan: Plan, calibrating: Samples, held_out: Samples, recipe: Recipe, feedback: Feedback
 ) -> tuple[Folded, tuple[CorrectionReport, ...]]:
     """The model with scale moved from inputs into weights, if that helps, and what was tried.

@@ -237,3 +237,24 @@ def test_inputs_that_are_divided_in_front_of_a_product_have_an_error_of_their_ow
     assert row is not None and row.weights is not None and row.activations is not None
     assert 0 < row.weights < 0.05 and 0 < row.activations < 0.05
     assert row.error == pytest.approx(np.hypot(row.weights, row.activations), rel=0.5)
+
+
+def test_channels_that_were_reordered_are_compared_in_their_order() -> None:
+    w = random(32, 16) * np.where(np.arange(32) < 16, 3, 0.3).astype(np.float32)[:, None]
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"], name="second"),
+    ]
+    dense = build(nodes, {"x": ("N", 8)}, {"y": ("N", 16)}, {"a": random(8, 32), "w": w})
+    data = {"x": random(300, 8, seed=9)}
+    recipe = Recipe(device="cpu", threads=1, weights="float", sparsity="2:4", activations="none", measure_speed=False)
+    made = compress(dense, data, recipe)
+    assert made.report.corrections[0].kinds == ("channel permutation",) and made.report.corrections[0].kept
+    found = debug_models(dense, made.model, data)
+    weights = {row.name: row.weight for row in found.layers}
+    assert weights["first"] is not None and weights["first"] < 0.9  # which an order of its own would not give
+    assert weights["second"] is not None and weights["second"] < 0.9
+    other = build(nodes, {"x": ("N", 8)}, {"y": ("N", 16)}, {"a": random(8, 24), "w": w[:24]})
+    with pytest.raises(ModelError, match="reordered when the file was made"):
+        debug_models(other, made.model, data)
