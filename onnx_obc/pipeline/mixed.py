@@ -50,7 +50,7 @@ class Option:
     @property
     def words(self) -> str:
         """What stays in float."""
-        return "float" if self.choice is None else "its input in float"
+        return "all of it" if self.choice is None else "its input"
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _options(
     """The noise with everything quantized, as that of single layers adds up to it, and all that can be in float."""
     feedback.progress("alone", 0, 2 * len(plan.layers))
     none = board.noise(())
-    costs = _costs(plan, material, recipe, speed)
+    costs = _costs(board, plan, material, recipe, speed)
     total = {name: none[name] for name in none}
     options = []
 
@@ -214,7 +214,9 @@ def _options(
     return total, options
 
 
-def _costs(plan: Plan, material: Material, recipe: Recipe, speed: Speed | None) -> Mapping[str, tuple[float, float]]:
+def _costs(
+    board: Switchboard, plan: Plan, material: Material, recipe: Recipe, speed: Speed | None
+) -> Mapping[str, tuple[float, float]]:
     """What a float input, and then float weights, of each layer cost: its share in layers, and in the work that
     integers save, by the clock where that was taken; and its share in the bytes that they save."""
     graph = material.folded.model
@@ -228,7 +230,8 @@ def _costs(plan: Plan, material: Material, recipe: Recipe, speed: Speed | None) 
     found = {}
     for layer in plan.layers:
         integer = plan.choices[layer.name].activation_bits is not None
-        slower = one + (work[layer.name] / all_work if integer else 0)
+        slowed = (layer.name, *board.alongside[layer.name]) if integer else ()
+        slower = one + sum(work[name] for name in slowed) / all_work
         found[layer.name] = slower, saved[layer.name] / all_saved
     return found
 
@@ -266,13 +269,13 @@ def _note(chosen: Sequence[Option], board: Switchboard, plan: Plan, before: Gate
         on -= board.inputs[option.layer]
         on -= board.weights[option.layer] if option.choice is None else frozenset()
         figures.append(_figure(board.noise(on)))
-        parts.append(f"{option.layer} ({option.words}: {figures[-2]} → {figures[-1]})")
+        parts.append(f"{option.layer} ({option.words}) {figures[-2]} → {figures[-1]}")
     more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
     layers = len({option.layer for option in chosen})
-    of = f"{layers} of {counted(len(plan.choices), 'layer')}"
     return (
-        f"mixed precision: {of} in float to reach {after.wanted}: {before.reached}; with it {after.reached}; in turn, "
-        f"uncorrected, on {sum(1 for _ in board.feeds)}: {', '.join(parts[:NAMED])}{more}"
+        f"mixed precision for {after.wanted}: {before.reached} as planned, and {after.reached} with {layers} of "
+        f"{counted(len(plan.choices), 'layer')} in float; in turn, on {counted(board.samples, 'sample')}, uncorrected: "
+        f"{', '.join(parts[:NAMED])}{more}"
     )
 
 

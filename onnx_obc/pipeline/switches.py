@@ -42,16 +42,20 @@ Place: TypeAlias = tuple[ir.Node, int] | str  # a node's input, or an output of 
 @dataclass(frozen=True, eq=False)
 class Switchboard:
     """A plan's model, and the switches of each layer by name: those of what is quantized for its input, and those of
-    its weight. feeds, expected: samples, and the dense model's outputs on them; scores: those that are class scores.
+    its weight. alongside: other layers whose output is quantized for this one's input alone: without that, some targets
+    run them in float too. feeds, expected: of so many samples, and the dense model's outputs on them; scores: those
+    that are class scores.
     by_output: whether noise is of each output, by its energy, or the output loss, see `OutputLoss`."""
 
     session: Session
     inputs: Mapping[str, frozenset[str]]
     weights: Mapping[str, frozenset[str]]
+    alongside: Mapping[str, frozenset[str]]
     feeds: Sequence[Feed]
     expected: Sequence[Mapping[str, Array]]
     scores: Collection[str]
     by_output: bool
+    samples: int
 
     @property
     def every(self) -> frozenset[str]:
@@ -85,7 +89,7 @@ def make_switchboard(solutions: Solutions, material: Material, recipe: Recipe, b
     solutions = in_profile(solutions, solutions.plan.choices, material.folded, recipe)
     solutions = without_unseen(solutions, recipe.target)
     plan = solutions.plan
-    places = _places(plan, recipe)
+    places, alongside = _places(plan, recipe)
     written, _, _ = write(solutions, recipe)
     model, taken = plan.model, set(names_of(plan.model))
     switches: dict[Place, str] = {}
@@ -108,10 +112,12 @@ def make_switchboard(solutions: Solutions, material: Material, recipe: Recipe, b
         session=open_session(model, device=recipe.device, threads=recipe.threads, fuse=False),
         inputs={name: frozenset(switches[x] for x in found if x in switches) for name, found in places.items()},
         weights={name: frozenset(found) for name, found in weights.items()},
+        alongside=alongside,
         feeds=feeds,
         expected=[dense_session.run(feed) for feed in feeds],
         scores=class_scores(material.dense),
         by_output=by_output,
+        samples=samples.count,
     )
 
 
@@ -131,17 +137,30 @@ def _samples(material: Material, layers: int, recipe: Recipe) -> Samples:
     return held_out.part(0, max(count - count % held_out.step, held_out.step))
 
 
-def _places(plan: Plan, recipe: Recipe) -> dict[str, frozenset[Place]]:
-    """For each layer, where a value is read quantized that is not if the layer has a float input."""
+def _places(plan: Plan, recipe: Recipe) -> tuple[dict[str, frozenset[Place]], dict[str, frozenset[str]]]:
+    """For each layer, where a value is read quantized that is not if the layer has a float input; and the layers whose
+    output then is not quantized any more, though a target that gives layers such outputs had quantized it."""
     layers, ends = find_layers(plan.model)[0], {str(value.name) for value in plan.model.graph.outputs}
 
-    def of(choices: Mapping[str, Choice]) -> frozenset[Place]:
+    def of(choices: Mapping[str, Choice]) -> tuple[frozenset[Place], frozenset[str]]:
         placed = TARGETS[recipe.target].place_qdq(plan.model, layers, choices)
         found: set[Place] = {reader for one in placed for reader in one.readers}
-        return frozenset(found | {one.value for one in placed if one.replaces_output and one.value in ends})
+        outputs = frozenset(one.value for one in placed if one.replaces_output)
+        return frozenset(found | (outputs & ends)), outputs
 
-    every = of(plan.choices)
-    return {name: every - of({**plan.choices, name: Choice(x.level)}) for name, x in plan.choices.items()}
+    makers: dict[str, str] = {}  # layers by their output, and by what Relu or Clip makes of it
+    for layer in plan.layers:
+        for use in layer.uses:
+            output = use.node.outputs[0]
+            behind = [x.node.outputs[0] for x in output.uses() if x.node.op_type in ("Relu", "Clip")]
+            makers |= {str(value.name): layer.name for value in (output, *behind)}
+    places, outputs = of(plan.choices)
+    lost, along = {}, {}
+    for name, choice in plan.choices.items():
+        fewer, still = of({**plan.choices, name: Choice(choice.level)})
+        lost[name] = places - fewer
+        along[name] = frozenset(makers[value] for value in outputs - still if value in makers) - {name}
+    return lost, along
 
 
 def _switch(model: ir.Model, place: Place, taken: set[str]) -> str | None:
