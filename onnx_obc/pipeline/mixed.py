@@ -84,7 +84,7 @@ def mix_precisions(
         board = make_switchboard(source, material, recipe, kind == "dB")
         goal = 10 ** (-wanted / 10) if kind == "dB" else None
         noise, options = _options(board, plan, material, recipe, speed, feedback)
-        order, guess = in_order(options, np.array(list(noise.values())), goal)
+        order, guess = in_order(options, noise, goal)
         most = _still_compressed(order, plan)
     tried: dict[tuple[Option, ...], tuple[Gate, Draft]] = {}
 
@@ -187,18 +187,20 @@ def in_order(options: Sequence[Option], noise: Float64, goal: float | None) -> t
 
 def _options(
     board: Switchboard, plan: Plan, material: Material, recipe: Recipe, speed: Speed | None, feedback: Feedback
-) -> tuple[Noise, list[Option]]:
-    """The noise with everything quantized, as that of single layers adds up to it, and all that can be in float."""
-    feedback.progress("alone", 0, 2 * len(plan.layers))
+) -> tuple[Float64, list[Option]]:
+    """The noise of each output with everything quantized, as that of single layers adds up, and all that can be in
+    float."""
+    feedback.progress("alone", 0, 2 * len(plan.layers) + 1)
     none = board.noise(())
     costs = _costs(board, plan, material, recipe, speed)
-    total = {name: none[name] for name in none}
     options = []
 
     def alone(switches: frozenset[str]) -> Float64:
         found = board.noise(switches) if switches else none
-        feedback.progress("alone", 1, 2 * len(plan.layers))
+        feedback.progress("alone", 1, 2 * len(plan.layers) + 1)
         return np.array([found[name] - none[name] for name in none])
+
+    total = np.array([none[name] for name in none]) + alone(board.shared)
 
     for layer in plan.layers:
         choice = plan.choices[layer.name]
@@ -208,9 +210,7 @@ def _options(
         if plain is not None:
             options.append(Option(layer.name, plain, inputs, slower))
         options.append(Option(layer.name, None, inputs + weights, slower + larger))
-        total = {
-            name: total[name] + sum(both) for name, both in zip(none, zip(inputs, weights, strict=True), strict=True)
-        }
+        total = total + inputs + weights
     return total, options
 
 

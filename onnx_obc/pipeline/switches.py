@@ -42,7 +42,8 @@ Place: TypeAlias = tuple[ir.Node, int] | str  # a node's input, or an output of 
 @dataclass(frozen=True, eq=False)
 class Switchboard:
     """A plan's model, and the switches of each layer by name: those of what is quantized for its input, and those of
-    its weight. alongside: other layers whose output is quantized for this one's input alone: without that, some targets
+    its weight. shared: of what is quantized whichever single layer has a float input, such as the skip branches of
+    sums. alongside: other layers whose output is quantized for this one's input alone: without that, some targets
     run them in float too. feeds, expected: of so many samples, and the dense model's outputs on them; scores: those
     that are class scores.
     by_output: whether noise is of each output, by its energy, or the output loss, see `OutputLoss`."""
@@ -50,6 +51,7 @@ class Switchboard:
     session: Session
     inputs: Mapping[str, frozenset[str]]
     weights: Mapping[str, frozenset[str]]
+    shared: frozenset[str]
     alongside: Mapping[str, frozenset[str]]
     feeds: Sequence[Feed]
     expected: Sequence[Mapping[str, Array]]
@@ -60,7 +62,7 @@ class Switchboard:
     @property
     def every(self) -> frozenset[str]:
         """All switches."""
-        return frozenset[str]().union(*self.inputs.values(), *self.weights.values())
+        return frozenset[str]().union(self.shared, *self.inputs.values(), *self.weights.values())
 
     def noise(self, quantized: Collection[str]) -> Noise:
         """How far the outputs are from the dense model's with these switches on and all others off."""
@@ -89,11 +91,11 @@ def make_switchboard(solutions: Solutions, material: Material, recipe: Recipe, b
     solutions = in_profile(solutions, solutions.plan.choices, material.folded, recipe)
     solutions = without_unseen(solutions, recipe.target)
     plan = solutions.plan
-    places, alongside = _places(plan, recipe)
+    places, shared, alongside = _places(plan, recipe)
     written, _, _ = write(solutions, recipe)
     model, taken = plan.model, set(names_of(plan.model))
     switches: dict[Place, str] = {}
-    for place in dict.fromkeys(place for found in places.values() for place in found):
+    for place in (*dict.fromkeys(place for found in places.values() for place in found), *shared):
         if (switch := _switch(model, place, taken)) is not None:
             switches[place] = switch
     weights: dict[str, set[str]] = {}
@@ -112,6 +114,7 @@ def make_switchboard(solutions: Solutions, material: Material, recipe: Recipe, b
         session=open_session(model, device=recipe.device, threads=recipe.threads, fuse=False),
         inputs={name: frozenset(switches[x] for x in found if x in switches) for name, found in places.items()},
         weights={name: frozenset(found) for name, found in weights.items()},
+        shared=frozenset(switches[place] for place in shared if place in switches),
         alongside=alongside,
         feeds=feeds,
         expected=[dense_session.run(feed) for feed in feeds],
@@ -122,9 +125,14 @@ def make_switchboard(solutions: Solutions, material: Material, recipe: Recipe, b
 
 
 def without_input(layer: Layer, choice: Choice, target: str) -> Choice | None:
-    """The same weights with a float input; None where the target cannot take them, or has them so already."""
+    """The same weights with a float input; None where the target cannot take them, or has them so already.
+
+    Nor is it an option for a MatMul: beside integer weights onnxruntime and OpenVINO round a float input to 8 bits, 32
+    values at a time.
+    """
     plain = Choice(choice.level)
-    return None if choice == plain or possible(layer, plain, target) is not None else plain
+    rounded = layer.op == "MatMul" and plain.level.bits is not None
+    return None if rounded or choice == plain or possible(layer, plain, target) is not None else plain
 
 
 def _samples(material: Material, layers: int, recipe: Recipe) -> Samples:
@@ -137,9 +145,10 @@ def _samples(material: Material, layers: int, recipe: Recipe) -> Samples:
     return held_out.part(0, max(count - count % held_out.step, held_out.step))
 
 
-def _places(plan: Plan, recipe: Recipe) -> tuple[dict[str, frozenset[Place]], dict[str, frozenset[str]]]:
-    """For each layer, where a value is read quantized that is not if the layer has a float input; and the layers whose
-    output then is not quantized any more, though a target that gives layers such outputs had quantized it."""
+def _places(plan: Plan, recipe: Recipe) -> tuple[dict[str, frozenset[Place]], list[Place], dict[str, frozenset[str]]]:
+    """For each layer, where a value is read quantized that is not if the layer has a float input; where it is
+    quantized whichever layer that is; and for each layer the others whose output is then not quantized any more, by
+    a target that quantizes the outputs of layers."""
     layers, ends = find_layers(plan.model)[0], {str(value.name) for value in plan.model.graph.outputs}
 
     def of(choices: Mapping[str, Choice]) -> tuple[frozenset[Place], frozenset[str]]:
@@ -160,7 +169,9 @@ def _places(plan: Plan, recipe: Recipe) -> tuple[dict[str, frozenset[Place]], di
         fewer, still = of({**plan.choices, name: Choice(choice.level)})
         lost[name] = places - fewer
         along[name] = frozenset(makers[value] for value in outputs - still if value in makers) - {name}
-    return lost, along
+    owned = frozenset[Place]().union(*lost.values())
+    readers = [reader for one in plan.activations for reader in one.readers]
+    return lost, [place for place in readers if place in places - owned], along
 
 
 def _switch(model: ir.Model, place: Place, taken: set[str]) -> str | None:
