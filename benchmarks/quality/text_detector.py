@@ -96,7 +96,7 @@ class Detector(nn.Module):
             for index, (smooth, y) in enumerate(zip(self.smooth, levels, strict=True))
         ]
         x = self.neck(torch.cat(parts, 1))
-        return torch.sigmoid(self.score(x)), torch.exp(self.sides(x).clamp(max=6))
+        return torch.sigmoid(self.score(x)), SIZE * torch.sigmoid(self.sides(x))
 
 
 def drawn(images: list[Image.Image], seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -161,7 +161,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("work-models"))
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the shared material")
-    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args()
     images = photographs(options.shared)
     model = train(images[::2], options.minutes)

@@ -221,8 +221,9 @@ def _good_enough(made: _Made, work: _Work) -> _Made:
     if gate.passed:
         return made
 
-    def trial(solutions: Solutions) -> tuple[Draft, ir.Model]:
-        fresh = _again(made.draft, solutions, material, recipe, work.feedback)
+    def trial(solutions: Solutions, correct: bool) -> tuple[Draft, ir.Model]:
+        as_told = recipe if correct else recipe.model_copy(update={"correct": False})
+        fresh = _again(made.draft, solutions, material, as_told, work.feedback)
         precision = choose_precision(material, fresh, recipe)
         fresh = precision.fit(fresh)
         return fresh, precision.form(fresh.plan.model)

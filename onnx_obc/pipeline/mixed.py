@@ -20,6 +20,7 @@ from ..graph.cost import weight_bytes
 from ..graph.half import BFLOAT16, widen
 from ..graph.layers import LeftOut, find_layers
 from ..runtime.sqnr import decibels
+from .attempts import must_be_clear
 from .draft import Draft
 from .floor import parse_quality
 from .gates import Gate, quality_gate
@@ -34,7 +35,7 @@ from .verify import compare_outputs
 PUT_BACK = 8  # of the layers in float, those that cost most, that are tried without
 NAMED = 12  # layers that a note names
 
-Trial: TypeAlias = Callable[[Solutions], tuple[Draft, ir.Model]]
+Trial: TypeAlias = Callable[[Solutions, bool], tuple[Draft, ir.Model]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +74,9 @@ def mix_precisions(
     """Return layers of a draft to float, their inputs or altogether, until it reaches the recipe's quality.
 
     failed: the gate that the draft does not pass. speed: of its file, where time is what matters. trial: drafts
-    solutions again, and gives the model to judge. Layers are measured alone, in float all around, and taken by what
-    they gain for what they cost. The fewest of them, in this order, that reach the gate are looked for by
-    bisection on drafts, and those that cost most are put back if the gate holds without them.
+    solutions again, corrected or not, and gives the model to judge. Layers are measured alone, with all others in
+    float, and taken by what they gain for what they cost. How many of them reach the gate is found by bisection on
+    drafts, and those that cost most are put back if it is reached without them.
     """
     plan, source = draft.plan, draft.source
     kind, wanted = parse_quality(str(recipe.min_quality))
@@ -86,30 +87,34 @@ def mix_precisions(
         noise, options = _options(board, plan, material, recipe, speed, feedback)
         order, guess = in_order(options, noise, goal)
         most = _still_compressed(order, plan)
-    tried: dict[tuple[Option, ...], tuple[Gate, Draft]] = {}
+    corrected = recipe.correct and not must_be_clear(plan.choices)  # else that takes long and changes next to nothing
+    best: tuple[Gate, Draft] | None = None  # the last that reached the gate
+    last: Gate | None = None
 
-    def reached(chosen: Sequence[Option]) -> bool:
-        key = tuple(chosen)
-        if key not in tried:
-            fresh, model = trial(_with(source, key, material, recipe))
-            with feedback.watch("mix"):
-                tried[key] = judged(model, material, recipe), fresh
-            feedback.progress("mix", 1, 2 * len(order).bit_length() + PUT_BACK)
-        return tried[key][0].passed
+    def attempt(chosen: Sequence[Option], correct: bool) -> bool:
+        nonlocal best, last
+        fresh, model = trial(_with(source, chosen, material, recipe), correct)
+        with feedback.watch("mix"):
+            last = judged(model, material, recipe)
+        feedback.progress("mix", 1, 2 * len(order).bit_length() + PUT_BACK)
+        best = (last, fresh) if last.passed else best
+        return last.passed
 
-    count = smallest(lambda size: reached(order[:size]), min(guess, most), most) if most else None
+    count = smallest(lambda size: attempt(order[:size], corrected), min(guess, most), most) if most else None
     if count is None:
-        best = tried[tuple(order[:most])][0].reached if most else "no layer can be left in float"
-        return Mixed(None, f"{failed.wanted} is out of reach: with a single layer compressed, {best}")
-    chosen = list(order[:count])
+        reached = "no layer can be left in float" if last is None else last.reached
+        return Mixed(None, f"{failed.wanted} is out of reach: with a single layer compressed, {reached}")
+    chosen = list({option.layer: option for option in order[:count]}.values())
     for option in sorted(chosen[:-1], key=lambda option: -option.cost)[:PUT_BACK]:
         without = [other for other in chosen if other is not option]
-        if without and reached(without):
+        if attempt(without, corrected):
             chosen = without
-    gate, best_draft = tried[tuple(chosen)]
+    if recipe.correct and not corrected:
+        attempt(chosen, True)
+    assert best is not None
     with feedback.watch("mix"):
-        note = _note(chosen, board, plan, failed, gate)
-    return Mixed(best_draft, note)
+        note = _note(chosen, board, plan, failed, best[0])
+    return Mixed(best[1], note)
 
 
 def judged(model: ir.Model, material: Material, recipe: Recipe) -> Gate:
@@ -218,7 +223,7 @@ def _costs(
     board: Switchboard, plan: Plan, material: Material, recipe: Recipe, speed: Speed | None
 ) -> Mapping[str, tuple[float, float]]:
     """What a float input, and then float weights, of each layer cost: its share in layers, and in the work that
-    integers save, by the clock where that was taken; and its share in the bytes that they save."""
+    integers save, by the clock where that was taken; then half its share in layers, and that in the bytes saved."""
     graph = material.folded.model
     measured = run_costs(graph, find_layers(graph)[0], material.held_out, recipe.execution())
     work = {x.name: float(measured[x.name].flops or measured[x.name].parameters) for x in plan.layers}
@@ -232,7 +237,7 @@ def _costs(
         integer = plan.choices[layer.name].activation_bits is not None
         slowed = (layer.name, *board.alongside[layer.name]) if integer else ()
         slower = one + sum(work[name] for name in slowed) / all_work
-        found[layer.name] = slower, saved[layer.name] / all_saved
+        found[layer.name] = slower, one / 2 + saved[layer.name] / all_saved
     return found
 
 
