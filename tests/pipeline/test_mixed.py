@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 from digits import CALIBRATION, MODEL, build, small
 from onnx import TensorProto, helper
+from rich.console import Console
 
 from onnx_obc import DataOptions, GateError, Recipe, RecipeError, compress
 from onnx_obc.calibration.data import open_samples
@@ -24,6 +26,10 @@ from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.solve import solve_plan
 from onnx_obc.pipeline.switches import make_switchboard, without_input
 from onnx_obc.pipeline.verify import compare_outputs
+from onnx_obc.report.table import report_table
+from onnx_obc.search.budget import parse_budget
+from onnx_obc.search.profile import SearchOptions
+from onnx_obc.search.retarget import compress_to_budget
 
 X = np.random.default_rng(1).standard_normal((80, 16, 2, 2)).astype(np.float32)
 RECIPE = Recipe(solver="baseline", device="cpu", threads=1, measure_speed=False)
@@ -128,6 +134,9 @@ def test_outputs_of_integers_do_not_count_in_decibels() -> None:
     worse = {match.name: match.sqnr_db for match in report.outputs}
     assert worse["class"] < 7 < worse["p3"] and report.gates[0].passed and "p3" in report.gates[0].reached
     assert len(report.layers) == 4 and not any("output class" in note for note in report.notes)
+    console = Console(width=200, file=StringIO())
+    console.print(report_table(report, 200))
+    assert "output class: integers, which do not count in dB" in console.file.getvalue()  # type: ignore[attr-defined]
     model = chain(classes=True)
     del model.graph.output[0]
     with pytest.raises(RecipeError, match="no output of this model is of floats"):
@@ -186,10 +195,6 @@ def test_the_order_is_of_what_is_gained_for_its_cost() -> None:
 
 
 def test_a_budget_keeps_its_profile(tmp_path: Path) -> None:
-    from onnx_obc.search.budget import parse_budget
-    from onnx_obc.search.profile import SearchOptions
-    from onnx_obc.search.retarget import compress_to_budget
-
     recipe = RECIPE.model_copy(update={"min_quality": "60dB"})
     options = SearchOptions(levels="int8,int2", sensitivity="layer")
     with pytest.raises(GateError, match="min-quality 60dB was not met"):
