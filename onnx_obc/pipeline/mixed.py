@@ -34,6 +34,7 @@ from .verify import compare_outputs
 
 PUT_BACK = 8  # of the layers in float, those that cost most, that are tried without
 NAMED = 12  # layers that a note names
+NEXT_TO_NOTHING = 0.1  # of the noise that is allowed: weights that make less are not what is at fault
 
 Trial: TypeAlias = Callable[[Solutions, bool], tuple[Draft, ir.Model]]
 
@@ -84,7 +85,7 @@ def mix_precisions(
     with feedback.watch("mix"):
         board = make_switchboard(source, material, recipe, kind == "dB")
         goal = 10 ** (-wanted / 10) if kind == "dB" else None
-        noise, options = _options(board, plan, material, recipe, speed, feedback)
+        noise, options = _options(board, plan, material, recipe, speed, goal, feedback)
         order, guess = in_order(options, noise, goal)
         most = _still_compressed(order, plan)
     corrected = recipe.correct and not must_be_clear(plan.choices)  # else that takes long and changes next to nothing
@@ -191,32 +192,42 @@ def in_order(options: Sequence[Option], noise: Float64, goal: float | None) -> t
 
 
 def _options(
-    board: Switchboard, plan: Plan, material: Material, recipe: Recipe, speed: Speed | None, feedback: Feedback
+    board: Switchboard,
+    plan: Plan,
+    material: Material,
+    recipe: Recipe,
+    speed: Speed | None,
+    goal: float | None,
+    feedback: Feedback,
 ) -> tuple[Float64, list[Option]]:
     """The noise of each output with everything quantized, as that of single layers adds up, and all that can be in
-    float."""
-    feedback.progress("alone", 0, 2 * len(plan.layers) + 1)
+    float. Where the weights of all layers together are far below the goal, they are not measured one by one."""
     none = board.noise(())
     costs = _costs(board, plan, material, recipe, speed)
-    options = []
+    runs = 2 * len(plan.layers) + 2
 
     def alone(switches: frozenset[str]) -> Float64:
         found = board.noise(switches) if switches else none
-        feedback.progress("alone", 1, 2 * len(plan.layers) + 1)
+        feedback.progress("alone", 1, runs)
         return np.array([found[name] - none[name] for name in none])
 
-    total = np.array([none[name] for name in none]) + alone(board.shared)
-
+    at_rest = np.array(list(none.values()))
+    inputs = {layer.name: alone(board.inputs[layer.name]) for layer in plan.layers}
+    together = alone(frozenset[str]().union(*board.weights.values()))
+    if goal is not None and (together < NEXT_TO_NOTHING * goal).all():
+        feedback.progress("alone", len(plan.layers), runs)
+        weights = {layer.name: together / len(plan.layers) for layer in plan.layers}
+    else:
+        weights = {layer.name: alone(board.weights[layer.name]) for layer in plan.layers}
+    options = []
     for layer in plan.layers:
-        choice = plan.choices[layer.name]
-        inputs, weights = alone(board.inputs[layer.name]), alone(board.weights[layer.name])
-        plain = without_input(layer, choice, recipe.target)
+        plain = without_input(layer, plan.choices[layer.name], recipe.target)
         slower, larger = costs[layer.name]
         if plain is not None:
-            options.append(Option(layer.name, plain, inputs, slower))
-        options.append(Option(layer.name, None, inputs + weights, slower + larger))
-        total = total + inputs + weights
-    return total, options
+            options.append(Option(layer.name, plain, inputs[layer.name], slower))
+        options.append(Option(layer.name, None, inputs[layer.name] + weights[layer.name], slower + larger))
+    total = at_rest + alone(board.shared) + sum(inputs.values()) + sum(weights.values())
+    return np.asarray(total), options
 
 
 def _costs(
