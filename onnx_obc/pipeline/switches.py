@@ -125,14 +125,9 @@ def make_switchboard(solutions: Solutions, material: Material, recipe: Recipe, b
 
 
 def without_input(layer: Layer, choice: Choice, target: str) -> Choice | None:
-    """The same weights with a float input; None where the target cannot take them, or has them so already.
-
-    Nor is it an option for a MatMul: beside integer weights onnxruntime and OpenVINO round a float input to 8 bits, 32
-    values at a time.
-    """
+    """The same weights with a float input; None where the target cannot take them, or has them so already."""
     plain = Choice(choice.level)
-    rounded = layer.op == "MatMul" and plain.level.bits is not None
-    return None if rounded or choice == plain or possible(layer, plain, target) is not None else plain
+    return None if choice == plain or possible(layer, plain, target) is not None else plain
 
 
 def _samples(material: Material, layers: int, recipe: Recipe) -> Samples:

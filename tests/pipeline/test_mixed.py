@@ -24,7 +24,7 @@ from onnx_obc.pipeline.material import Material
 from onnx_obc.pipeline.mixed import Option, in_order, smallest
 from onnx_obc.pipeline.plan import make_plan, prepare
 from onnx_obc.pipeline.solve import solve_plan
-from onnx_obc.pipeline.switches import make_switchboard, without_input
+from onnx_obc.pipeline.switches import make_switchboard
 from onnx_obc.pipeline.verify import compare_outputs
 from onnx_obc.report.table import report_table
 from onnx_obc.search.budget import parse_budget
@@ -75,16 +75,6 @@ def test_the_layer_at_fault_alone_has_a_float_input(tmp_path: Path) -> None:
     assert "with 1 of 4 layers in float" in note and "layer2 (its input) " in note
     assert any("looking for the layers to leave in float" in line for line in said)
     assert not report.left_out
-
-
-@pytest.mark.parametrize(("op", "offered"), [("Gemm", True), ("MatMul", False)])
-def test_a_float_input_is_no_option_where_it_would_be_rounded(op: str, offered: bool) -> None:
-    model = build(
-        [helper.make_node(op, ["x", "w"], ["y"])], {"x": (1, ["N", 16])}, {"y": ["N", 16]}, {"w": X[:16, :, 0, 0]}
-    )
-    plan = make_plan(prepare(read_model(model)), RECIPE)
-    ((name, choice),) = plan.choices.items()
-    assert without_input(plan.layers[0], choice, "onnxruntime") == (Choice(choice.level) if offered else None), name
 
 
 def test_a_file_that_is_good_enough_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
