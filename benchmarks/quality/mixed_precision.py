@@ -146,7 +146,7 @@ def _section(rows: Rows) -> str:
     for name in NAMES:
         for row in (row for row in rows.rows if row["model"] == name and str(row["asked"]).endswith("dB")):
             none, planned = found[name, "none"]["reached"], found[name, "int8"]["reached"]
-            first = ", ".join(re.findall(r"(\S+) \((?:its input|all of it)\)", row["note"])[:3])
+            first = ", ".join(re.findall(r"(\S+) \((?:its input|all of it)\)", row["note"])[:2])
             count = f"{row['in_float']} of {row['layers']}" if row["passed"] else "refused"
             figures = (f"{none:.1f}", f"{planned:.1f}", row["asked"], f"{row['reached']:.1f}", count)
             cells.append((name, *figures, f"{row['seconds']:.0f}", first))
@@ -167,11 +167,13 @@ def _of_zoo(rows: list[Mapping[str, Any]]) -> str:
         return "The graphs of tests/zoo were not run."
     worst = min(planned.values(), key=lambda row: row["reached"])
     reached = [row for row in mixed.values() if row["passed"]]
-    parts = [
-        f"Of {len(planned)} graphs of tests/zoo, {len(planned) - len(mixed)} keep {ZOO_DB} dB at 8w8a. "
-        f"The worst, {worst['model'][5:]}, keeps {worst['reached']:.1f}. "
-        f"With `--min-quality {ZOO_DB}dB` {len(reached)} of the other {len(mixed)} reach it:"
-    ]
+    said = (
+        f"Of {len(planned)} graphs of tests/zoo, {len(planned) - len(mixed)} keep {ZOO_DB} dB at 8w8a; the worst, "
+        f"{worst['model'][5:]}, keeps {worst['reached']:.1f}."
+    )
+    if not mixed:
+        return said
+    said += f" With `--min-quality {ZOO_DB}dB` {len(reached)} of the other {len(mixed)} reach it:"
     cells = [
         (
             name[5:],
@@ -181,7 +183,7 @@ def _of_zoo(rows: list[Mapping[str, Any]]) -> str:
         )
         for name, row in mixed.items()
     ]
-    return "\n\n".join([*parts, markdown(("graph", "8w8a", "mixed", "layers in float"), cells)])
+    return f"{said}\n\n{markdown(('graph', '8w8a', 'mixed', 'layers in float'), cells)}"
 
 
 if __name__ == "__main__":
