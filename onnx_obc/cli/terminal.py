@@ -17,6 +17,8 @@ STAGES = {
     "fisher": "sampling gradients",
     "learn": "learning, % of parts",
     "sensitivity": "sensitivity of levels",
+    "alone": "quantizing layers alone",
+    "mix": "drafts with layers in float",
     "search": "profiles tried",
     "drop": "sizes tried",
     "transform": "looking at channels",

@@ -24,8 +24,10 @@ from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
 from .draft import Draft, better, make_draft, not_below_rounding
 from .examine import Examiner
+from .gates import quality_gate
 from .half import Precision, choose_precision
 from .material import Material
+from .mixed import mix_precisions
 from .recipe import Recipe
 from .reconstruct import reconstructed
 from .report import Report, make_report
@@ -95,6 +97,8 @@ def finish(
         made = work.write(draft)
         if recipe.fix_slow:
             made = _without_slow(made, work)
+        if recipe.min_quality is not None and destination.search is None:
+            made = _good_enough(made, work)
         seconds = feedback.watch.seconds
         report = make_report(material, made.draft, recipe, made.verdict, destination.search, made.path, seconds)
         notes = (*report.notes, *made.notes, *destination.notes)
@@ -207,6 +211,34 @@ def _without_slow(made: _Made, work: _Work) -> _Made:
         note = f"{counted(len(slow), 'layer')} returned to float: {speed.ratio:.2f} → {faster.ratio:.2f} times faster"
         made = replace(other, notes=(*made.notes, note))
     return made
+
+
+def _good_enough(made: _Made, work: _Work) -> _Made:
+    """The same file with the fewest layers in float with which it reaches the quality that the recipe asks for; itself
+    where it does, or where nothing helps."""
+    material, recipe, verdict = work.material, work.recipe, made.verdict
+    assert recipe.min_quality is not None
+    if verdict.faults or not made.draft.plan.layers:
+        return made
+    gate = quality_gate(recipe.min_quality, verdict.outputs, verdict.metric)
+    if gate.passed:
+        return made
+
+    def trial(solutions: Solutions, correct: bool) -> tuple[Draft, ir.Model]:
+        as_told = recipe if correct else recipe.model_copy(update={"effort": "fast"})
+        fresh = _again(made.draft, solutions, material, as_told, work.feedback)
+        precision = choose_precision(material, fresh, recipe)
+        fresh = precision.fit(fresh)
+        return fresh, precision.form(fresh.plan.model)
+
+    speed = verdict.speed if recipe.fix_slow or recipe.min_speedup is not None else None
+    found = mix_precisions(made.draft, gate, material, recipe, speed, trial, work.feedback)
+    if found.draft is None:
+        return replace(made, notes=(*made.notes, found.note))
+    other = work.write(found.draft)
+    if other.verdict.faults:
+        return replace(made, notes=(*made.notes, f"{found.note}; but its file fails: {other.verdict.faults}"))
+    return replace(other, notes=(*made.notes, found.note))
 
 
 def _lower(model: ir.Model, feed: Feed, recipe: Recipe, path: Path, verdict: Verdict) -> tuple[ir.Model, Path, Verdict]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..core.errors import EngineError, RecipeError
+from ..graph.half import DOUBLE, FLOAT, HALVES
 from ..runtime.output_loss import class_scores
 from ..targets.registry import TARGETS
 from .examine import MetricReport
@@ -16,6 +17,8 @@ from .floor import parse_quality
 from .recipe import Recipe
 from .speed import Speed
 from .verify import OutputMatch
+
+FLOATS = (FLOAT, DOUBLE, *HALVES)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ def check_gates(recipe: Recipe, dense: ir.Model, metric: bool) -> None:
         kind, _ = parse_quality(recipe.min_quality)
         if kind in ("metric", "drop") and not metric:
             raise RecipeError(f"--min-quality {recipe.min_quality} is about a metric; give --metric, or write 30dB")
+        if kind == "dB" and not any(value.dtype in FLOATS for value in dense.graph.outputs):
+            raise RecipeError(
+                f"--min-quality {recipe.min_quality}: no output of this model is of floats; give --metric, and drop=1%"
+            )
         if kind == "agreement" and not class_scores(dense):
             raise RecipeError(
                 f"--min-quality {recipe.min_quality}: no output of this model is class scores; write 30dB, or give "
@@ -66,7 +73,7 @@ def judge(
     """The gates of a recipe, each with what was reached."""
     gates = []
     if recipe.min_quality is not None:
-        gates.append(_quality(recipe.min_quality, outputs, metric))
+        gates.append(quality_gate(recipe.min_quality, outputs, metric))
     if recipe.min_speedup is not None:
         wanted, ratio = recipe.min_speedup, None if speed is None else speed.ratio
         reached = "not measured" if speed is None else f"{speed.ratio:.2f} x in {speed.runtime}, batch {speed.batch}"
@@ -75,11 +82,12 @@ def judge(
     return tuple(gates)
 
 
-def _quality(text: str, outputs: Sequence[OutputMatch], metric: MetricReport | None) -> Gate:
+def quality_gate(text: str, outputs: Sequence[OutputMatch], metric: MetricReport | None) -> Gate:
+    """The gate of quality. Outputs of integers have no SQNR that counts: a class is right or wrong."""
     kind, wanted = parse_quality(text)
     advice = "try more bits for the layers that lose most (onnx-obc debug names them), --effort best, or more samples"
     if kind == "dB":
-        worst = min(outputs, key=lambda match: match.sqnr_db, default=None)
+        worst = min((x for x in outputs if not x.integers), key=lambda match: match.sqnr_db, default=None)
         value = math.nan if worst is None else worst.sqnr_db
         reached = "no output was compared" if worst is None else f"output {worst.name} keeps {worst.sqnr_db:.1f} dB"
         return Gate("min-quality", text, reached, value >= wanted, advice)

@@ -138,7 +138,8 @@ class FinishOptions:
     min_quality: Annotated[
         str | None,
         Doc(
-            "Refuse a file below this: 30dB (of the worst output), agreement=99%, metric=0.82, or drop=1% of --metric."
+            "What the file must keep: 30dB (of the worst output), agreement=99%, metric=0.82, or drop=1% of --metric. "
+            "The fewest layers with which it does stay float; a file that cannot is refused."
         ),
     ] = None
     min_speedup: Annotated[

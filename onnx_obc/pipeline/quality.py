@@ -46,11 +46,11 @@ def quality_notes(
                 f"output {match.name} of the dense model is NaN or infinite for {bad[0]}{more}: such samples do not "
                 "count in its SQNR; leave them out, or mend what overflows"
             )
-        if match.sqnr_db < POOR_DB:
+        if match.sqnr_db < POOR_DB and not match.integers:
             text = f"is only {match.sqnr_db:.1f} dB from the dense model's: check the task metric before use"
             notes.append(f"output {match.name} {text}")
     usual, level = usual_db(layers)
-    worst = min((match.sqnr_db for match in outputs), default=usual)
+    worst = min((match.sqnr_db for match in outputs if not match.integers), default=usual)
     if worst < usual:
         costly = sorted(layers, key=lambda layer: -layer.loss_relative)[:NAMED]
         named = ", ".join(f"{layer.name} ({layer.loss_relative:.1e})" for layer in costly)

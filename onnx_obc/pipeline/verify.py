@@ -56,12 +56,14 @@ class OutputMatch:
     sqnr_db: signal-to-noise ratio in decibels, 10 log₁₀(Σ y² / Σ (y − ŷ)²); infinite if equal.
     top1_agreement: the share of samples with the same largest class, where the output looks like class scores.
     not_finite: the samples for which the dense model itself gives NaN or infinity, as the user calls them.
+    integers: whether it is of integers, such as classes or positions, whose SQNR says nothing of quality.
     """
 
     name: str
     sqnr_db: float
     top1_agreement: float | None
     not_finite: tuple[str, ...] = ()
+    integers: bool = False
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ def compare_outputs(
     scores = class_scores(dense)
     sums: dict[str, Match] = {}
     overflown: dict[str, list[str]] = {}
+    integers: set[str] = set()
     total = OutputLoss(scores)
     for batch in samples.read(0, samples.count):
         expected = reference.run(batch.feed)
@@ -284,10 +287,13 @@ def compare_outputs(
         for name, wanted in expected.items():
             if is_numeric(wanted):
                 sums.setdefault(name, Match()).add(wanted, found[name], name in scores)
+                integers |= set() if is_float(wanted) else {name}
                 where = [samples.name_of(batch.first + index) for index in _not_finite(wanted, batch.count)]
                 overflown.setdefault(name, []).extend(where)
         progress(batch.count)
-    matches = [OutputMatch(name, x.sqnr_db, x.agreement, tuple(overflown[name])) for name, x in sums.items()]
+    matches = [
+        OutputMatch(name, x.sqnr_db, x.agreement, tuple(overflown[name]), name in integers) for name, x in sums.items()
+    ]
     others = ", ".join(name for name in reference.outputs if name not in sums)
     detail = f"finite where the dense model's are, and of its shapes, on {counted(samples.count, 'sample')}"
     if others:

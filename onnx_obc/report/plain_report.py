@@ -122,6 +122,7 @@ class OutputPart(Part):
     sqnr_db: Number
     top1_agreement: Number = None
     not_finite: tuple[str, ...] = ()
+    integers: bool = False
 
 
 class SamplePart(Part):

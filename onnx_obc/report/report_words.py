@@ -90,11 +90,12 @@ def quality_words(report: PlainReport) -> str | None:
     where = counted(held, "held-out sample") if held else "the calibration samples themselves"
     if (share := _agreement(report)) is not None:
         return f"the dense model's class on {percent(share)} of {where}"
-    known = [one for one in report.outputs if one.sqnr_db is not None]
+    floats = [one for one in report.outputs if not one.integers]
+    known = [one for one in floats if one.sqnr_db is not None]
     if known:
         worst = min(known, key=lambda one: one.sqnr_db or 0.0)
         return f"outputs at {figure(worst.sqnr_db)} dB SQNR to the dense model's on {where}"
-    return f"outputs equal to the dense model's on {where}" if report.outputs else None
+    return f"outputs equal to the dense model's on {where}" if floats else None
 
 
 def metric_words(report: PlainReport) -> str | None:
@@ -197,8 +198,9 @@ def quality_figure(report: PlainReport) -> str:
     """How often the dense model's class was kept, or else how close the outputs are."""
     if (share := _agreement(report)) is not None:
         return percent(share)
-    known = [one.sqnr_db for one in report.outputs if one.sqnr_db is not None]
-    return f"{figure(min(known))} dB" if known else "equal" if report.outputs else "–"
+    floats = [one.sqnr_db for one in report.outputs if not one.integers]
+    known = [one for one in floats if one is not None]
+    return f"{figure(min(known))} dB" if known else "equal" if floats else "–"
 
 
 def _agreement(report: PlainReport) -> float | None:

@@ -123,6 +123,9 @@ def report_table(report: Report, width: int) -> RenderableType:
         what = ATTEMPTS.get(attempt.kinds) or f"corrected {' and '.join(attempt.kinds)}"
         lines.append(Text(f"{what} at {counted(attempt.sites, 'place')}, {change}{dropped}"))
     for output in report.outputs:
+        if output.integers:
+            lines.append(Text(f"output {output.name}: integers, which do not count in dB"))
+            continue
         agreement = "" if output.top1_agreement is None else f", top-1 agreement {100 * output.top1_agreement:.1f} %"
         lines.append(Text(f"output {output.name}: {output.sqnr_db:.1f} dB SQNR against the dense model{agreement}"))
     for check in report.checks:

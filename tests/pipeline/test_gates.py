@@ -88,8 +88,8 @@ def test_a_function_of_the_users_own(labelled: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("gate", "met"),
-    [("1dB", True), ("90dB", False), ("agreement=50%", True), ("agreement=100%", False), ("drop=50%", True),
-     ("drop=0%", False), ("metric=0.5", True), ("metric=0.9999", False)],
+    [("1dB", True), ("90dB", False), ("agreement=50%", True), ("agreement=100%", True), ("drop=50%", True),
+     ("drop=0%", True), ("metric=0.5", True), ("metric=0.9999", False)],
 )  # fmt: skip
 def test_gates_of_quality(
     labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: str, met: bool
