@@ -38,7 +38,8 @@ def permuted(
 ) -> tuple[Folded, tuple[CorrectionReport, ...]]:
     """The model with its channels reordered for the patterns of its layers, if that helps, and what was tried.
 
-    plan: what its layers are to become. Judged on models in which the layers that are to gain by it, and no others, are
+    plan: what its layers are to become. The losses of layers fall for certain, so that outputs undo it only if they are
+    clearly worse, by more than the standard error of the difference. Judged on models in which the layers that are to gain by it, and no others, are
     solved, by the ordered solver on few samples, and on the outputs for the samples held out.
     """
     levels = {name: choice.level for name, choice in plan.choices.items()}
@@ -68,6 +69,8 @@ def permuted(
         after, _ = _solved(other, profile, samples, recipe, feedback)
         kind = "channel permutation"
         tried = compared(kind, len(orders), (before, after), folded.dense, held_out, execution, False)
+        rise, error = tried.loss_after - tried.loss_before, tried.standard_error
+        tried = replace(tried, kept=tried.kept or (error is not None and rise <= error))
     return (other if tried.kept else folded), (tried,)
 
 
