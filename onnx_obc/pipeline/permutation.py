@@ -38,9 +38,10 @@ def permuted(
 ) -> tuple[Folded, tuple[CorrectionReport, ...]]:
     """The model with its channels reordered for the patterns of its layers, if that helps, and what was tried.
 
-    plan: what its layers are to become. The losses of layers fall for certain, so that outputs undo it only if they are
-    clearly worse, by more than the standard error of the difference. Judged on models in which the layers that are to gain by it, and no others, are
-    solved, by the ordered solver on few samples, and on the outputs for the samples held out.
+    plan: what its layers are to become. Judged on models in which the layers that are to gain by it, and no others, are
+    solved, by the ordered solver on few samples, and on the outputs for the samples held out. The losses of layers fall
+    for certain, so that it is undone only if outputs are clearly worse, by more than the standard error of the
+    difference.
     """
     levels = {name: choice.level for name, choice in plan.choices.items()}
     if not recipe.correct or recipe.solver not in OWN:
