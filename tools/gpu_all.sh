@@ -5,7 +5,7 @@
 #     bash tools/gpu_all.sh [folder of wheels]     # $OUT: where the figures go, by default gpu-results
 #
 # Needs torch with CUDA, numba, onnx, onnxruntime and pytest; what else is missing is taken from the folder of wheels, made
-# before with `pip download --dest wheels pydantic cyclopts rich onnx_ir onnxscript safetensors psutil threadpoolctl tokenizers`.
+# before with `pip download --dest wheels pydantic cyclopts rich onnx_ir onnxscript safetensors psutil threadpoolctl tokenizers onnx2torch`.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-gpu-results}
@@ -27,6 +27,12 @@ python -m benchmarks.speed.solver_gpu 2>&1 | tee "$out/solver_gpu.txt" || status
 cp benchmarks/results/solver_gpu*.md "$out" 2>/dev/null
 python -m onnx_obc.cli.main models/digits.onnx "$out/digits.onnx" --calib models/digits_calibration.npz --device auto \
     --report "$out/digits.json" 2>&1 | tee "$out/run.txt" || status=1
+if python -c "import onnx2torch" 2>/dev/null; then
+    python -m onnx_obc.cli.main models/digits.onnx "$out/trained.onnx" --calib models/digits_calibration.npz --weights int2 \
+        --effort best --device auto --report "$out/trained.json" 2>&1 | tee "$out/trained.txt" || status=1
+else
+    echo "onnx2torch is not there: --effort best is not run" | tee "$out/trained.txt"
+fi
 # A layer of 4096 × 14336 takes 4096 times a row's milliseconds; so many rows are in lockstep as fit the memory.
 python -m benchmarks.speed.solver_gpu --columns 14336 --rows 32 --no-network --json "$out/large.jsonl" 2>&1 |
     tee "$out/large.txt" || status=1

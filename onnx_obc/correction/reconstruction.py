@@ -117,6 +117,7 @@ def reconstruct(
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     energy = sum(float(np.square(example.target, dtype=np.float64).sum()) for example in examples)
     energy /= sum(example.target.size for example in examples)  # a number's, so that the loss is one of relative error
+    energy = energy or 1.0
 
     def gradients(one: TorchGraph, example: Example) -> list[torch.Tensor]:
         """Of the squared error of an example's samples."""

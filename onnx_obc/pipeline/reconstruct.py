@@ -76,14 +76,15 @@ def _trained(
     own, blank = (in_profile(solutions, solutions.plan.choices, material.folded, recipe) for _ in range(2))
     walk = _Walk(own, material, recipe)
     left: dict[str, list[str]] = {}  # layers by why they are left as they are
-    for number, unit in enumerate(walk.units):
+    for unit in walk.units:
+        tell = _told(progress, len(walk.units))
         names = [name for name in unit.layers if name in walk.trainable]
         if names:
             try:
-                walk.train(unit, names, _told(progress, number, len(walk.units)))
+                walk.train(unit, names, tell)
             except ModelError as error:
                 left.setdefault(str(error).removesuffix(f"; leave out {OPTION}"), []).extend(names)
-        _told(progress, number, len(walk.units))(1)
+        tell(1)
     notes = [f"{counted(len(names), 'layer')} not trained by {OPTION}: {why}" for why, names in left.items()]
     if not walk.better:
         return None, notes
@@ -142,7 +143,7 @@ class _Walk:
         part = part_of(self._floats, sources, unit.output, examples[0].feed)
         layers = layers_of(part, [self.solved[name].layer for name in names])
         graph = to_torch(part, layers, OPTION, [unit.output])
-        places = [place.value for place in graph.places]
+        places = [place.value for place in graph.places]  # known now, and given out too: biases move by their size
         graph = to_torch(part, layers, OPTION, list(dict.fromkeys([unit.output, *places])))
         check_agreement(graph, part, examples[0].feed, rounded=True)
         training, spared = _spare(examples)
@@ -181,7 +182,7 @@ class _Walk:
         return np.broadcast_to(value.const_value.numpy().astype(np.float32).reshape(-1), (site.channels,)).copy()
 
 
-def _told(progress: Progress, number: int, total: int) -> Callable[[float], None]:
+def _told(progress: Progress, total: int) -> Callable[[float], None]:
     """Tells how much of a part is done, in hundredths of it."""
     told = 0
 

@@ -12,6 +12,7 @@ from digits import run_cli
 from small_graphs import build, random
 
 from onnx_obc import Recipe, compress
+from onnx_obc.core.progress import Feedback
 from onnx_obc.pipeline import reconstruct as module
 from onnx_obc.pipeline.report import Report
 
@@ -97,6 +98,13 @@ def test_an_operator_that_torch_does_not_know_is_named_and_the_rest_goes_on() ->
     assert note.startswith("2 layers not trained by --effort best: ") and "Mish" in note and "leave out" not in note
     trained = {layer.name for layer in report.layers if module.TRAINED in layer.notes}
     assert trained == {"third", "fourth"}
+
+
+def test_progress_adds_up() -> None:
+    told: list[tuple[int, int]] = []
+    feedback = Feedback(lambda stage, done, total: told.append((done, total)) if stage == "reconstruct" else None)
+    compress(blocks("Mish"), X, Recipe(weights="int2", activations="none", effort="best"), feedback=feedback)
+    assert sum(done for done, _ in told) == told[0][1] and len({total for _, total in told}) == 1
 
 
 def test_few_samples_train_nothing_and_it_is_said() -> None:
