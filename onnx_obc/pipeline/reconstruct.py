@@ -87,7 +87,7 @@ def _trained(
         tell(1)
     notes = [f"{counted(len(names), 'layer')} not trained by {OPTION}: {why}" for why, names in left.items()]
     if not walk.better:
-        return None, notes
+        return None, [*notes, f"{OPTION}: no part of the model came nearer to the dense one by training"]
     solved = {}
     for name, entry in blank.solved.items():
         solution, bias = walk.solved[name].solution, walk.added_to_bias(name)
