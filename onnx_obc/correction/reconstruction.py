@@ -25,7 +25,7 @@ from ..core.arrays import Array, Feed, Float32
 from ..core.machine import workers
 from ..core.solution import Solution
 from ..graph.layers import Layer
-from .torch_graph import TorchGraph, as_seen, one_thread
+from .torch_graph import ROUNDED_AGREEMENT, TorchGraph, as_seen, one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ SCALE_RATE = 1e-3  # of a scale
 BIAS_RATE = 1e-3  # of the root mean square of a layer's output
 HALVES = 2  # parts of a step that run at the same time, on any machine: so many sums, in the same order
 ELEMENTS = 1_000_000  # of a part's input in one step, about
-FEWEST, MOST = 4, 32  # samples in a step
+FEWEST, MOST = 4, 32  # samples in a step, as far as a feed has so many
 LOOKS = 6  # at the samples held out
 CENTRE = 0.45  # of a step, how far from the middle of its cell a code starts at most
 
@@ -192,6 +192,28 @@ def take(example: Example, chosen: Array) -> Example:
     """These samples of an example, by their places in it."""
     feed = {name: array[chosen] for name, array in example.feed.items()}
     return Example(feed, example.target[chosen], len(chosen))
+
+
+def can_be_taken_apart(graph: TorchGraph, example: Example) -> bool:
+    """Whether a graph makes of some samples what it makes of them among all, on the CPU.
+
+    It does not where sizes are fixed in it, or where an axis that is as long as there are samples is not theirs.
+    """
+    import torch
+
+    with torch.no_grad():
+        whole = graph.run(example.feed, {}, {}, "cpu")[0]
+        for count in (1, min(FEWEST, example.count)):
+            try:
+                part = graph.run(take(example, np.arange(count)).feed, {}, {}, "cpu")[0]
+            except (RuntimeError, IndexError):
+                return False
+            wanted = whole[:count]
+            if part.shape != wanted.shape:
+                return False
+            if float((part - wanted).square().sum()) > ROUNDED_AGREEMENT**2 * float(wanted.square().sum()):
+                return False
+    return True
 
 
 def _cut(example: Example, samples: int) -> list[Example]:

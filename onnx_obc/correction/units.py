@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from ..core.arrays import Array
+from ..graph.constants import Constant, trace
 from ..graph.layers import Layer, find_layers
 from .sites import find_sites
 
@@ -162,8 +163,9 @@ def _unit(nodes: Sequence[ir.Node], owners: Mapping[ir.Node, str]) -> Unit:
     inputs: dict[str, tuple[ir.Node, int]] = {}
     for node in nodes:
         for index, value in enumerate(node.inputs):
-            if value is not None and value not in produced and not value.is_initializer():
-                inputs.setdefault(str(value.name), (node, index))
+            if value is None or value in produced or isinstance(trace(value), Constant):
+                continue
+            inputs.setdefault(str(value.name), (node, index))
     layers = tuple(owners[node] for node in nodes if node in owners)
     return Unit(tuple(nodes), layers, inputs, output)
 

@@ -12,6 +12,7 @@ from ..core.level import Choice
 from ..runtime.judge import Judge, less
 from ..runtime.session import Execution
 
+WHOLE = (("sequential",), ("reconstruction",), ("rounding",))
 PLAIN_BITS = 8  # at which rounding to nearest loses next to nothing
 
 
@@ -26,7 +27,7 @@ class CorrectionReport:
     loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out, and, where these are
     few, on others that the correction did not look at; on the calibration samples where none could be held out.
     standard_error: of the difference, over these samples; None where it cannot be told. kept: whether the loss fell,
-    see `must_be_clear`, and the correction stayed.
+    see `must_be_clear`, and the correction stayed; of a channel permutation, whether it did not clearly rise.
     """
 
     kinds: tuple[str, ...]
@@ -35,6 +36,11 @@ class CorrectionReport:
     loss_after: float
     standard_error: float | None
     kept: bool
+
+
+def of_whole_models(attempts: Iterable[CorrectionReport]) -> tuple[CorrectionReport, ...]:
+    """Those of the attempts that compared whole models: they stay true when one of these is written again."""
+    return tuple(attempt for attempt in attempts if attempt.kinds in WHOLE)
 
 
 def is_plain(choice: Choice) -> bool:

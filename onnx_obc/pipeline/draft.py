@@ -9,7 +9,7 @@ from ..core.progress import Feedback
 from ..graph.write import WrittenWeight
 from ..solver.baselines import uncompensated
 from ..targets.registry import TARGETS
-from .attempts import CorrectionReport, compared, is_plain, must_be_clear
+from .attempts import CorrectionReport, compared, is_plain, must_be_clear, of_whole_models
 from .correct import correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
@@ -18,6 +18,9 @@ from .recipe import Recipe
 from .solve import Solutions, in_profile
 from .unseen import without_unseen
 from .write import fit_to_biases, with_copies, write
+
+TRAINED = "trained with what surrounds it afterwards: the layer losses here are those before"
+ROUNDED = "rounded to nearest, which brings the outputs nearer to the dense model's"
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions |
             loss_relative=entry.report.baseline_relative,
             loss_bound=None,
             ordered_over_exact=None,
-            notes=(*entry.report.notes, "rounded to nearest, which brings the outputs nearer to the dense model's"),
+            notes=(*(note for note in entry.report.notes if note != TRAINED), ROUNDED),
         )
         solution = uncompensated(entry.layer.matrix(), choices[name].level, recipe.grid, shared)
         solved[name] = replace(entry, solution=replace(solution, loss=loss), report=report)
@@ -117,7 +120,7 @@ def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedbac
     again = rounded(draft.source, material.folded, recipe)
     assert again is not None
     chosen = make_draft(material, again, recipe, feedback) if recipe.correct else plain
-    return replace(chosen, corrections=(attempt, *chosen.corrections))
+    return replace(chosen, corrections=(*of_whole_models(draft.corrections), attempt, *chosen.corrections))
 
 
 def better(ordered: Draft, rival: Draft, material: Material, recipe: Recipe) -> Draft:

@@ -22,6 +22,7 @@ from ..targets.agreement import Outputs
 from ..targets.check import check_file
 from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
+from .attempts import of_whole_models
 from .draft import Draft, better, make_draft, not_below_rounding
 from .examine import Examiner
 from .gates import quality_gate
@@ -36,7 +37,6 @@ from .speed import measure_speed, timing_feed
 from .verify import Check, Verdict, check_lowered, verify
 
 METRIC = "metric"  # the check that the user's metric can be taken of the file
-JUDGED = (("sequential",), ("reconstruction",), ("rounding",))  # what is not tried again with another form of solutions
 FIXES = 3  # times that slow layers are looked for and returned to float
 
 
@@ -282,6 +282,6 @@ def _agreeing(
 
 def _again(draft: Draft, solutions: Solutions, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
     """A draft of other forms of the same solutions, which knows what these were chosen from."""
-    judged = tuple(attempt for attempt in draft.corrections if attempt.kinds in JUDGED)
+    judged = of_whole_models(draft.corrections)
     fresh = make_draft(material, solutions, recipe, feedback)
     return replace(fresh, corrections=(*fresh.corrections, *judged))

@@ -105,10 +105,14 @@ def mix_precisions(
         return last.passed
 
     count = smallest(lambda size: attempt(order[:size], corrected), min(guess, most), most) if most else None
-    if count is None:
-        reached = "no layer can be left in float" if last is None else last.reached
-        return Mixed(None, f"{failed.wanted} is out of reach: with a single layer compressed, {reached}")
-    chosen = list({option.layer: option for option in order[:count]}.values())
+    if count is not None:
+        chosen = list({option.layer: option for option in order[:count]}.values())
+    else:
+        chosen = _all_but_the_least(options)
+        if not chosen or not attempt(chosen, corrected):
+            reached = "no layer can be left in float" if last is None else last.reached
+            single = "with a single layer compressed, the one that alone does least"
+            return Mixed(None, f"{failed.wanted} is out of reach: {single}, {reached}")
     for option in sorted(chosen[:-1], key=lambda option: -option.cost)[:PUT_BACK]:
         without = [other for other in chosen if other is not option]
         if attempt(without, corrected):
@@ -266,6 +270,14 @@ def _still_compressed(order: Sequence[Option], plan: Plan) -> int:
     return len(order)
 
 
+def _all_but_the_least(options: Sequence[Option]) -> list[Option]:
+    """All layers in float but the one that does least to the outputs, whose input is in float if it can be."""
+    whole = [option for option in options if option.choice is None]
+    least = min(whole, key=lambda option: float(option.gain.sum())).layer
+    inputs = [option for option in options if option.layer == least and option.choice is not None]
+    return [*(option for option in whole if option.layer != least), *inputs]
+
+
 def _with(source: Solutions, chosen: Sequence[Option], material: Material, recipe: Recipe) -> Solutions:
     """The same solutions in a fresh plan, with these layers in float, and remarks on them."""
     plan, last = source.plan, {option.layer: option for option in chosen}
@@ -291,11 +303,13 @@ def _note(chosen: Sequence[Option], board: Switchboard, plan: Plan, before: Gate
         figures.append(_figure(board.noise(on)))
         parts.append(f"{option.layer} ({option.words}) {figures[-2]} → {figures[-1]}")
     more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
-    layers = len({option.layer for option in chosen})
+    whole = {option.layer for option in chosen if option.choice is None}
+    inputs = len({option.layer for option in chosen} - whole)
+    besides = f", and the inputs of {inputs} more" if inputs else ""
     return (
-        f"mixed precision for {after.wanted}: {before.reached} as planned, and {after.reached} with {layers} of "
-        f"{counted(len(plan.choices), 'layer')} in float; in turn, on {counted(board.samples, 'sample')}, uncorrected: "
-        f"{', '.join(parts[:NAMED])}{more}"
+        f"mixed precision for {after.wanted}: {before.reached} as planned, and {after.reached} with {len(whole)} of "
+        f"{counted(len(plan.choices), 'layer')} in float{besides}; in turn, "
+        f"on {counted(board.samples, 'sample')}, uncorrected: {', '.join(parts[:NAMED])}{more}"
     )
 
 

@@ -139,7 +139,7 @@ class FinishOptions:
         str | None,
         Doc(
             "What the file must keep: 30dB (of the worst output), agreement=99%, metric=0.82, or drop=1% of --metric. "
-            "The fewest layers with which it does stay float; a file that cannot is refused."
+            "As few layers, or inputs of layers, as it takes stay float; a file that none helps is refused."
         ),
     ] = None
     min_speedup: Annotated[

@@ -39,9 +39,9 @@ def permuted(
     """The model with its channels reordered for the patterns of its layers, if that helps, and what was tried.
 
     plan: what its layers are to become. Judged on models in which the layers that are to gain by it, and no others, are
-    solved, by the ordered solver on few samples, and on the outputs for the samples held out. The losses of layers fall
-    for certain, so that it is undone only if outputs are clearly worse, by more than the standard error of the
-    difference.
+    solved, by the ordered solver on few samples, and on the outputs for the samples held out. By its cost to all
+    layers an order is better to begin with, so that it is undone only if outputs are clearly worse, by more than the
+    standard error of the difference.
     """
     levels = {name: choice.level for name, choice in plan.choices.items()}
     if not recipe.correct or recipe.solver not in OWN:

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from ..calibration.samples import Batch
 from ..calibration.split import CORRECTING, TRAINING, first_samples
 from ..core.arrays import Array, Feed, Float32
-from ..core.errors import ModelError
+from ..core.errors import ModelError, one_line
 from ..core.plural import counted
 from ..core.progress import Feedback, Progress
-from ..correction.reconstruction import Example, Training, reconstruct, take
+from ..correction.reconstruction import Example, Training, can_be_taken_apart, reconstruct, take
 from ..correction.sites import bias_sites
 from ..correction.statistics import WrittenLayer, correct
 from ..correction.torch_graph import check_agreement, to_torch
@@ -25,9 +25,9 @@ from ..graph.layers import find_layers
 from ..graph.write import WrittenWeight, rewrite
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
-from .attempts import compared, must_be_clear
+from .attempts import compared, must_be_clear, of_whole_models
 from .correct import sites_of
-from .draft import Draft, make_draft
+from .draft import TRAINED, Draft, make_draft
 from .layer import Solved, solving_device
 from .material import Material
 from .plan import Plan
@@ -39,7 +39,6 @@ OPTION = "--effort best"
 STEPS = 400  # for each part
 SPARED = 8  # one of so many samples stops the training
 FEWEST = 32  # samples below which nothing is trained
-TRAINED = "trained with what surrounds it afterwards: the layer losses here are those before"
 
 
 def reconstructed(draft: Draft, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
@@ -59,8 +58,11 @@ def reconstructed(draft: Draft, material: Material, recipe: Recipe, feedback: Fe
         attempt = compared(
             "reconstruction", count, models, material.dense, material.held_out, recipe.execution(), clearly
         )
-    chosen = other if attempt.kept else draft
-    return _noted(replace(chosen, corrections=(*chosen.corrections, attempt)), notes)
+    if attempt.kept:
+        chosen, before = other, (*of_whole_models(draft.corrections), *other.corrections)
+    else:
+        chosen, before = draft, draft.corrections
+    return _noted(replace(chosen, corrections=(*before, attempt)), notes)
 
 
 def _noted(draft: Draft, notes: Sequence[str]) -> Draft:
@@ -146,13 +148,18 @@ class _Walk:
         places = [place.value for place in graph.places]  # known now, and given out too: biases move by their size
         graph = to_torch(part, layers, OPTION, list(dict.fromkeys([unit.output, *places])))
         check_agreement(graph, part, examples[0].feed, rounded=True)
+        if examples[0].count and not can_be_taken_apart(graph, examples[0]):
+            examples = [replace(example, count=0) for example in examples]
         training, spared = _spare(examples)
         settings = Training(
             STEPS, recipe.seed, solving_device(recipe.device), recipe.threads, TARGETS[recipe.target].shared_scale
         )
         solutions = {name: self.solved[name].solution for name in names}
         dense = {name: self.solved[name].layer.matrix() for name in names}
-        result = reconstruct(graph, layers, dense, solutions, training, spared, settings, progress)
+        try:
+            result = reconstruct(graph, layers, dense, solutions, training, spared, settings, progress)
+        except RuntimeError as error:  # of torch: also for want of memory
+            raise ModelError(f"torch fails on what leads to {unit.output}: {one_line(error)}") from error
         if not result.after < result.before:
             return
         for name, solution in result.solutions.items():
@@ -223,14 +230,25 @@ def _examples(batches: Sequence[Batch], given: Sequence[Feed], targets: Sequence
 
 
 def _spare(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Those to train on, and those that stop the training: every so many-th feed, or sample where feeds are few."""
+    """Those to train on, and those that stop the training: every so many-th feed, or sample where feeds are few.
+
+    Raises ModelError where none can be spared.
+    """
     if len(examples) >= SPARED:
         return [x for n, x in enumerate(examples) if n % SPARED], list(examples[::SPARED])
-    if all(example.count >= SPARED for example in examples):
-        out = [np.arange(example.count) % SPARED == 0 for example in examples]
-        training = [take(example, np.flatnonzero(~where)) for example, where in zip(examples, out, strict=True)]
-        return training, [take(example, np.flatnonzero(where)) for example, where in zip(examples, out, strict=True)]
-    return list(examples), list(examples)
+    training, spared = [], []
+    for example in examples:
+        if example.count < SPARED:
+            training.append(example)
+            continue
+        out = np.arange(example.count) % SPARED == 0
+        training.append(take(example, np.flatnonzero(~out)))
+        spared.append(take(example, np.flatnonzero(out)))
+    if spared:
+        return training, spared
+    if len(examples) < 2:
+        raise ModelError("all samples come in one feed that cannot be taken apart; give a smaller --batch")
+    return training[1:], training[:1]
 
 
 def _with_floats(plan: Plan, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> ir.Model:

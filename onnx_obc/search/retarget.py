@@ -67,7 +67,7 @@ def retarget(
 ) -> list[Result]:
     """A model for every budget, each written to its output (None: kept in memory).
 
-    recipe: fields of a Recipe that do not change solutions, such as `correct` and `verify`, over those that the
+    recipe: fields of a Recipe that do not change solutions, such as `effort` and `verify`, over those that the
     database was built with. source: the model that the database was built from, for the report; None: the copy in the
     database. feedback: as for `compress`. examiner: of the evaluation in the options, where it is open already. Raises
     RecipeError if a budget cannot be met, and what `open_database` and `compress` raise.

@@ -72,7 +72,7 @@ def test_the_layer_at_fault_alone_has_a_float_input(tmp_path: Path) -> None:
     (layer,) = [layer for layer in report.layers if layer.name == "layer2"]
     assert "its input stays float to reach 30dB" in layer.notes and layer.level == "int8"
     (note,) = [note for note in report.notes if note.startswith("mixed precision for 30dB")]
-    assert "with 1 of 4 layers in float" in note and "layer2 (its input) " in note
+    assert "with 0 of 4 layers in float, and the inputs of 1 more" in note and "layer2 (its input) " in note
     assert any("looking for the layers to leave in float" in line for line in said)
     assert not report.left_out
 

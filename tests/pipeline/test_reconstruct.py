@@ -111,3 +111,39 @@ def test_few_samples_train_nothing_and_it_is_said() -> None:
     report = compress(blocks(), {"x": X["x"][:20]}, Recipe(effort="best")).report
     assert ("reconstruction",) not in tried(report)
     assert any(note.startswith("--effort best trains on 32 samples or more, and 18") for note in report.notes)
+
+
+def test_a_head_that_is_tied_to_its_table() -> None:
+    nodes = [
+        make("Gather", ["E", "ids"], ["e"]),
+        make("MatMul", ["e", "w0"], ["a"], "first"),
+        make("Relu", ["a"], ["r"]),
+        make("MatMul", ["r", "w1"], ["c"], "second"),
+        make("Transpose", ["E"], ["turned"], perm=[1, 0]),
+        make("MatMul", ["c", "turned"], ["y"], "head"),
+    ]
+    weights = {"E": random(64, 32), "w0": random(32, 48) / 6, "w1": random(48, 32) / 7}
+    model = build(nodes, {"ids": ("N", 6)}, {"y": ("N", 6, 64)}, weights)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    ids = np.random.default_rng(0).integers(0, 64, (160, 6))
+    recipe = Recipe(weights="int4", activations="none", effort="best", solver="baseline")
+    report = compress(model, {"ids": ids}, recipe).report
+    assert not any("not trained" in note for note in report.notes)
+    assert any(module.TRAINED in layer.notes for layer in report.layers)
+
+
+@pytest.mark.parametrize("feeds", [1, 4])
+def test_a_batch_that_the_graph_fixes(feeds: int) -> None:
+    nodes = [
+        make("MatMul", ["x", "w0"], ["a"], "first"),
+        make("Relu", ["a"], ["r"]),
+        make("Reshape", ["r", "split"], ["s"]),
+        make("MatMul", ["s", "w1"], ["c"], "second"),
+        make("Reshape", ["c", "flat"], ["y"]),
+    ]
+    weights = {"w0": random(16, 32), "w1": random(8, 8), "split": np.array([32, 4, 8]), "flat": np.array([32, 32])}
+    model = build(nodes, {"x": (32, 16)}, {"y": (32, 32)}, weights)
+    recipe = Recipe(weights="int2", activations="none", effort="best", solver="baseline")
+    report = compress(model, {"x": random(32 * (feeds + 1), 16)}, recipe).report
+    told = [note for note in report.notes if "one feed that cannot be taken apart" in note]
+    assert bool(told) == (feeds == 1) and bool(told) != (("reconstruction",) in tried(report))

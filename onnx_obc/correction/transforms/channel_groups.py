@@ -174,8 +174,9 @@ def _joined(
 def _pad(node: ir.Node, channels: Channels) -> bool:
     """What is added to an axis is all alike, but for the modes that repeat the edge."""
     x, y, pads = channels.axes(node.inputs[0]), channels.axes(node.outputs[0]), _integers(node, 1)
-    if x is None or y is None or pads is None or len(pads) != 2 * len(x):
-        return False  # a list of axes, which only some have
+    some = len(node.inputs) > 3 and node.inputs[3] is not None  # a list of axes
+    if x is None or y is None or pads is None or some or len(pads) != 2 * len(x):
+        return False
     for value in node.inputs[1:]:
         channels.fix(value)
     for axis, (own, other) in enumerate(zip(x, y, strict=True)):
