@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.common.harness import Rows, arguments, measure
 from benchmarks.common.subjects import NAMES, Subject
 from benchmarks.common.tables import machine, markdown
-from benchmarks.quality.nonuniform import uniform
-from onnx_obc import Recipe, build, open_database
+from benchmarks.quality.nonuniform import built, uniform
+from onnx_obc import Recipe
 from onnx_obc.core.level import parse_choice
 from onnx_obc.pipeline.finish import Destination
 
@@ -45,10 +45,7 @@ def run(
     wanted = [(level, name) for level in levels for name in variants if (subject.name, level, name) not in rows]
     if not wanted:
         return
-    target = databases / f"{subject.path.stem}-levels"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    build(subject.path, subject.calibration, ",".join(levels), target, data=subject.options)
-    database = open_database(target)
+    database = built(subject, levels, databases / f"{subject.path.stem}-levels")
     dense = subject.score(subject.path, None).value
     for level, name in wanted:
         recipe = Recipe(verify=False, **VARIANTS[name])

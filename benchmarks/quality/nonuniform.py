@@ -93,6 +93,13 @@ def budget_runs(database: Database, kind: str, factors: Sequence[str]) -> list[R
     return runs
 
 
+def built(subject: Subject, levels: Sequence[str], folder: Path) -> Database:
+    """The database of a subject with these levels, made, or finished, first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    build(subject.path, subject.calibration, ",".join(levels), folder, data=subject.options)
+    return open_database(folder)
+
+
 def uniform(database: Database, choice: Choice) -> Profile:
     """Every layer at this choice, or dense in its pattern where that is impossible, as first layers are at 2:4."""
     dense = Choice(Level(bits=choice.level.bits), choice.activation_bits)

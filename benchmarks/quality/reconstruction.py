@@ -19,8 +19,8 @@ from benchmarks.common.evaluation import output_loss
 from benchmarks.common.harness import Rows, arguments, measure
 from benchmarks.common.subjects import NAMES, Subject
 from benchmarks.common.tables import machine, markdown
-from benchmarks.quality.nonuniform import uniform
-from onnx_obc import Recipe, build, open_database
+from benchmarks.quality.nonuniform import built, uniform
+from onnx_obc import Recipe
 from onnx_obc.core.level import parse_choice
 from onnx_obc.pipeline.finish import Destination
 
@@ -33,10 +33,7 @@ def run(subject: Subject, levels: Sequence[str], databases: Path, rows: Rows) ->
     wanted = [(level, effort) for level in levels for effort in EFFORTS if (subject.name, level, effort) not in rows]
     if not wanted:
         return
-    target = databases / f"{subject.path.stem}-efforts"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    build(subject.path, subject.calibration, ",".join(LEVELS), target, data=subject.options)
-    database = open_database(target)
+    database = built(subject, LEVELS, databases / f"{subject.path.stem}-efforts")
     dense = subject.score(subject.path, None)
     for level, effort in wanted:
         began = time.perf_counter()

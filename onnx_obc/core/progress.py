@@ -35,6 +35,18 @@ class Stopwatch:
 Progress: TypeAlias = Callable[[str, int, int], None]  # stage, done since the last call, in all
 
 
+def hundredths(progress: Progress, stage: str, parts: int) -> Callable[[float], None]:
+    """What tells the share that is done of one of so many parts, in hundredths of it."""
+    told = 0
+
+    def tell(share: float) -> None:
+        nonlocal told
+        progress(stage, int(100 * share) - told, 100 * parts)
+        told = int(100 * share)
+
+    return tell
+
+
 @dataclass(frozen=True)
 class Feedback:
     """Where a run tells what it does.

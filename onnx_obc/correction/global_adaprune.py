@@ -19,7 +19,7 @@ from ..core.arrays import Array, Feed, Float32, Int32
 from ..core.errors import ModelError
 from ..core.solution import Solution
 from ..graph.layers import Layer
-from .torch_graph import TorchGraph, check_agreement, to_torch
+from .torch_graph import TorchGraph, check_agreement, send, to_torch
 
 if TYPE_CHECKING:
     import torch
@@ -236,30 +236,24 @@ def _of_layer(layer: Layer, solution: Solution, device: str) -> _Latent:
     rms = np.sqrt((weights.astype(np.float64) ** 2).sum(axis=2, keepdims=True) / count)  # (groups, rows, 1)
     rms[rms == 0] = rms.max() or 1.0
 
-    def send(array: Array) -> torch.Tensor:
-        return _send(layer.tensor(np.broadcast_to(array, shape)), device)
+    def seen(array: Array) -> torch.Tensor:
+        return send(layer.tensor(np.broadcast_to(array, shape)), device)
 
     if grid is None or solution.codes is None:
-        return _trainable(send(weights), send(rms * kept))
+        return _trainable(seen(weights), seen(rms * kept))
     scale, zero = grid.spread(*shape[1:])
-    ends = send(grid.qmin - zero), send(grid.qmax - zero)
-    return _trainable(send(solution.codes - zero), send(rms / scale * kept), send(scale), *ends)
+    ends = seen(grid.qmin - zero), seen(grid.qmax - zero)
+    return _trainable(seen(solution.codes - zero), seen(rms / scale * kept), seen(scale), *ends)
 
 
 def _of_bias(bias: Float32, span: _Span, device: str) -> _Latent:
-    return _trainable(_send(bias, device), _send(np.full(bias.shape, span.rms), device))
+    return _trainable(send(bias, device), send(np.full(bias.shape, span.rms), device))
 
 
 def _trainable(start: torch.Tensor, unit: torch.Tensor, *grid: torch.Tensor) -> _Latent:
     import torch
 
     return _Latent(start, torch.zeros_like(start, requires_grad=True), unit, *grid)
-
-
-def _send(array: Array, device: str) -> torch.Tensor:
-    import torch
-
-    return torch.tensor(np.asarray(array, np.float32), device=device)
 
 
 def _solution(layer: Layer, solution: Solution, latent: _Latent) -> Solution:

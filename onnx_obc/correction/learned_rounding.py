@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from ..core.arrays import Array, Feed, Float32
+from ..core.arrays import Feed, Float32
 from ..core.errors import ModelError
-from ..core.solution import Grid, Solution
+from ..core.solution import Solution
 from ..graph.layers import Layer
-from .torch_graph import TorchGraph, as_seen, one_thread
+from .torch_graph import TorchGraph, as_seen, one_thread, send, with_codes
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def learn(
     learned = [layer for layer in layers if starts[layer.name].codes is not None]
     weights: dict[str, _Rounding | _Straight] = {x.name: make(x, starts[x.name], learning.device) for x in learned}
     constants = {
-        x.name: _send(x.tensor(starts[x.name].weights), learning.device) for x in layers if x.name not in weights
+        x.name: send(x.tensor(starts[x.name].weights), learning.device) for x in layers if x.name not in weights
     }
     biases = _biases(graph, learned, learning.device) if straight else {}
     rate = ROUND_RATE * min(max(ITERATIONS[learning.learner] / learning.iterations, 1), FASTER)
@@ -107,13 +107,13 @@ def learn(
     for step in range(learning.iterations):
         order = order or list(rng.permutation(len(examples)))
         example = examples[order.pop()]
-        target = _send(example.target, learning.device)
+        target = send(example.target, learning.device)
         optimizer.zero_grad()
         now = constants | {name: latent.now() for name, latent in weights.items()}
         (found,) = graph.run(example.feed, now, biases, learning.device)
         error = (found - target).square()
         if example.weight is not None:
-            error = error * _send(example.weight, learning.device)
+            error = error * send(example.weight, learning.device)
         channels = 1 if straight else target.shape[1 if convolved and target.ndim > 2 else -1]
         loss = error.sum() * (channels / target.numel())
         beta = _beta(step / learning.iterations)
@@ -157,9 +157,9 @@ class _Rounding:
         below = np.floor(steps)
         share = (np.clip(steps - below, 1e-6, 1 - 1e-6) - STRETCH[0]) / (STRETCH[1] - STRETCH[0])
         kept = np.ones(steps.shape, np.bool_) if start.mask is None else start.mask
-        self._scale, self._below, self._kept = (_send(x, device) for x in (scale, below, kept))
-        self._low, self._high = (_send(end - zero, device) for end in (start.grid.qmin, start.grid.qmax))
-        self._choice = torch.nn.Parameter(_send(np.log(share / (1 - share)), device))
+        self._scale, self._below, self._kept = (send(x, device) for x in (scale, below, kept))
+        self._low, self._high = (send(end - zero, device) for end in (start.grid.qmin, start.grid.qmax))
+        self._choice = torch.nn.Parameter(send(np.log(share / (1 - share)), device))
 
     def parameters(self) -> list[tuple[torch.Tensor, float | None]]:
         """What is learned, and at which rate; None: the usual one."""
@@ -176,7 +176,7 @@ class _Rounding:
     def solution(self) -> Solution:
         """The layer with every weight at the code that its choice is nearer to."""
         assert self._start.grid is not None
-        return _with_codes(self._start, self._start.grid, self._steps((self._choice >= 0).float()))
+        return with_codes(self._start, self._start.grid, self._steps((self._choice >= 0).float()))
 
     def _up(self) -> torch.Tensor:
         import torch
@@ -198,12 +198,12 @@ class _Straight:
         self._layer, self._start = layer, start
         zero = start.grid.spread(*start.weights.shape[1:])[1]
         kept = np.ones(start.weights.shape, np.bool_) if start.mask is None else start.mask
-        self._kept = _send(kept, device)
-        self._low, self._high = (_send(end - zero, device) for end in (start.grid.qmin, start.grid.qmax))
+        self._kept = send(kept, device)
+        self._low, self._high = (send(end - zero, device) for end in (start.grid.qmin, start.grid.qmax))
         self._width = start.weights.shape[2] if start.grid.block is None else start.grid.block
         self._codes = start.grid.qmax - start.grid.qmin
-        self._weight = torch.nn.Parameter(_send(layer.matrix(), device))
-        self._span = torch.nn.Parameter(_send(start.grid.scale * self._codes, device))
+        self._weight = torch.nn.Parameter(send(layer.matrix(), device))
+        self._span = torch.nn.Parameter(send(start.grid.scale * self._codes, device))
 
     def parameters(self) -> list[tuple[torch.Tensor, float | None]]:
         """What is learned, and at which rate."""
@@ -223,7 +223,7 @@ class _Straight:
         assert self._start.grid is not None
         scale = (self._span.detach() / self._codes).cpu().numpy()
         grid = replace(self._start.grid, scale=np.maximum(scale, np.finfo(np.float32).tiny))
-        return _with_codes(self._start, grid, self._steps(self._scale()))
+        return with_codes(self._start, grid, self._steps(self._scale()))
 
     def _scale(self) -> torch.Tensor:
         """Of every weight, (groups, rows, columns)."""
@@ -250,17 +250,4 @@ def _biases(graph: TorchGraph, layers: Sequence[Layer], device: str) -> dict[str
 
     names = {layer.name for layer in layers}
     found = {place.bias for place in graph.places if place.layer in names and place.bias is not None}
-    return {name: torch.nn.Parameter(_send(graph.bias_values[name], device)) for name in sorted(found)}
-
-
-def _with_codes(start: Solution, grid: Grid, steps: torch.Tensor) -> Solution:
-    """The start with other codes: so many steps from the zero point, (groups, rows, columns)."""
-    zero = grid.spread(*start.weights.shape[1:])[1]
-    codes = np.rint(steps.detach().cpu().numpy()).astype(np.int32) + zero
-    return replace(start, codes=codes, grid=grid, weights=grid.dequantize(codes))
-
-
-def _send(array: Array, device: str) -> torch.Tensor:
-    import torch
-
-    return torch.tensor(np.asarray(array, np.float32), device=device)
+    return {name: torch.nn.Parameter(send(graph.bias_values[name], device)) for name in sorted(found)}

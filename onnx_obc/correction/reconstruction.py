@@ -25,7 +25,7 @@ from ..core.arrays import Array, Feed, Float32
 from ..core.machine import workers
 from ..core.solution import Solution
 from ..graph.layers import Layer
-from .torch_graph import ROUNDED_AGREEMENT, TorchGraph, as_seen, one_thread
+from .torch_graph import ROUNDED_AGREEMENT, TorchGraph, as_seen, one_thread, send, with_codes
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,7 @@ def reconstruct(
         now = {name: latent.now() for name, latent in latents.items()}
         shifts = {name: bias.now() for name, bias in biases.items()}
         found = one.run(example.feed, now, shifts, device)[0]
-        loss = (found - _send(example.target, device)).square().sum() / energy
+        loss = (found - send(example.target, device)).square().sum() / energy
         return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
     def error(some: Sequence[Example]) -> float:
@@ -134,7 +134,7 @@ def reconstruct(
             shifts = {name: bias.now() for name, bias in biases.items()}
             off = whole = 0.0
             for piece in (piece for example in some for piece in _cut(example, MOST)):
-                target = _send(piece.target, device)
+                target = send(piece.target, device)
                 off += float((graph.run(piece.feed, now, shifts, device)[0] - target).square().sum())
                 whole += float(target.square().sum())
         return off / whole if whole else off
@@ -243,7 +243,7 @@ class _Bias:
     def __init__(self, start: Float32, span: float, device: str) -> None:
         import torch
 
-        self._start, self._span = _send(start, device), span
+        self._start, self._span = send(start, device), span
         self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
@@ -266,7 +266,7 @@ class _Weights:
         kept = np.ones(weights.shape, np.bool_) if solution.mask is None else solution.mask
         count = np.maximum(kept.sum(axis=2, keepdims=True), 1)
         rms = np.sqrt(np.square(weights, dtype=np.float64).sum(axis=2, keepdims=True) / count)  # (groups, rows, 1)
-        self._start, self._unit = _send(weights, device), _send(rms * kept, device)
+        self._start, self._unit = send(weights, device), send(rms * kept, device)
         self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
@@ -302,10 +302,10 @@ class _Codes:
         steps = (codes - zero).astype(np.float32)
         start = np.clip(dense / scale, steps - CENTRE, steps + CENTRE) * kept
         self._width = codes.shape[2] if grid.block is None else grid.block
-        self._kept = _send(kept, device)
-        self._low, self._high = (_send(end - zero, device) for end in (grid.qmin, grid.qmax))
-        self._steps = torch.nn.Parameter(_send(start, device))
-        self._scale = _send(grid.scale, device)  # (groups, rows), or (groups, rows · blocks)
+        self._kept = send(kept, device)
+        self._low, self._high = (send(end - zero, device) for end in (grid.qmin, grid.qmax))
+        self._steps = torch.nn.Parameter(send(start, device))
+        self._scale = send(grid.scale, device)  # (groups, rows), or (groups, rows · blocks)
         shape = (1, 1) if training.shared_scale else self._scale.shape
         self._factor = torch.nn.Parameter(torch.zeros(shape, device=device))
 
@@ -338,12 +338,4 @@ class _Codes:
         assert grid is not None
         scale = (self._scale * (1 + self._factor.detach())).cpu().numpy()
         grid = replace(grid, scale=np.maximum(scale, np.finfo(np.float32).tiny))
-        zero = grid.spread(*self._solution.weights.shape[1:])[1]
-        codes = np.rint(self._whole().detach().cpu().numpy()).astype(np.int32) + zero
-        return replace(self._solution, codes=codes, grid=grid, weights=grid.dequantize(codes))
-
-
-def _send(array: Array, device: str) -> torch.Tensor:
-    import torch
-
-    return torch.tensor(np.asarray(array, np.float32), device=device)
+        return with_codes(self._solution, grid, self._whole())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from ..core.arrays import Array, Float32
 from ..core.errors import ModelError, one_line
+from ..core.solution import Grid, Solution
 from ..graph.edit import free_name, names_of
 from ..graph.fold import remove_unused
 from ..graph.layers import Layer
@@ -104,7 +105,7 @@ def to_torch(dense: ir.Model, layers: Sequence[Layer], option: str, outputs: Seq
     option: of the command line, that asked for this; errors say to leave it out. Raises ModelError if onnx2torch is not
     installed, does not know an operator, or keeps the weight of a layer where it cannot be found.
     """
-    places, shifts = _places(dense, layers)
+    places, shifts = places_of(dense, layers)
     given = tuple(place.value for place in places) if outputs is None else tuple(outputs)
     names = {node: f"n{index}" for index, node in enumerate(dense.graph)}
     proto, inputs, constants = _prepared(dense, layers, given, names)
@@ -180,7 +181,9 @@ def _rms(array: Array) -> float:
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0
 
 
-def _places(dense: ir.Model, layers: Sequence[Layer]) -> tuple[list[Place], dict[str, tuple[tuple[ir.Node, int], ...]]]:
+def places_of(
+    dense: ir.Model, layers: Sequence[Layer]
+) -> tuple[list[Place], dict[str, tuple[tuple[ir.Node, int], ...]]]:
     """One place for each use, and where the biases are read, by initializer: (node, index of its input)."""
     sites = {node: site for site in find_sites(dense, layers, ()) for node in _products_of(site)}
     reads = {site.shift for site in sites.values() if site.shift is not None}
@@ -253,6 +256,20 @@ def as_seen(layer: Layer, matrix: torch.Tensor) -> torch.Tensor:
     view = layer.view
     parts = matrix.reshape([view.split[axis] for axis in view.order])
     return parts.permute(*np.argsort(view.order).tolist()).reshape(layer.weight.shape)
+
+
+def with_codes(start: Solution, grid: Grid, steps: torch.Tensor) -> Solution:
+    """The start with another grid and other codes: so many steps from the zero point, (groups, rows, columns)."""
+    zero = grid.spread(*start.weights.shape[1:])[1]
+    codes = np.rint(steps.detach().cpu().numpy()).astype(np.int32) + zero
+    return replace(start, codes=codes, grid=grid, weights=grid.dequantize(codes))
+
+
+def send(array: Array, device: str) -> torch.Tensor:
+    """An array as a float32 tensor on a device."""
+    import torch
+
+    return torch.tensor(np.asarray(array, np.float32), device=device)
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from ..core.arrays import Array
 from ..graph.constants import Constant, trace
 from ..graph.layers import Layer, find_layers
 from .sites import find_sites
@@ -73,7 +72,7 @@ def block_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
 
 
 def chain_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
-    """Those of `block_units`, with layers that follow one another outside of blocks put together, up to `MOST`."""
+    """Those of `block_units`, with layers that follow one another outside of blocks put together, up to `CHAIN`."""
     owners = {layer.uses[0].node: layer.name for layer in layers}
     units: list[Unit] = []
     for unit in block_units(model, layers):
@@ -91,17 +90,6 @@ def _leads_only_to(unit: Unit, other: Unit) -> bool:
     inside = set(_with_what_lies_between([*unit.nodes, *other.nodes]))
     produced = [value for node in inside for value in node.outputs if value.name != other.output]
     return all(not value.is_graph_output() and all(use.node in inside for use in value.uses()) for value in produced)
-
-
-def part_of(model: ir.Model, inputs: Collection[str], output: str, feed: Mapping[str, Array]) -> ir.Model:
-    """What lies between some values and another as a model of its own, a copy. feed: values of its inputs, whose types
-    it has then."""
-    part = ir.convenience.extract(model.graph, list(inputs), [output])
-    for value in part.inputs:
-        array = feed[str(value.name)]
-        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        value.shape = ir.Shape([None] * array.ndim)
-    return ir.Model(part, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 
 def layers_of(part: ir.Model, layers: Sequence[Layer]) -> list[Layer]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..core.arrays import Array, Feed
+from ..graph.edit import submodel
 from ..graph.fold import remove_unused
+from ..graph.write import QUANTIZING
 from ..runtime.session import Execution, open_session
 from .match import Matched
 from .normal import Editor, clear_types
 from .side import Side
 
-QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear")
 LONGEST_WAY = 8  # nodes behind a product until a value is matched
 
 
@@ -126,12 +127,7 @@ class Runner:
     def __init__(
         self, model: ir.Model, arrays: Mapping[str, Array], outputs: Sequence[str], execution: Execution
     ) -> None:
-        graph = ir.convenience.extract(model.graph, list(arrays), list(outputs))
-        for value in graph.inputs:
-            array = arrays[str(value.name)]
-            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-            value.shape = ir.Shape([None] * array.ndim)
-        part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+        part = submodel(model, arrays, outputs)
         self._session = open_session(part, device=execution.device, threads=execution.threads, fuse=False)
 
     def __call__(self, arrays: Feed) -> Feed:

@@ -1,8 +1,8 @@
-"""Edits that many make: free names, new constants, a node that goes."""
+"""Edits that many make: free names, new constants, a node that goes, a part as a model of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -53,3 +53,14 @@ def supersede(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
     value.name, value.type, value.shape = output.name, output.type, output.shape
     model.graph.remove(node, safe=True)
+
+
+def submodel(model: ir.Model, arrays: Mapping[str, Array], outputs: Sequence[str]) -> ir.Model:
+    """What lies between some values and others as a model of its own, a copy. arrays: values of its inputs, whose types
+    it has then."""
+    part = ir.convenience.extract(model.graph, list(arrays), list(outputs))
+    for value in part.inputs:
+        array = arrays[str(value.name)]
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        value.shape = ir.Shape([None] * array.ndim)
+    return ir.Model(part, ir_version=model.ir_version, functions=list(model.functions.values()))

@@ -21,6 +21,7 @@ from .scales import scale_layout, storage_type
 from .tied import looked_up_in_blocks, rows_first
 
 TINY = float(np.finfo(np.float32).tiny)
+QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear")
 DYNAMIC = ("quantized", "scale", "zero_point")  # what a DynamicQuantizeLinear gives, and of what types
 DYNAMIC_TYPES = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
 
@@ -321,6 +322,17 @@ def _stored(value: ir.Value | None) -> ir.Value:
 
 def _set(value: ir.Value, array: Array) -> None:
     value.const_value = ir.Tensor(np.ascontiguousarray(array) if array.ndim else array, name=value.name)
+
+
+def unquantized(value: ir.Value) -> ir.Value:
+    """What a value was before it was quantized, as an activation is."""
+    while (node := value.producer()) is not None and node.op_type == "DequantizeLinear":
+        codes = node.inputs[0]
+        quantize = None if codes is None else codes.producer()
+        if quantize is None or quantize.op_type not in QUANTIZING or (source := quantize.inputs[0]) is None:
+            break
+        value = source
+    return value
 
 
 def activation_grid(low: float, high: float, bits: int, symmetric: bool) -> tuple[float, int]:

@@ -15,7 +15,8 @@ from ..core.level import Choice, Level
 from ..core.progress import Progress
 from ..core.solution import Solution
 from ..correction.learned_rounding import ITERATIONS, Example, Learner, Learning, learn
-from ..correction.units import Unit, block_units, layer_units, layers_of, part_of
+from ..correction.units import Unit, block_units, layer_units, layers_of
+from ..graph.edit import submodel
 from ..graph.layers import Layer, find_layers
 from ..runtime.stepper import Stepper
 from ..solver.baselines import uncompensated
@@ -98,7 +99,7 @@ class Units:
         if all(start.codes is None for start in starts.values()):
             return starts
         option = f"--solver {self._learner}"
-        part = part_of(self._reference, unit.inputs, unit.output, examples[0].feed)
+        part = submodel(self._reference, examples[0].feed, [unit.output])
         inside = layers_of(part, [self._layers[name] for name in unit.layers])
         graph = to_torch(part, inside, option, [unit.output])
         check_agreement(graph, part, examples[0].feed)

@@ -13,16 +13,16 @@ from ..calibration.split import CORRECTING, TRAINING, first_samples
 from ..core.arrays import Array, Feed, Float32
 from ..core.errors import ModelError, one_line
 from ..core.plural import counted
-from ..core.progress import Feedback, Progress
+from ..core.progress import Feedback, Progress, hundredths
 from ..correction.reconstruction import Example, Training, can_be_taken_apart, reconstruct, take
 from ..correction.sites import bias_sites
 from ..correction.statistics import WrittenLayer, correct
-from ..correction.torch_graph import check_agreement, to_torch
-from ..correction.units import Unit, chain_units, layers_of, part_of
-from ..graph.edit import add_initializer, names_of, take_name
+from ..correction.torch_graph import check_agreement, places_of, to_torch
+from ..correction.units import Unit, chain_units, layers_of
+from ..graph.edit import add_initializer, names_of, submodel, take_name
 from ..graph.fold import remove_unused
 from ..graph.layers import find_layers
-from ..graph.write import WrittenWeight, rewrite
+from ..graph.write import WrittenWeight, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
 from .attempts import compared, must_be_clear, of_whole_models
@@ -79,7 +79,7 @@ def _trained(
     walk = _Walk(own, material, recipe)
     left: dict[str, list[str]] = {}  # layers by why they are left as they are
     for unit in walk.units:
-        tell = _told(progress, len(walk.units))
+        tell = hundredths(progress, "reconstruct", len(walk.units))
         names = [name for name in unit.layers if name in walk.trainable]
         if names:
             try:
@@ -138,14 +138,14 @@ class _Walk:
         """Train these layers of a part, in place, if that brings its output nearer to the dense one on samples held
         out. Raises ModelError if torch cannot run the part as onnxruntime does."""
         recipe = self._recipe
-        sources = list(dict.fromkeys(_unrounded(node.inputs[index]) for node, index in unit.inputs.values()))
+        read = [node.inputs[index] for node, index in unit.inputs.values()]
+        sources = list(dict.fromkeys(str(unquantized(value).name) for value in read if value is not None))
         given = self._compressed.advance(sources)
         wanted = self._dense.advance([unit.output])
         examples = _examples(self._batches, given, [feed[unit.output] for feed in wanted])
-        part = part_of(self._floats, sources, unit.output, examples[0].feed)
+        part = submodel(self._floats, examples[0].feed, [unit.output])
         layers = layers_of(part, [self.solved[name].layer for name in names])
-        graph = to_torch(part, layers, OPTION, [unit.output])
-        places = [place.value for place in graph.places]  # known now, and given out too: biases move by their size
+        places = [place.value for place in places_of(part, layers)[0]]  # given out too: biases move by their size
         graph = to_torch(part, layers, OPTION, list(dict.fromkeys([unit.output, *places])))
         check_agreement(graph, part, examples[0].feed, rounded=True)
         if examples[0].count and not can_be_taken_apart(graph, examples[0]):
@@ -187,33 +187,6 @@ class _Walk:
             return np.zeros(site.channels, np.float32)
         assert value.const_value is not None
         return np.broadcast_to(value.const_value.numpy().astype(np.float32).reshape(-1), (site.channels,)).copy()
-
-
-def _told(progress: Progress, total: int) -> Callable[[float], None]:
-    """Tells how much of a part is done, in hundredths of it."""
-    told = 0
-
-    def tell(share: float) -> None:
-        nonlocal told
-        progress("reconstruct", int(100 * share) - told, 100 * total)
-        told = int(100 * share)
-
-    return tell
-
-
-def _unrounded(value: ir.Value | None) -> str:
-    """The name of a value, or, of one that is rounded, of what it is before that."""
-    assert value is not None
-    last = value.producer()
-    first = None if last is None or last.op_type != "DequantizeLinear" else _present(last.inputs[0]).producer()
-    if first is None or first.op_type not in ("QuantizeLinear", "DynamicQuantizeLinear"):
-        return str(value.name)
-    return str(_present(first.inputs[0]).name)
-
-
-def _present(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value
 
 
 def _examples(batches: Sequence[Batch], given: Sequence[Feed], targets: Sequence[Array]) -> list[Example]:
@@ -263,8 +236,8 @@ def _with_floats(plan: Plan, solved: Mapping[str, Solved], written: Sequence[Wri
         for use in weight.uses:
             nodes[use.node].replace_input_with(use.index, value)
     for node in list(copy.graph):
-        if node.op_type == "DynamicQuantizeLinear":
+        if node.op_type == "DynamicQuantizeLinear" and (source := node.inputs[0]) is not None:
             for reader in list(node.outputs[0].uses()):
-                ir.convenience.replace_all_uses_with(reader.node.outputs[0], _present(node.inputs[0]))
+                ir.convenience.replace_all_uses_with(reader.node.outputs[0], source)
     remove_unused(copy)
     return copy

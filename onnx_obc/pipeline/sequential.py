@@ -24,7 +24,7 @@ from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..calibration.unfold import finite_positions, pick_positions, positions_of, shape_of, unfold
 from ..core.arrays import Feed, Float64
-from ..core.progress import Feedback, Progress
+from ..core.progress import Feedback, Progress, hundredths
 from ..core.solution import Solution
 from ..correction.sites import Site, bias_sites
 from ..correction.statistics import add_to_bias, affine, apply_affine
@@ -194,13 +194,7 @@ def _learn(layer: Layer, trial: _Trial, units: Units, runs: _Runs, progress: Pro
     values = runs.compressed.advance(list(dict.fromkeys(sources.values())))
     given = [{name: value[source] for name, source in sources.items()} for value in values[: len(units.feeds)]]
     levels = {name: trial.plan.choices[name].level for name in inside}
-    told = 0
-
-    def tell(share: float) -> None:
-        nonlocal told
-        progress("learn", int(100 * share) - told, 100 * units.count)
-        told = int(100 * share)
-
+    tell = hundredths(progress, "learn", units.count)
     return units.learn(unit, levels, units.examples(unit, given, wanted[: len(units.feeds)]), tell)
 
 

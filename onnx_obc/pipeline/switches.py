@@ -18,7 +18,7 @@ from ..core.arrays import Array, Feed
 from ..core.level import Choice
 from ..graph.edit import add_initializer, names_of, take_name
 from ..graph.layers import Layer, find_layers
-from ..graph.write import take_over_output
+from ..graph.write import take_over_output, unquantized
 from ..runtime.output_loss import OutputLoss, class_scores
 from ..runtime.session import Session, open_session
 from ..runtime.sqnr import Match, is_float
@@ -32,7 +32,6 @@ from .write import write
 
 OPERATIONS = 2e12  # of the dense model, that runs with switches may take together: about a minute on two cores
 SAMPLES = (4, 64)  # at least and at most, on which single layers are measured
-QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear")
 LOSS = "output loss"
 
 Noise: TypeAlias = Mapping[str, float]
@@ -175,7 +174,7 @@ def _switch(model: ir.Model, place: Place, taken: set[str]) -> str | None:
         read: ir.Value | None = next(value for value in model.graph.outputs if value.name == place)
     else:
         read = place[0].inputs[place[1]]
-    if read is None or (before := _unquantized(read)) is read:
+    if read is None or (before := unquantized(read)) is read:
         return None
     return _choose_at(model, place, before, read, taken)
 
@@ -195,14 +194,3 @@ def _choose_at(model: ir.Model, place: Place, off: ir.Value, on: ir.Value, taken
         reader.graph.insert_before(reader, node)
         reader.replace_input_with(index, chosen)
     return str(switch.name)
-
-
-def _unquantized(value: ir.Value) -> ir.Value:
-    """What a value was before it was quantized, as an activation is."""
-    while (node := value.producer()) is not None and node.op_type == "DequantizeLinear":
-        codes = node.inputs[0]
-        quantize = None if codes is None else codes.producer()
-        if quantize is None or quantize.op_type not in QUANTIZING or (source := quantize.inputs[0]) is None:
-            break
-        value = source
-    return value

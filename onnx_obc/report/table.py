@@ -26,6 +26,7 @@ ATTEMPTS: dict[tuple[str, ...], str] = {
     ("rounding",): "8 bits rounded to nearest",
     ("scale migration",): "scale moved from inputs into weights",
     ("channel permutation",): "channels reordered",
+    ("reconstruction",): "parts trained by reconstruction",
 }
 SLOW = 5  # layers that are named of those that make a file slow
 NAME_WIDTH = 40  # what the layers' names get at least, by leaving out other columns
