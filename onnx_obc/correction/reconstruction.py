@@ -1,14 +1,16 @@
 """Reconstruction: the compressed layers of a part of a model, trained together towards what the dense part computes.
 
 Layer by layer, the solver sees neither that activations are rounded nor what follows a layer. A part between two values
-that all paths pass (`units.py`) does: its layers' codes, scales and biases, or kept weights, move by gradient steps
-that lower ‖y − ŷ‖² / ‖y‖², y the dense part's output on dense inputs and ŷ the compressed part's on the inputs that the
-compressed model before it computes, with activations rounded as in the file. Targets inside the model have thousands
-of numbers for every sample, where the model's outputs have few: so a few hundred samples train millions of weights
-(BRECQ, Li et al. 2021, from the exact solver's codes instead of from rounding). No labels.
+that all paths pass (`units.py`) does: its layers' codes, scales and biases, or kept weights, and the scales of its
+rounded activations move by gradient steps that lower ‖y − ŷ‖² / ‖y‖², y the dense part's output on dense inputs and ŷ
+the compressed part's on the inputs that the compressed model before it computes, with activations rounded as in the
+file. Targets inside the model have thousands of numbers for every sample, where the model's outputs have few: so a few
+hundred samples train millions of weights (BRECQ, Li et al. 2021, from the exact solver's codes instead of from
+rounding). No labels.
 
-Gradients pass rounding straight through (Bengio et al. 2013). A code starts in its cell where the dense weight would
-have it, so that those that the solver had to choose between move first.
+Gradients pass rounding straight through (Bengio et al. 2013); those of an activation's scale weigh what is rounded
+against what is clipped (LSQ, Esser et al. 2020). A code starts in its cell where the dense weight would have it, so
+that those that the solver had to choose between move first.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 CODE_TRAVEL = 0.4  # steps of the grid that a code goes at most, in the whole: of a rate that falls to 0, about half
 WEIGHT_RATE = 2e-3  # of the root mean square of a row
-SCALE_RATE = 1e-3  # of a scale
+SCALE_RATE = 1e-3  # of a scale, of weights or of an activation
 BIAS_RATE = 1e-3  # of the root mean square of a layer's output
 HALVES = 2  # parts of a step that run at the same time, on any machine: so many sums, in the same order
 ELEMENTS = 1_000_000  # of a part's input in one step, about
@@ -54,22 +56,25 @@ class Example:
 @dataclass(frozen=True)
 class Training:
     """How a part is trained. steps: of Adam, its rate falls along a cosine. seed: of the order of samples. threads: at
-    most; the result does not depend on them. shared_scale: the rows of a layer keep one scale."""
+    most; the result does not depend on them. shared_scale: the rows of a layer keep one scale. scales: the initializers
+    of the part that are scales of activations to train."""
 
     steps: int
     seed: int = 0
     device: str = "cpu"
     threads: int | None = None
     shared_scale: bool = False
+    scales: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstructed:
-    """What training a part came to. before, after: ‖y − ŷ‖² / ‖y‖² on the samples held out; where it did not fall, the
-    solutions and biases are those that were given."""
+    """What training a part came to. stretches: by scale of an activation, what it is to be multiplied by. before,
+    after: ‖y − ŷ‖² / ‖y‖² on the samples held out; where it did not fall, nothing is changed."""
 
     solutions: dict[str, Solution]
     biases: dict[str, Float32]
+    stretches: dict[str, float]
     before: float
     after: float
 
@@ -111,7 +116,8 @@ def reconstruct(
         for place in graph.places
         if place.bias is not None and place.layer in names
     }
-    groups = [group for latent in (*latents.values(), *biases.values()) for group in latent.groups()]
+    scales = {name: _Scale(graph.scale_values[name], device) for name in training.scales}
+    groups = [g for latent in (*latents.values(), *biases.values(), *scales.values()) for g in latent.groups()]
     optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in groups])
     parameters = [p for p, _ in groups]
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
@@ -119,23 +125,25 @@ def reconstruct(
     energy /= sum(example.target.size for example in examples)  # a number's, so that the loss is one of relative error
     energy = energy or 1.0
 
+    def output(one: TorchGraph, example: Example) -> torch.Tensor:
+        """What the part computes now."""
+        weights = {name: latent.now() for name, latent in latents.items()}
+        shifts = {name: bias.now() for name, bias in biases.items()}
+        steps = {name: scale.now() for name, scale in scales.items()}
+        return one.run(example.feed, weights, shifts, device, steps)[0]
+
     def gradients(one: TorchGraph, example: Example) -> list[torch.Tensor]:
         """Of the squared error of an example's samples."""
-        now = {name: latent.now() for name, latent in latents.items()}
-        shifts = {name: bias.now() for name, bias in biases.items()}
-        found = one.run(example.feed, now, shifts, device)[0]
-        loss = (found - send(example.target, device)).square().sum() / energy
+        loss = (output(one, example) - send(example.target, device)).square().sum() / energy
         return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
     def error(some: Sequence[Example]) -> float:
         """The relative error on some examples."""
         with torch.no_grad():
-            now = {name: latent.now() for name, latent in latents.items()}
-            shifts = {name: bias.now() for name, bias in biases.items()}
             off = whole = 0.0
             for piece in (piece for example in some for piece in _cut(example, MOST)):
                 target = send(piece.target, device)
-                off += float((graph.run(piece.feed, now, shifts, device)[0] - target).square().sum())
+                off += float((output(graph, piece) - target).square().sum())
                 whole += float(target.square().sum())
         return off / whole if whole else off
 
@@ -160,12 +168,13 @@ def reconstruct(
                 best, kept = now, [p.detach().clone() for p in parameters]
             progress(step / training.steps)
     if not best < before:
-        return Reconstructed(dict(solutions), {}, before, before)
+        return Reconstructed(dict(solutions), {}, {}, before, before)
     with torch.no_grad():
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
     moved = {name: bias.now().detach().cpu().numpy() for name, bias in biases.items()}
-    return Reconstructed({name: latent.solution() for name, latent in latents.items()}, moved, before, best)
+    found = {name: latent.solution() for name, latent in latents.items()}
+    return Reconstructed(found, moved, {name: scale.stretch() for name, scale in scales.items()}, before, best)
 
 
 def _step_samples(examples: Sequence[Example]) -> int:
@@ -253,6 +262,28 @@ class _Bias:
     def now(self) -> torch.Tensor:
         """The bias, in its shape."""
         return self._start + self._moved * self._span
+
+
+class _Scale:
+    """The scale of an activation in training; its zero point stays, so that both ends of its range move alike."""
+
+    def __init__(self, start: float, device: str) -> None:
+        import torch
+
+        self._start = start
+        self._factor = torch.nn.Parameter(torch.zeros((), device=device))
+
+    def groups(self) -> list[tuple[torch.Tensor, float]]:
+        """What is trained, each with its rate."""
+        return [(self._factor, SCALE_RATE)]
+
+    def now(self) -> torch.Tensor:
+        """The scale."""
+        return self._start * (1 + self._factor)
+
+    def stretch(self) -> float:
+        """What it was multiplied by."""
+        return 1 + float(self._factor.detach())
 
 
 class _Weights:

@@ -21,6 +21,7 @@ from ..core.solution import Grid, Solution
 from ..graph.edit import free_name, names_of
 from ..graph.fold import remove_unused
 from ..graph.layers import Layer
+from ..graph.write import activation_pairs
 from ..runtime.session import open_session
 from .sites import Site, find_sites
 
@@ -66,8 +67,8 @@ class TorchGraph:
 
     inputs: the names of its inputs, in the order of the module's arguments. outputs: of its outputs. places: of the
     layers' outputs, one for each node of a layer. weights: where each layer's weight stands, by the layer's name.
-    biases: the same by initializer. bias_values: those initializers, float32. option: what asked for torch, for
-    messages.
+    biases: the same by initializer. bias_values: those initializers, float32. scales, scale_values: the same for the
+    scales of quantized activations. option: what asked for torch, for messages.
     """
 
     module: torch.nn.Module
@@ -77,6 +78,8 @@ class TorchGraph:
     weights: Mapping[str, tuple[Slot, ...]]
     biases: Mapping[str, tuple[Slot, ...]]
     bias_values: Mapping[str, Float32]
+    scales: Mapping[str, tuple[Slot, ...]]
+    scale_values: Mapping[str, float]
     option: str
 
     def run(
@@ -85,13 +88,15 @@ class TorchGraph:
         weights: Mapping[str, torch.Tensor],
         biases: Mapping[str, torch.Tensor],
         device: str,
+        scales: Mapping[str, torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
-        """The values of all outputs on one feed, with these weights, by layer, and biases, by initializer, in place of
-        the model's own; weights in the shape of `Layer.weight`. Gradients flow back to both."""
+        """The values of all outputs on one feed, with these weights, by layer, and biases and scales of activations, by
+        initializer, in place of the model's own; weights in the shape of `Layer.weight`. Gradients flow back to all."""
         import torch
 
         slots = [(slot, value) for name, value in weights.items() for slot in self.weights[name]]
         slots += [(slot, value) for name, value in biases.items() for slot in self.biases[name]]
+        slots += [(slot, value) for name, value in (scales or {}).items() for slot in self.scales[name]]
         state = {slot.path: slot.of(value) for slot, value in slots}
         inputs = tuple(_channels_last(torch.tensor(feed[name], device=device)) for name in self.inputs)
         outputs = torch.func.functional_call(self.module, state, inputs)
@@ -131,7 +136,13 @@ def to_torch(dense: ir.Model, layers: Sequence[Layer], option: str, outputs: Seq
         name: tuple(find(node, index, f"bias {name}", values[name]) for node, index in readers)
         for name, readers in shifts.items()
     }
-    return TorchGraph(module, inputs, given, tuple(places), weights, biases, values, option)
+    scales = {
+        pair.scale: tuple(Slot(f"{names[node]}.scale") for node in (pair.quantize, *pair.dequantize))
+        for pair in activation_pairs(dense)
+        if f"{names[pair.quantize]}.scale" in state
+    }
+    steps = {name: float(constants[name]) for name in scales}
+    return TorchGraph(module, inputs, given, tuple(places), weights, biases, values, scales, steps, option)
 
 
 def check_agreement(graph: TorchGraph, dense: ir.Model, feed: Mapping[str, Array], rounded: bool = False) -> None:

@@ -5,7 +5,7 @@ An activation on the range of each input has a DynamicQuantizeLinear in the plac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,20 @@ class WrittenWeight:
     codes: str | None
     uses: tuple[Use, ...]
     turned: bool = False
+
+
+@dataclass(frozen=True)
+class ActivationPair:
+    """Where an activation is quantized in the written graph, on a range of calibration data: `value` at `bits`.
+
+    quantize, dequantize: the nodes, of which the second may be several. scale: the initializer that they share.
+    """
+
+    value: str
+    bits: int
+    scale: str
+    quantize: ir.Node
+    dequantize: tuple[ir.Node, ...]
 
 
 class Writer:
@@ -333,6 +347,18 @@ def unquantized(value: ir.Value) -> ir.Value:
             break
         value = source
     return value
+
+
+def activation_pairs(model: ir.Model) -> Iterator[ActivationPair]:
+    """The Q/DQ pairs of activations in a written graph, where one scale is read by one pair alone."""
+    for node in model.graph:
+        if node.op_type != "QuantizeLinear":
+            continue
+        value, scale, zero = node.inputs
+        readers = tuple(use.node for use in node.outputs[0].uses())
+        assert value is not None and scale is not None and zero is not None and zero.dtype is not None
+        if scale.is_initializer() and {use.node for use in scale.uses()} == {node, *readers}:
+            yield ActivationPair(str(value.name), int(zero.dtype.bitwidth), str(scale.name), node, readers)
 
 
 def activation_grid(low: float, high: float, bits: int, symmetric: bool) -> tuple[float, int]:

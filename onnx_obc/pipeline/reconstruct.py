@@ -22,7 +22,7 @@ from ..correction.units import Unit, chain_units, layers_of
 from ..graph.edit import add_initializer, names_of, submodel, take_name
 from ..graph.fold import remove_unused
 from ..graph.layers import find_layers
-from ..graph.write import WrittenWeight, rewrite, unquantized
+from ..graph.write import ActivationPair, WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
 from .attempts import compared, must_be_clear, of_whole_models
@@ -97,7 +97,7 @@ def _trained(
         if name in walk.better:
             report = replace(report, notes=(*report.notes, TRAINED))
         solved[name] = replace(entry, solution=replace(solution, bias=bias), report=report)
-    return replace(blank, solved=solved), notes
+    return replace(blank, solved=solved, stretches=walk.stretches), notes
 
 
 class _Walk:
@@ -105,6 +105,7 @@ class _Walk:
 
     units: the parts. trainable: the names of the layers that can be: of those with several uses, or with a table that
     reads the same integers, none. solved: the layers as they are now; better: the names of those that were trained.
+    stretches: what ranges of activations were multiplied by, see `Solutions`.
     """
 
     def __init__(self, solutions: Solutions, material: Material, recipe: Recipe) -> None:
@@ -127,6 +128,8 @@ class _Walk:
         _, now = correct(self._dense_model, plan.model, sites, layers, few, execution=recipe.execution())
         self.solved = {name: replace(entry, solution=now[name]) for name, entry in solutions.solved.items()}
         self.better: set[str] = set()
+        self.stretches: dict[tuple[str, int], float] = {}
+        self._ranged = {(one.value, one.bits) for one in plan.ranged}
         self._floats = _with_floats(plan, self.solved, written)
         samples = first_samples(material.feeds, TRAINING)
         self._batches = list(samples.read(0, samples.count))
@@ -151,9 +154,9 @@ class _Walk:
         if examples[0].count and not can_be_taken_apart(graph, examples[0]):
             examples = [replace(example, count=0) for example in examples]
         training, spared = _spare(examples)
-        settings = Training(
-            STEPS, recipe.seed, solving_device(recipe.device), recipe.threads, TARGETS[recipe.target].shared_scale
-        )
+        pairs = {pair.scale: pair for pair in self._own_pairs(unit) if pair.scale in graph.scales}
+        shared = TARGETS[recipe.target].shared_scale
+        settings = Training(STEPS, recipe.seed, solving_device(recipe.device), recipe.threads, shared, tuple(pairs))
         solutions = {name: self.solved[name].solution for name in names}
         dense = {name: self.solved[name].layer.matrix() for name in names}
         try:
@@ -166,9 +169,28 @@ class _Walk:
             self.solved[name] = replace(self.solved[name], solution=solution)
             rewrite(self._plan.model, self.solved[name].layer, self._written[name], solution)
         for name, bias in result.biases.items():
-            constant = self._plan.model.graph.initializers[name]
-            constant.const_value = ir.Tensor(np.ascontiguousarray(bias), name=name)
+            self._replace(name, np.ascontiguousarray(bias))
+        for name, stretch in result.stretches.items():
+            pair = pairs[name]
+            self._replace(name, np.asarray(graph.scale_values[name] * stretch, np.float32))
+            self.stretches[pair.value, pair.bits] = stretch
         self.better.update(names)
+
+    def _own_pairs(self, unit: Unit) -> list[ActivationPair]:
+        """The pairs of the written model whose scales a part can train: all that reads them is in it."""
+        inside = set(unit.nodes)
+        found = []
+        for pair in activation_pairs(self._plan.model):
+            values = [node.outputs[0] for node in pair.dequantize]
+            readers = {use.node for value in values for use in value.uses()}
+            known = (pair.value, pair.bits) in self._ranged and not any(value.is_graph_output() for value in values)
+            if known and readers <= inside:
+                found.append(pair)
+        return found
+
+    def _replace(self, name: str, array: Array) -> None:
+        """Put another array in the place of an initializer of the model."""
+        self._plan.model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
 
     def added_to_bias(self, name: str) -> Float32 | None:
         """What a layer's bias has more than at the beginning, (rows,); None if that is nothing."""

@@ -27,11 +27,15 @@ from .schedule import Schedule, make_schedule
 
 @dataclass(frozen=True)
 class Solutions:
-    """Layers solved: the plan that they are for, each layer's solution by name, and the ranges of its activations."""
+    """Layers solved: the plan that they are for, each layer's solution by name, and the ranges of its activations.
+
+    stretches: what the interval of an activation, by value and bits, is multiplied by; training finds it.
+    """
 
     plan: Plan
     solved: Mapping[str, Solved]
     ranges: Mapping[str, RangeObserver]
+    stretches: Mapping[tuple[str, int], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +181,7 @@ def in_profile(solutions: Solutions, profile: Mapping[str, Choice], folded: Fold
     notes = (*plan.notes, *(note for note in fresh.notes if note not in plan.notes))
     fresh = replace(fresh, activations=known, left_out=plan.left_out, notes=notes, remarks=plan.remarks)
     solved = {layer.name: replace(solutions.solved[layer.name], layer=layer) for layer in fresh.layers}
-    return Solutions(fresh, solved, solutions.ranges)
+    return replace(solutions, plan=fresh, solved=solved)
 
 
 def left_in_float(

@@ -39,7 +39,7 @@ def write(
     solutions: Solutions, recipe: Recipe
 ) -> tuple[list[WrittenWeight], list[EmbeddingReport], dict[str, tuple[float, float]]]:
     """Write solutions, tables and Q/DQ pairs into the plan's graph. Returns where, what, and each range."""
-    plan, ranges = solutions.plan, solutions.ranges
+    plan = solutions.plan
     biases = bias_sites(plan.model, plan.layers)
     writer = Writer(plan.model)
     written, tied = [], {tie.layer for tie in plan.ties}
@@ -60,7 +60,7 @@ def write(
         entry = solutions.solved[tie.layer]
         writer.tied(tie.table, entry.layer, places[tie.layer])
         embeddings.append(tied_table(tie, entry))
-    intervals = quantize_activations(writer, plan, ranges, recipe.ranges)
+    intervals = quantize_activations(writer, plan, solutions.ranges, recipe.ranges, solutions.stretches)
     remove_unused(plan.model)
     return written, embeddings, intervals
 
@@ -100,15 +100,21 @@ def fit_to_biases(
 
 
 def quantize_activations(
-    writer: Writer, plan: Plan, ranges: Mapping[str, RangeObserver], method: Literal["mse", "minmax", "percentile"]
+    writer: Writer,
+    plan: Plan,
+    ranges: Mapping[str, RangeObserver],
+    method: Literal["mse", "minmax", "percentile"],
+    stretches: Mapping[tuple[str, int], float] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Write a plan's Q/DQ pairs. Returns the interval of each that has a range of calibration data.
 
-    ranges: what was seen of those; method: how their intervals are found.
+    ranges: what was seen of those; method: how their intervals are found; stretches: see `Solutions`.
     """
     intervals: dict[str, tuple[float, float]] = {}
     for one in plan.ranged:
-        found = ranges[one.value].interval(method, one.bits, one.symmetric)
+        low, high = ranges[one.value].interval(method, one.bits, one.symmetric)
+        stretch = (stretches or {}).get((one.value, one.bits), 1.0)
+        found = (stretch * low, stretch * high)
         writer.activation(one, *found)
         intervals[one.value if one.value not in intervals else f"{one.value} ({one.bits} bits)"] = found
     for one in plan.activations:  # last: what they read may be dequantized itself by then
