@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -82,3 +82,7 @@ class Solution:
     loss: float
     loss_greedy: float | None = None
     bias: Float32 | None = None
+
+    def recoded(self, grid: Grid, codes: Int32) -> Solution:
+        """The same with another grid and other codes."""
+        return replace(self, grid=grid, codes=codes, weights=grid.dequantize(codes))

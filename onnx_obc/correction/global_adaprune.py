@@ -266,4 +266,4 @@ def _solution(layer: Layer, solution: Solution, latent: _Latent) -> Solution:
         return replace(solution, weights=matrix(latent.now().detach()))
     zero = solution.grid.spread(*solution.weights.shape[1:])[1]
     codes: Int32 = matrix(latent.steps()).astype(np.int32) + zero
-    return replace(solution, codes=codes, weights=solution.grid.dequantize(codes))
+    return solution.recoded(solution.grid, codes)

@@ -27,20 +27,16 @@ from ..core.arrays import Array, Feed, Float32
 from ..core.machine import workers
 from ..core.solution import Solution
 from ..graph.layers import Layer
-from .torch_graph import ROUNDED_AGREEMENT, TorchGraph, as_seen, one_thread, send, with_codes
+from .latents import Bias, Codes, Scale, Weights
+from .torch_graph import ROUNDED_AGREEMENT, TorchGraph, one_thread, send
 
 if TYPE_CHECKING:
     import torch
 
-CODE_TRAVEL = 0.4  # steps of the grid that a code goes at most, in the whole: of a rate that falls to 0, about half
-WEIGHT_RATE = 2e-3  # of the root mean square of a row
-SCALE_RATE = 1e-3  # of a scale, of weights or of an activation
-BIAS_RATE = 1e-3  # of the root mean square of a layer's output
 HALVES = 2  # parts of a step that run at the same time, on any machine: so many sums, in the same order
 ELEMENTS = 1_000_000  # of a part's input in one step, about
 FEWEST, MOST = 4, 32  # samples in a step, as far as a feed has so many
 LOOKS = 6  # at the samples held out
-CENTRE = 0.45  # of a step, how far from the middle of its cell a code starts at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +74,42 @@ class Reconstructed:
     before: float
     after: float
 
+    def arrays(self) -> dict[str, Array]:
+        """All that training changed, to be kept."""
+        found: dict[str, Array] = {"errors": np.array([self.before, self.after])}
+        if not self.after < self.before:
+            return found
+        for name, solution in self.solutions.items():
+            if solution.codes is None or solution.grid is None:
+                kept = solution.weights if solution.mask is None else solution.weights[solution.mask]
+                found[f"weights {name}"] = kept
+            else:
+                found[f"codes {name}"], found[f"scale {name}"] = solution.codes.astype(np.int16), solution.grid.scale
+        found |= {f"bias {name}": bias for name, bias in self.biases.items()}
+        return found | {f"stretch {name}": np.array(stretch) for name, stretch in self.stretches.items()}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Array], starts: Mapping[str, Solution]) -> Reconstructed:
+        """What gave these `arrays`. starts: the solutions that training began with."""
+        before, after = (float(error) for error in arrays["errors"])
+
+        def of(kind: str) -> dict[str, Array]:
+            return {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+
+        solutions = dict(starts)
+        for name, kept in of("weights ").items():
+            weights = np.zeros_like(starts[name].weights)
+            mask = starts[name].mask
+            weights[... if mask is None else mask] = kept
+            solutions[name] = replace(starts[name], weights=weights)
+        for name, codes in of("codes ").items():
+            grid = starts[name].grid
+            assert grid is not None
+            grid = replace(grid, scale=arrays[f"scale {name}"])
+            solutions[name] = starts[name].recoded(grid, codes.astype(np.int32))
+        stretches = {name: float(array) for name, array in of("stretch ").items()}
+        return cls(solutions, of("bias "), stretches, before, after)
+
 
 @one_thread()
 def reconstruct(
@@ -103,20 +135,22 @@ def reconstruct(
     for one in modules:
         one.module.to(device)
     spans = _spans(graph, examples[0], device)
-    latents: dict[str, _Codes | _Weights] = {}
+    latents: dict[str, Codes | Weights] = {}
     for layer in layers:
         solution = solutions[layer.name]
         if solution.codes is None:
-            latents[layer.name] = _Weights(layer, solution, device)
+            latents[layer.name] = Weights(layer, solution, device)
         else:
-            latents[layer.name] = _Codes(layer, solution, dense[layer.name], training)
+            latents[layer.name] = Codes(
+                layer, solution, dense[layer.name], training.steps, training.shared_scale, device
+            )
     names = latents.keys()
     biases = {
-        place.bias: _Bias(graph.bias_values[place.bias], spans[place.value], device)
+        place.bias: Bias(graph.bias_values[place.bias], spans[place.value], device)
         for place in graph.places
         if place.bias is not None and place.layer in names
     }
-    scales = {name: _Scale(graph.scale_values[name], device) for name in training.scales}
+    scales = {name: Scale(graph.scale_values[name], device) for name in training.scales}
     groups = [g for latent in (*latents.values(), *biases.values(), *scales.values()) for g in latent.groups()]
     optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in groups])
     parameters = [p for p, _ in groups]
@@ -244,129 +278,3 @@ def _spans(graph: TorchGraph, example: Example, device: str) -> dict[str, float]
     with torch.no_grad():
         values = graph.run(piece.feed, {}, {}, device)
     return {name: float(value.square().mean().sqrt()) for name, value in zip(graph.outputs, values, strict=True)}
-
-
-class _Bias:
-    """A bias in training."""
-
-    def __init__(self, start: Float32, span: float, device: str) -> None:
-        import torch
-
-        self._start, self._span = send(start, device), span
-        self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
-
-    def groups(self) -> list[tuple[torch.Tensor, float]]:
-        """What is trained, each with its rate."""
-        return [(self._moved, BIAS_RATE)]
-
-    def now(self) -> torch.Tensor:
-        """The bias, in its shape."""
-        return self._start + self._moved * self._span
-
-
-class _Scale:
-    """The scale of an activation in training; its zero point stays, so that both ends of its range move alike."""
-
-    def __init__(self, start: float, device: str) -> None:
-        import torch
-
-        self._start = start
-        self._factor = torch.nn.Parameter(torch.zeros((), device=device))
-
-    def groups(self) -> list[tuple[torch.Tensor, float]]:
-        """What is trained, each with its rate."""
-        return [(self._factor, SCALE_RATE)]
-
-    def now(self) -> torch.Tensor:
-        """The scale."""
-        return self._start * (1 + self._factor)
-
-    def stretch(self) -> float:
-        """What it was multiplied by."""
-        return 1 + float(self._factor.detach())
-
-
-class _Weights:
-    """A layer's float weights in training; those that were pruned stay 0."""
-
-    def __init__(self, layer: Layer, solution: Solution, device: str) -> None:
-        import torch
-
-        weights = solution.weights  # (groups, rows, columns)
-        self._layer, self._solution = layer, solution
-        kept = np.ones(weights.shape, np.bool_) if solution.mask is None else solution.mask
-        count = np.maximum(kept.sum(axis=2, keepdims=True), 1)
-        rms = np.sqrt(np.square(weights, dtype=np.float64).sum(axis=2, keepdims=True) / count)  # (groups, rows, 1)
-        self._start, self._unit = send(weights, device), send(rms * kept, device)
-        self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
-
-    def groups(self) -> list[tuple[torch.Tensor, float]]:
-        """What is trained, each with its rate."""
-        return [(self._moved, WEIGHT_RATE)]
-
-    def _matrix(self) -> torch.Tensor:
-        return self._start + self._moved * self._unit
-
-    def now(self) -> torch.Tensor:
-        """The weight, in the shape that nodes see."""
-        return as_seen(self._layer, self._matrix())
-
-    def keep_in_range(self) -> None:
-        """There is none."""
-
-    def solution(self) -> Solution:
-        return replace(self._solution, weights=self._matrix().detach().cpu().numpy())
-
-
-class _Codes:
-    """A layer's codes and scales in training."""
-
-    def __init__(self, layer: Layer, solution: Solution, dense: Float32, training: Training) -> None:
-        import torch
-
-        self._rate = CODE_TRAVEL / training.steps
-        grid, codes, device = solution.grid, solution.codes, training.device
-        assert grid is not None and codes is not None
-        self._layer, self._solution = layer, solution
-        scale, zero = grid.spread(*solution.weights.shape[1:])  # (groups, rows, columns) each
-        kept = np.ones(codes.shape, np.bool_) if solution.mask is None else solution.mask
-        steps = (codes - zero).astype(np.float32)
-        start = np.clip(dense / scale, steps - CENTRE, steps + CENTRE) * kept
-        self._width = codes.shape[2] if grid.block is None else grid.block
-        self._kept = send(kept, device)
-        self._low, self._high = (send(end - zero, device) for end in (grid.qmin, grid.qmax))
-        self._steps = torch.nn.Parameter(send(start, device))
-        self._scale = send(grid.scale, device)  # (groups, rows), or (groups, rows · blocks)
-        shape = (1, 1) if training.shared_scale else self._scale.shape
-        self._factor = torch.nn.Parameter(torch.zeros(shape, device=device))
-
-    def groups(self) -> list[tuple[torch.Tensor, float]]:
-        """What is trained, each with its rate."""
-        return [(self._steps, self._rate), (self._factor, SCALE_RATE)]
-
-    def _whole(self) -> torch.Tensor:
-        """How many steps from the zero point every weight lies."""
-        import torch
-
-        rounded = self._steps + (self._steps.round() - self._steps).detach()
-        return torch.minimum(torch.maximum(rounded, self._low), self._high) * self._kept
-
-    def now(self) -> torch.Tensor:
-        """The weight, in the shape that nodes see."""
-        scale = self._scale * (1 + self._factor)
-        spread = scale.repeat_interleave(self._width, dim=1).reshape(self._steps.shape)
-        return as_seen(self._layer, self._whole() * spread)
-
-    def keep_in_range(self) -> None:
-        """Bring codes that left the range of the grid back to its ends."""
-        import torch
-
-        with torch.no_grad():
-            self._steps.copy_(torch.minimum(torch.maximum(self._steps, self._low - 0.49), self._high + 0.49))
-
-    def solution(self) -> Solution:
-        grid = self._solution.grid
-        assert grid is not None
-        scale = (self._scale * (1 + self._factor.detach())).cpu().numpy()
-        grid = replace(grid, scale=np.maximum(scale, np.finfo(np.float32).tiny))
-        return with_codes(self._solution, grid, self._whole())

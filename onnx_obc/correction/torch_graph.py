@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -272,8 +272,7 @@ def as_seen(layer: Layer, matrix: torch.Tensor) -> torch.Tensor:
 def with_codes(start: Solution, grid: Grid, steps: torch.Tensor) -> Solution:
     """The start with another grid and other codes: so many steps from the zero point, (groups, rows, columns)."""
     zero = grid.spread(*start.weights.shape[1:])[1]
-    codes = np.rint(steps.detach().cpu().numpy()).astype(np.int32) + zero
-    return replace(start, codes=codes, grid=grid, weights=grid.dequantize(codes))
+    return start.recoded(grid, np.rint(steps.detach().cpu().numpy()).astype(np.int32) + zero)
 
 
 def send(array: Array, device: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ A folder that can be moved and copied, described in docs/database.md:
     hessians/LAYER.safetensors          the Hessian of one layer's input, shared by layers that read the same
     layers/LAYER/LEVEL.safetensors      one solution
     sensitivity/KIND.json               losses that were measured
+    trained/KEY.safetensors             a part of a model that was trained
 
 Every array file says in its header by what key it was made, and has a checksum. Each is written under a temporary name
 and renamed, so that a file that is there is whole, and two builds that differ only in interruptions are equal byte for

@@ -32,6 +32,7 @@ from ..targets.registry import TARGETS
 from ..targets.target import Target
 from .calibration import read_ranges, read_samples
 from .files import LayerEntry, Manifest, level_file, model_key, read_manifest, read_solution
+from .trained import TrainedParts
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,9 @@ class Database:
         notes = list(about.pop("notes"))
         named = str(self.folder / "model.onnx") if source is None else source
         held_out = self.samples["held_out"]
-        material = Material(named, self.folded, self.samples["calibration"], held_out, about, notes, examiner)
+        parts = TrainedParts(self.folder / "trained", self.manifest.model, self.manifest.samples)
+        calibrating = self.samples["calibration"]
+        material = Material(named, self.folded, calibrating, held_out, about, notes, examiner, trained=parts)
         checks = [check_graph(self.dense, solutions.plan.model, held_out, recipe)] if recipe.verify else []
         return finish(material, solutions, recipe, destination, feedback, checks, rival)
 

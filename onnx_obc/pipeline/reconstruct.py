@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,8 @@ from ..core.arrays import Array, Feed, Float32
 from ..core.errors import ModelError, one_line
 from ..core.plural import counted
 from ..core.progress import Feedback, Progress, hundredths
-from ..correction.reconstruction import Example, Training, can_be_taken_apart, reconstruct, take
+from ..core.solution import Solution
+from ..correction.reconstruction import Example, Reconstructed, Training, can_be_taken_apart, reconstruct, take
 from ..correction.sites import bias_sites
 from ..correction.statistics import WrittenLayer, correct
 from ..correction.torch_graph import check_agreement, places_of, to_torch
@@ -22,7 +23,7 @@ from ..correction.units import Unit, chain_units, layers_of
 from ..graph.edit import add_initializer, names_of, submodel, take_name
 from ..graph.fold import remove_unused
 from ..graph.layers import find_layers
-from ..graph.write import ActivationPair, WrittenWeight, activation_pairs, rewrite, unquantized
+from ..graph.write import WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
 from .attempts import compared, must_be_clear, of_whole_models
@@ -39,6 +40,7 @@ OPTION = "--effort best"
 STEPS = 400  # for each part
 SPARED = 8  # one of so many samples stops the training
 FEWEST = 32  # samples below which nothing is trained
+VERSION = 1  # rises when training comes to something else: parts that are kept are then trained anew
 
 
 def reconstructed(draft: Draft, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
@@ -129,7 +131,12 @@ class _Walk:
         self.solved = {name: replace(entry, solution=now[name]) for name, entry in solutions.solved.items()}
         self.better: set[str] = set()
         self.stretches: dict[tuple[str, int], float] = {}
-        self._ranged = {(one.value, one.bits) for one in plan.ranged}
+        ranged = {(one.value, one.bits) for one in plan.ranged}
+        pairs = {pair.scale: (pair.value, pair.bits) for pair in activation_pairs(plan.model)}
+        self._ranged = {scale: key for scale, key in pairs.items() if key in ranged}
+        self._store, self._key = material.trained, ""
+        if self._store is not None:
+            self._key = self._store.key(*_start(solutions, recipe))
         self._floats = _with_floats(plan, self.solved, written)
         samples = first_samples(material.feeds, TRAINING)
         self._batches = list(samples.read(0, samples.count))
@@ -140,6 +147,24 @@ class _Walk:
     def train(self, unit: Unit, names: Sequence[str], progress: Callable[[float], None]) -> None:
         """Train these layers of a part, in place, if that brings its output nearer to the dense one on samples held
         out. Raises ModelError if torch cannot run the part as onnxruntime does."""
+        solutions = {name: self.solved[name].solution for name in names}
+        key, arrays = "", None
+        if self._store is not None:
+            key = self._store.key(self._key, unit.output, names)
+            arrays = self._store.recall(key)
+        if arrays is None:
+            result = self._result(unit, solutions, progress)
+            if self._store is not None:
+                self._store.keep(key, result.arrays())
+        else:
+            result = Reconstructed.restored(arrays, solutions)
+        if result.after < result.before:
+            self._take(result)
+
+    def _result(
+        self, unit: Unit, solutions: Mapping[str, Solution], progress: Callable[[float], None]
+    ) -> Reconstructed:
+        """What training these layers of a part comes to."""
         recipe = self._recipe
         read = [node.inputs[index] for node, index in unit.inputs.values()]
         sources = list(dict.fromkeys(str(unquantized(value).name) for value in read if value is not None))
@@ -147,50 +172,47 @@ class _Walk:
         wanted = self._dense.advance([unit.output])
         examples = _examples(self._batches, given, [feed[unit.output] for feed in wanted])
         part = submodel(self._floats, examples[0].feed, [unit.output])
-        layers = layers_of(part, [self.solved[name].layer for name in names])
+        layers = layers_of(part, [self.solved[name].layer for name in solutions])
         places = [place.value for place in places_of(part, layers)[0]]  # given out too: biases move by their size
         graph = to_torch(part, layers, OPTION, list(dict.fromkeys([unit.output, *places])))
         check_agreement(graph, part, examples[0].feed, rounded=True)
         if examples[0].count and not can_be_taken_apart(graph, examples[0]):
             examples = [replace(example, count=0) for example in examples]
         training, spared = _spare(examples)
-        pairs = {pair.scale: pair for pair in self._own_pairs(unit) if pair.scale in graph.scales}
+        scales = tuple(name for name in self._own_scales(unit) if name in graph.scales)
         shared = TARGETS[recipe.target].shared_scale
-        settings = Training(STEPS, recipe.seed, solving_device(recipe.device), recipe.threads, shared, tuple(pairs))
-        solutions = {name: self.solved[name].solution for name in names}
-        dense = {name: self.solved[name].layer.matrix() for name in names}
+        settings = Training(STEPS, recipe.seed, solving_device(recipe.device), recipe.threads, shared, scales)
+        dense = {name: self.solved[name].layer.matrix() for name in solutions}
         try:
-            result = reconstruct(graph, layers, dense, solutions, training, spared, settings, progress)
+            return reconstruct(graph, layers, dense, solutions, training, spared, settings, progress)
         except RuntimeError as error:  # of torch: also for want of memory
             raise ModelError(f"torch fails on what leads to {unit.output}: {one_line(error)}") from error
-        if not result.after < result.before:
-            return
+
+    def _take(self, result: Reconstructed) -> None:
+        """Write what a part became into the model."""
         for name, solution in result.solutions.items():
             self.solved[name] = replace(self.solved[name], solution=solution)
             rewrite(self._plan.model, self.solved[name].layer, self._written[name], solution)
+        constants = self._plan.model.graph.initializers
         for name, bias in result.biases.items():
-            self._replace(name, np.ascontiguousarray(bias))
+            constants[name].const_value = ir.Tensor(np.ascontiguousarray(bias), name=name)
         for name, stretch in result.stretches.items():
-            pair = pairs[name]
-            self._replace(name, np.asarray(graph.scale_values[name] * stretch, np.float32))
-            self.stretches[pair.value, pair.bits] = stretch
-        self.better.update(names)
+            tensor = constants[name].const_value
+            assert tensor is not None
+            constants[name].const_value = ir.Tensor(np.asarray(tensor.numpy() * stretch, np.float32), name=name)
+            self.stretches[self._ranged[name]] = stretch
+        self.better.update(result.solutions)
 
-    def _own_pairs(self, unit: Unit) -> list[ActivationPair]:
-        """The pairs of the written model whose scales a part can train: all that reads them is in it."""
+    def _own_scales(self, unit: Unit) -> list[str]:
+        """The scales of activations that a part can train: all that reads what they quantize is in it."""
         inside = set(unit.nodes)
         found = []
         for pair in activation_pairs(self._plan.model):
             values = [node.outputs[0] for node in pair.dequantize]
             readers = {use.node for value in values for use in value.uses()}
-            known = (pair.value, pair.bits) in self._ranged and not any(value.is_graph_output() for value in values)
-            if known and readers <= inside:
-                found.append(pair)
+            if pair.scale in self._ranged and readers <= inside and not any(x.is_graph_output() for x in values):
+                found.append(pair.scale)
         return found
-
-    def _replace(self, name: str, array: Array) -> None:
-        """Put another array in the place of an initializer of the model."""
-        self._plan.model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
 
     def added_to_bias(self, name: str) -> Float32 | None:
         """What a layer's bias has more than at the beginning, (rows,); None if that is nothing."""
@@ -209,6 +231,16 @@ class _Walk:
             return np.zeros(site.channels, np.float32)
         assert value.const_value is not None
         return np.broadcast_to(value.const_value.numpy().astype(np.float32).reshape(-1), (site.channels,)).copy()
+
+
+def _start(solutions: Solutions, recipe: Recipe) -> Iterator[object]:
+    """All that training depends on, beside the model and the samples."""
+    yield [VERSION, STEPS, SPARED, recipe.seed, recipe.target, recipe.ranges]
+    yield [(one.value, one.bits, one.symmetric, one.dynamic) for one in solutions.plan.activations]
+    for name, entry in solutions.solved.items():
+        yield name
+        yield str(solutions.plan.choices[name])
+        yield entry.solution.weights
 
 
 def _examples(batches: Sequence[Batch], given: Sequence[Feed], targets: Sequence[Array]) -> list[Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,18 @@ import pytest
 from digits import run_cli
 from small_graphs import build, random
 
-from onnx_obc import Recipe, compress
+from onnx_obc import Recipe, compress, open_database
+from onnx_obc import build as build_database
+from onnx_obc.core.level import parse_choice
 from onnx_obc.core.progress import Feedback
+from onnx_obc.graph.write import activation_grid, activation_pairs
 from onnx_obc.pipeline import reconstruct as module
+from onnx_obc.pipeline.finish import Destination
 from onnx_obc.pipeline.report import Report
 
 pytest.importorskip("torch")
+
+from onnx_obc.correction.reconstruction import reconstruct
 
 make = onnx.helper.make_node
 
@@ -147,3 +154,56 @@ def test_a_batch_that_the_graph_fixes(feeds: int) -> None:
     report = compress(model, {"x": random(32 * (feeds + 1), 16)}, recipe).report
     told = [note for note in report.notes if "one feed that cannot be taken apart" in note]
     assert bool(told) == (feeds == 1) and bool(told) != (("reconstruction",) in tried(report))
+
+
+def test_ranges_of_activations_are_trained() -> None:
+    """Of 4 bits they move; the report and the file say the same, and zero points stay."""
+    made = {}
+    for effort in ("normal", "best"):
+        recipe = Recipe.model_validate(
+            {"weights": "int4", "activations": "int4", "effort": effort, "solver": "baseline", "seed": 1}
+        )
+        made[effort] = compress(blocks(), X, recipe)
+    before, after = (made[effort].report.activations for effort in ("normal", "best"))
+    moved = [value for value in before if before[value] != after[value]]
+    assert moved and before.keys() == after.keys()
+    for value in moved:
+        (low, high), (least, most) = before[value], after[value]
+        assert least / low == pytest.approx(most / high) if low else least == 0
+    for pair in activation_pairs(made["best"].model):
+        low, high = after[pair.value]
+        scale, zero = (made["best"].model.graph.initializers[str(v.name)] for v in pair.quantize.inputs[1:] if v)
+        assert scale.const_value is not None and zero.const_value is not None
+        expected = activation_grid(low, high, 4, False)
+        assert (float(scale.const_value.numpy()), int(zero.const_value.numpy())) == pytest.approx(expected)
+
+
+def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(effort="best", solver="baseline", device="cpu")
+    build_database(blocks(), X, "int2-asym,4w4a", tmp_path / "db", recipe)
+    database = open_database(tmp_path / "db")
+    profile = {name: parse_choice("4w4a") for name in database.choices}
+    trained: list[int] = []
+
+    def counted(*arguments: object) -> object:
+        trained.append(1)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return reconstruct(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "reconstruct", counted)
+    with pytest.raises(KeyboardInterrupt):
+        database.write(profile, recipe, Destination(tmp_path / "never.onnx"))
+    assert len(list((tmp_path / "db/trained").iterdir())) == 1 and not (tmp_path / "never.onnx").exists()
+    database.write(profile, recipe, Destination(tmp_path / "on.onnx"))
+    assert len(trained) == 3, "one part had been trained, one was interrupted"
+    database.write(profile, recipe, Destination(tmp_path / "again.onnx"))
+    assert len(trained) == 3
+    shutil.rmtree(tmp_path / "db/trained")
+    database.write(profile, recipe, Destination(tmp_path / "whole.onnx"))
+    assert len(trained) == 5
+    whole = (tmp_path / "whole.onnx").read_bytes()
+    assert whole == (tmp_path / "on.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+    other = {name: parse_choice("int2-asym") for name in database.choices}
+    database.write(other, recipe, Destination(tmp_path / "other.onnx"))
+    assert len(trained) == 7

@@ -50,7 +50,7 @@ def fit_to_biases(layer: Layer, solution: Solution, shared_scale: bool = False) 
     coarser = np.rint(solution.weights / grid.scale[:, :, None].astype(np.float64)) + grid.zero_point[:, :, None]
     coarser = np.clip(coarser, grid.qmin, grid.qmax).astype(np.int32)  # (groups, rows, columns)
     codes = np.where(tight[:, :, None], coarser, solution.codes)
-    return replace(solution, grid=grid, codes=codes, weights=grid.dequantize(codes))
+    return solution.recoded(grid, codes)
 
 
 def _reach(layer: Layer) -> Float64 | None:

@@ -1,0 +1,155 @@
+"""What of a layer moves while it is trained: codes and scales, or kept weights, biases, and the scales of its inputs.
+
+Each says what is trained at what rate (`groups`), and what stands in the graph meanwhile (`now`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.arrays import Float32
+from ..core.solution import Solution
+from ..graph.layers import Layer
+from .torch_graph import as_seen, send, with_codes
+
+if TYPE_CHECKING:
+    import torch
+
+CODE_TRAVEL = 0.4  # steps of the grid that a code goes at most, in the whole: of a rate that falls to 0, about half
+WEIGHT_RATE = 2e-3  # of the root mean square of a row
+SCALE_RATE = 1e-3  # of a scale, of weights or of an activation
+BIAS_RATE = 1e-3  # of the root mean square of a layer's output
+CENTRE = 0.45  # of a step, how far from the middle of its cell a code starts at most
+
+
+class Bias:
+    """A bias in training."""
+
+    def __init__(self, start: Float32, span: float, device: str) -> None:
+        import torch
+
+        self._start, self._span = send(start, device), span
+        self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
+
+    def groups(self) -> list[tuple[torch.Tensor, float]]:
+        """What is trained, each with its rate."""
+        return [(self._moved, BIAS_RATE)]
+
+    def now(self) -> torch.Tensor:
+        """The bias, in its shape."""
+        return self._start + self._moved * self._span
+
+
+class Scale:
+    """The scale of an activation in training; its zero point stays, so that both ends of its range move alike."""
+
+    def __init__(self, start: float, device: str) -> None:
+        import torch
+
+        self._start = start
+        self._factor = torch.nn.Parameter(torch.zeros((), device=device))
+
+    def groups(self) -> list[tuple[torch.Tensor, float]]:
+        """What is trained, each with its rate."""
+        return [(self._factor, SCALE_RATE)]
+
+    def now(self) -> torch.Tensor:
+        """The scale."""
+        return self._start * (1 + self._factor)
+
+    def stretch(self) -> float:
+        """What it was multiplied by."""
+        return 1 + float(self._factor.detach())
+
+
+class Weights:
+    """A layer's float weights in training; those that were pruned stay 0."""
+
+    def __init__(self, layer: Layer, solution: Solution, device: str) -> None:
+        import torch
+
+        weights = solution.weights  # (groups, rows, columns)
+        self._layer, self._solution = layer, solution
+        kept = np.ones(weights.shape, np.bool_) if solution.mask is None else solution.mask
+        count = np.maximum(kept.sum(axis=2, keepdims=True), 1)
+        rms = np.sqrt(np.square(weights, dtype=np.float64).sum(axis=2, keepdims=True) / count)  # (groups, rows, 1)
+        self._start, self._unit = send(weights, device), send(rms * kept, device)
+        self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
+
+    def groups(self) -> list[tuple[torch.Tensor, float]]:
+        """What is trained, each with its rate."""
+        return [(self._moved, WEIGHT_RATE)]
+
+    def _matrix(self) -> torch.Tensor:
+        return self._start + self._moved * self._unit
+
+    def now(self) -> torch.Tensor:
+        """The weight, in the shape that nodes see."""
+        return as_seen(self._layer, self._matrix())
+
+    def keep_in_range(self) -> None:
+        """There is none."""
+
+    def solution(self) -> Solution:
+        """The layer as it is now."""
+        return replace(self._solution, weights=self._matrix().detach().cpu().numpy())
+
+
+class Codes:
+    """A layer's codes and scales in training, for so many steps. dense: its weights, (groups, rows, columns)."""
+
+    def __init__(
+        self, layer: Layer, solution: Solution, dense: Float32, steps: int, shared_scale: bool, device: str
+    ) -> None:
+        import torch
+
+        self._rate = CODE_TRAVEL / steps
+        grid, codes = solution.grid, solution.codes
+        assert grid is not None and codes is not None
+        self._layer, self._solution = layer, solution
+        scale, zero = grid.spread(*solution.weights.shape[1:])  # (groups, rows, columns) each
+        kept = np.ones(codes.shape, np.bool_) if solution.mask is None else solution.mask
+        centre = (codes - zero).astype(np.float32)  # of each cell
+        start = np.clip(dense / scale, centre - CENTRE, centre + CENTRE) * kept
+        self._width = codes.shape[2] if grid.block is None else grid.block
+        self._kept = send(kept, device)
+        self._low, self._high = (send(end - zero, device) for end in (grid.qmin, grid.qmax))
+        self._steps = torch.nn.Parameter(send(start, device))
+        self._scale = send(grid.scale, device)  # (groups, rows), or (groups, rows · blocks)
+        shape = (1, 1) if shared_scale else self._scale.shape
+        self._factor = torch.nn.Parameter(torch.zeros(shape, device=device))
+
+    def groups(self) -> list[tuple[torch.Tensor, float]]:
+        """What is trained, each with its rate."""
+        return [(self._steps, self._rate), (self._factor, SCALE_RATE)]
+
+    def _whole(self) -> torch.Tensor:
+        """How many steps from the zero point every weight lies."""
+        import torch
+
+        rounded = self._steps + (self._steps.round() - self._steps).detach()
+        return torch.minimum(torch.maximum(rounded, self._low), self._high) * self._kept
+
+    def now(self) -> torch.Tensor:
+        """The weight, in the shape that nodes see."""
+        scale = self._scale * (1 + self._factor)
+        spread = scale.repeat_interleave(self._width, dim=1).reshape(self._steps.shape)
+        return as_seen(self._layer, self._whole() * spread)
+
+    def keep_in_range(self) -> None:
+        """Bring codes that left the range of the grid back to its ends."""
+        import torch
+
+        with torch.no_grad():
+            self._steps.copy_(torch.minimum(torch.maximum(self._steps, self._low - 0.49), self._high + 0.49))
+
+    def solution(self) -> Solution:
+        """The layer as it is now."""
+        grid = self._solution.grid
+        assert grid is not None
+        scale = (self._scale * (1 + self._factor.detach())).cpu().numpy()
+        grid = replace(grid, scale=np.maximum(scale, np.finfo(np.float32).tiny))
+        return with_codes(self._solution, grid, self._whole())
