@@ -3,7 +3,7 @@
     python -m benchmarks.quality.reconstruction                         # everything: hours on two cores
     python -m benchmarks.quality.reconstruction --only ResNet-20
 
-Every level is solved once into a database in --databases; both efforts start from there. A finished row is added to
+Levels are solved once into a database in --databases; both efforts start from there. A finished row is added to
 benchmarks/results/reconstruction.jsonl at once, and rows that are there are not run again.
 """
 
@@ -33,7 +33,7 @@ def run(subject: Subject, levels: Sequence[str], databases: Path, rows: Rows) ->
     wanted = [(level, effort) for level in levels for effort in EFFORTS if (subject.name, level, effort) not in rows]
     if not wanted:
         return
-    database = built(subject, LEVELS, databases / f"{subject.path.stem}-efforts")
+    database = built(subject, levels, databases / f"{subject.path.stem}-efforts")
     dense = subject.score(subject.path, None)
     for level, effort in wanted:
         began = time.perf_counter()
