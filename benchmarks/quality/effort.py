@@ -1,0 +1,134 @@
+"""What each `--effort` gives at uniform levels, and what it takes: rounding, `normal`, and `best`.
+
+    python -m benchmarks.quality.effort                         # everything: hours on two cores
+    python -m benchmarks.quality.effort --only ResNet-20 --levels 2:4 int2-asym --efforts normal
+
+Levels of bits and zeros are solved once into a database in --databases, where parts that were trained are kept too;
+levels with a pattern are made by one command each, which reorders channels first. A finished row is added to
+benchmarks/results/effort.jsonl at once, and rows that are there are not run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.evaluation import output_loss
+from benchmarks.common.harness import Rows, arguments, measure
+from benchmarks.common.subjects import NAMES, Subject
+from benchmarks.common.tables import machine, markdown
+from benchmarks.quality.nonuniform import built, uniform
+from onnx_obc import Recipe, compress
+from onnx_obc.core.level import parse_choice
+from onnx_obc.pipeline.finish import Destination
+from onnx_obc.pipeline.report import Report
+
+SOLVED = ("8w8a", "4w4a", "int4-asym", "int3-asym", "int2-asym", "sparse-0.60")
+PATTERNS: dict[str, dict[str, Any]] = {
+    "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
+    "2:4+8w8a": {"sparsity": "2:4"},
+    "4:8": {"weights": "float", "activations": "none", "sparsity": "4:8"},
+    "block4-0.50": {"weights": "float", "activations": "none", "sparsity": "block4:0.5"},
+}
+LEVELS = (*SOLVED, *PATTERNS)
+EFFORTS = ("normal", "best")
+
+
+def run(
+    subject: Subject, levels: Sequence[str], efforts: Sequence[str], databases: Path, rows: Rows, scratch: Path
+) -> None:
+    """Score every level at the efforts that are not there yet."""
+    wanted = [(level, effort) for level in levels for effort in efforts if (subject.name, level, effort) not in rows]
+    if not wanted:
+        return
+    dense = subject.score(subject.path, None)
+    path, folder = scratch / "model.onnx", databases / f"{subject.path.stem}-effort"
+    for level, effort in wanted:
+        began = time.perf_counter()
+        report = _made(subject, level, effort, path, folder)
+        seconds = time.perf_counter() - began
+        score = subject.score(path, dense.predictions)
+        row = {
+            "model": subject.name,
+            "level": level,
+            "effort": effort,
+            "metric": subject.metric,
+            "dense": dense.value,
+            "score": score.value,
+            "loss": output_loss(dense, score, subject.classifier),
+            "corrections": [vars(attempt) for attempt in report.corrections],
+            "seconds": seconds,
+        }
+        rows.add(row)
+        print(
+            f"{subject.name} {level} {effort}: {score.value:.4f}, loss {row['loss']:.5f} ({seconds:.0f} s)", flush=True
+        )
+
+
+def _made(subject: Subject, level: str, effort: str, path: Path, folder: Path) -> Report:
+    """The report on a model at this level and effort, which is written."""
+    options = {"verify": False, "effort": effort}
+    if level in PATTERNS:
+        recipe = Recipe.model_validate({**options, **PATTERNS[level]})
+        return compress(subject.path, subject.calibration, recipe, path, data=subject.options).report
+    database = built(subject, [level], folder)
+    recipe = Recipe.model_validate(options)
+    return database.write(uniform(database, parse_choice(level)), recipe, Destination(path)).report
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = []
+    for model in NAMES:
+        for level in LEVELS:
+            found = {row["effort"]: row for row in rows if (row["model"], row["level"]) == (model, level)}
+            if "normal" not in found:
+                continue
+            normal, best = found["normal"], found.get("best")
+            percent = normal["metric"] == "top-1"
+            pair = [normal] if best is None else [normal, best]
+            scores = [
+                f"{100 * x:.1f}" if percent else f"{x:.4f}" for x in (normal["dense"], *(row["score"] for row in pair))
+            ]
+            losses = [f"{row['loss']:.5f}" if row["loss"] < 0.01 else f"{row['loss']:.4f}" for row in pair]
+            seconds = [f"{row['seconds']:.0f}" for row in pair]
+            change = "" if best is None else f"{100 * (best['loss'] / normal['loss'] - 1):+.0f} %"
+            blank = [""] if best is None else []
+            cells.append((model, level, *scores, *blank, *losses, *blank, change, *seconds, *blank))
+    header = (
+        *("model", "level", "dense", "normal", "best", "loss, normal", "loss, best", "change", "s, normal", "s, best"),
+    )
+    return f"""# What `--effort` gives
+
+`python -m benchmarks.quality.effort`, on {machine()}. Top-1 in %, for MiniLM Spearman's correlation on STS-B;
+the loss is the mean KL divergence from the dense model on the same test data, for MiniLM the relative squared error of
+embeddings.
+
+Every layer is at the level, or without its pattern where that is impossible. `normal` corrects statistics and, for
+patterns, reorders channels; `best` trains parts of the model too. Levels with a pattern are made by one command each;
+the others were solved into a database before, so that their seconds are those of all that follows. Other work ran
+beside these, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md.
+EfficientNet-Lite0 is scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
+
+{markdown(header, cells, left=2)}
+"""
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--levels", choices=LEVELS, nargs="+", default=list(LEVELS), help="only these levels")
+    parser.add_argument("--efforts", choices=EFFORTS, nargs="+", default=list(EFFORTS), help="only these efforts")
+    options = parser.parse_args()
+    measure(
+        "effort",
+        ("model", "level", "effort"),
+        options,
+        lambda subject, rows, scratch: run(subject, options.levels, options.efforts, options.databases, rows, scratch),
+        page,
+        lambda row: row["level"] in options.levels and row["effort"] in options.efforts,
+    )
+
+
+if __name__ == "__main__":
+    main()
