@@ -22,7 +22,17 @@ RESULTS = ROOT / "benchmarks" / "results"
 PLOT = ROOT / "docs" / "results" / "front.svg"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "choosing.md")
 MODELS = ("ResNet-20", "ResNet-56", "EfficientNet-Lite0", "MiniLM")
-LEVELS = ("W8A8", "W4 asymmetric", "W3 asymmetric", "W2 asymmetric", "2:4", "2:4 W8A8", "block4 0.5", "sparse 0.6")
+LEVELS = {
+    "W8A8": "8w8a",
+    "W4 asymmetric": "int4-asym",
+    "W3 asymmetric": "int3-asym",
+    "W2 asymmetric": "int2-asym",
+    "2:4": "2:4",
+    "2:4 W8A8": "2:4+8w8a",
+    "4:8": "4:8",
+    "block4 0.5": "block4-0.50",
+    "sparse 0.6": "sparse-0.60",
+}  # as the benchmarks of accuracy and of efforts name them
 BITS = {8: "W8A8", 4: "W4 asymmetric", 3: "W3 asymmetric", 2: "W2 asymmetric"}
 Row = dict[str, Any]
 
@@ -53,16 +63,20 @@ def demo() -> str:
 
 
 def levels() -> str:
-    """Rounding or magnitude pruning → onnx-obc, of whole models."""
-    found = accuracy()
+    """Rounding or magnitude pruning → onnx-obc by default → `--effort best`, of whole models; layers alone (°) where
+    the default was not measured."""
+    found, efforts = accuracy(), {(row["model"], row["level"], row["effort"]): row for row in rows("effort")}
     cells = []
     dense = [score(found[model, "W8A8"]["dense"], found[model, "W8A8"]["metric"]) for model in MODELS]
     cells.append(["dense", *dense])
-    for level in LEVELS:
+    for level, name in LEVELS.items():
         line = [level]
         for model in MODELS:
             row = found[model, level]
-            line.append(" → ".join(score(row[by]["score"], row["metric"]) for by in ("baseline", "exact")))
+            given = [efforts[key]["score"] for effort in ("normal", "best") if (key := (model, name, effort)) in efforts]
+            shown = [score(value, row["metric"]) for value in (row["baseline"]["score"], *given)]
+            alone = [] if given else [f"{score(row['exact']['score'], row['metric'])}°"]
+            line.append(" → ".join([*shown, *alone]))
         cells.append(line)
     return markdown(("level", *MODELS), cells)
 
