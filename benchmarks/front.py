@@ -73,7 +73,9 @@ def levels() -> str:
         line = [level]
         for model in MODELS:
             row = found[model, level]
-            given = [efforts[key]["score"] for effort in ("normal", "best") if (key := (model, name, effort)) in efforts]
+            given = [
+                efforts[key]["score"] for effort in ("normal", "best") if (key := (model, name, effort)) in efforts
+            ]
             shown = [score(value, row["metric"]) for value in (row["baseline"]["score"], *given)]
             alone = [] if given else [f"{score(row['exact']['score'], row['metric'])}°"]
             line.append(" → ".join([*shown, *alone]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ import pytest
 # long as one thread takes.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_timing() -> Iterator[None]:
+    """Time files for a moment: no test may depend on what is found, and at full length it is most of what tests take."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in {"TURN_SECONDS": 0.01, "QUICK_SECONDS": 0.005, "PROFILE_SECONDS": 0.01}.items():
+            patch.setattr(f"onnx_obc.pipeline.speed.{name}", seconds)
+        yield
 
 
 @pytest.fixture(scope="session")
