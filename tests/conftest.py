@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_timing() -> Iterator[None]:
-    """Time files for a moment: no test may depend on what is found, and at full length it is most of what tests take."""
+    """Time files for a moment: no test may depend on what is found, and at full length it is most that tests do."""
     with pytest.MonkeyPatch.context() as patch:
         for name, seconds in {"TURN_SECONDS": 0.01, "QUICK_SECONDS": 0.005, "PROFILE_SECONDS": 0.01}.items():
             patch.setattr(f"onnx_obc.pipeline.speed.{name}", seconds)
