@@ -20,7 +20,8 @@ TEXT_OPTIONS = ("tokenizer", "max_tokens", "encoder")
 
 
 def open_samples(data: object, inputs: list[InputSpec], options: DataOptions, model: ir.Model | None = None) -> Samples:
-    """Open calibration data of any kind for a model with these inputs. model: makes the caches of a decoder.
+    """Open calibration data of any kind for a model with these inputs. model: makes the caches of a decoder,
+    and says which tokens there are.
 
     What `data` is decides how it is read:
 
@@ -67,7 +68,7 @@ def open_samples(data: object, inputs: list[InputSpec], options: DataOptions, mo
         raise CalibrationError(f"--calib is empty: name the calibration data, {KINDS}")
     if data == "random":
         _refuse(options, "random numbers", ("preprocess", "mean", "std", "augment", "tokenizer", "encoder"))
-        return synthetic.open_random(inputs, options)
+        return synthetic.open_random(inputs, options, model)
     if match := re.fullmatch(r"(.+\.py):(\w+)", str(data)):
         _refuse(options, "feeds", IMAGE_OPTIONS + TEXT_OPTIONS)
         function = iterables.load_function(existing(Path(match[1])), match[2])

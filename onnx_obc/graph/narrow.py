@@ -36,8 +36,8 @@ def narrow(model: ir.Model, types: FloatTypes) -> ir.Model:
     """A copy of a float32 model in these types, with Cast where one meets another.
 
     Nodes stay in float32 that have no kernel definition in the half type, that hold a body (If, Loop, Scan), whose
-    constants would overflow, and Q/DQ whose scales would lose digits. Names of graph inputs and outputs, and of all
-    that nodes compute, stay.
+    constants would overflow, and Q/DQ and look-ups whose scales would lose digits. Names of graph inputs and outputs,
+    and of all that nodes compute, stay.
     """
     model = own_copy(typed(model))
     if any(node.op_type in QUANTIZING for node in model.graph) and model.opset_imports[""] < SCALES_OPSET:
@@ -83,6 +83,8 @@ class _Narrowing:
         self._names = set(names_of(model))
         self._versions: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._chosen: dict[ir.Node, ir.DataType] = {}
+        lookups = [node for node in model.graph if node.op_type == "Gather"]
+        self._fine = {beside for gather in lookups for beside in self._beside_scales(gather)}
 
     def run(self) -> None:
         """Narrow the model, in place."""
@@ -123,6 +125,8 @@ class _Narrowing:
             return FLOAT
         types = [value.type for value in (*node.inputs, *node.outputs) if value is not None]
         if not all(isinstance(each, ir.TensorType) for each in types):  # sequences and optional values
+            return FLOAT
+        if node in self._fine:
             return FLOAT
         if node.op_type == "GatherBlockQuantized" and self._if_exact(node.inputs[2], self._half) == FLOAT:
             return FLOAT
@@ -184,6 +188,20 @@ class _Narrowing:
         values = scale.array
         exact = bool(np.array_equal(values.astype(self._half.numpy()).astype(np.float32), values))
         return wanted if exact or (values.size == 1 and values.item() >= NORMAL[self._half]) else FLOAT
+
+    def _beside_scales(self, gather: ir.Node) -> list[ir.Node]:
+        """The nodes that look up scales of a table's rows and multiply by them, where the half type has not all digits
+        of one; of other nodes none."""
+        scales = None if gather.inputs[0] is None else gather.inputs[0].const_value
+        if scales is None or scales.dtype != FLOAT or len(scales.shape) != 1:
+            return []
+        values = np.abs(scales.numpy())
+        if not (values[values > 0] < NORMAL[self._half]).any():
+            return []
+        found = [gather]
+        while found[-1].op_type in ("Gather", "Unsqueeze") and len(readers := found[-1].outputs[0].uses()) == 1:
+            found.append(next(iter(readers)).node)
+        return found
 
     def _convert(self, node: ir.Node) -> None:
         chosen = self._chosen[node]

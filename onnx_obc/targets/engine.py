@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import multimode
 from typing import Protocol
 
 import numpy as np
@@ -70,5 +71,5 @@ class Engine:
 
 
 def batch_of(feed: Feed) -> int:
-    """How many samples a feed holds: the largest first axis."""
-    return max((array.shape[0] for array in feed.values() if array.ndim), default=1)
+    """How many samples a feed holds: the first axis of most arrays, the largest of those that as many have."""
+    return max(multimode(array.shape[0] for array in feed.values() if array.ndim), default=1)

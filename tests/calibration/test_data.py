@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from small_decoders import NAMES, WORDS, decoder
+from small_graphs import run
 
 from onnx_obc.calibration.data import open_samples
 from onnx_obc.calibration.options import DataOptions
 from onnx_obc.calibration.readers.feeds import spread
 from onnx_obc.core.errors import CalibrationError
-from onnx_obc.graph.model import InputSpec
+from onnx_obc.graph.model import InputSpec, input_specs
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 X = [InputSpec("x", FLOAT, (None, 4))]
@@ -129,6 +134,38 @@ def test_random_fills_a_large_fixed_batch_and_takes_a_size() -> None:
     samples = open_samples("random", inputs, DataOptions(allow_random=True, size=(8, 6)))
     assert samples.count == 100
     assert next(samples.read(0, 100)).feed["x"].shape == (100, 3, 8, 6)
+
+
+def random_feed(proto: onnx.ModelProto, **options: Any) -> dict[str, np.ndarray]:
+    model = ir.from_proto(proto)
+    samples = open_samples("random", input_specs(model), DataOptions(allow_random=True, **options), model)
+    return next(samples.read(0, samples.count)).feed
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        *(decoder(names) for names in NAMES.values()),
+        decoder(tokens=1),
+        decoder(tokens=1, past=8),
+        decoder(extra=("attention_mask", "cache_position")),
+        decoder(NAMES["decoder"], states=True, merged=True),
+    ],
+    ids=[*NAMES, "one", "fixed", "steps", "merged"],
+)
+def test_random_numbers_fill_a_decoder_with_caches(proto: onnx.ModelProto) -> None:
+    feed = random_feed(proto)
+    tokens, past = feed["input_ids"].shape[1], next(x for name, x in feed.items() if x.ndim > 3).shape[-2]
+    assert past > 1 and feed["input_ids"].max() < WORDS
+    assert feed["attention_mask"].shape == (len(feed["input_ids"]), past + tokens)
+    places = feed.get("position_ids", feed.get("cache_position"))
+    assert places is not None and (np.atleast_2d(places) == np.arange(past, past + tokens)).all()
+    assert np.isfinite(run(proto, feed)[0]).all()
+
+
+def test_random_caches_of_several_samples_share_a_feed_where_all_begin_with_the_batch() -> None:
+    assert {len(array) for array in random_feed(decoder(), batch=3).values()} == {3}
+    assert random_feed(decoder(NAMES["stacked"]), batch=3)["past.0"].shape[:2] == (2, 1)
 
 
 def test_random_must_be_allowed() -> None:

@@ -159,6 +159,23 @@ def test_where_it_is_there_twice_the_report_says_why(recipe: Recipe, reason: str
     assert reason in note
 
 
+@pytest.mark.parametrize(("form", "rank"), [("gemm", 1), ("twice", 2)])
+def test_small_scales_of_rows_keep_their_digits_in_half_precision(form: str, rank: int, tmp_path: Path) -> None:
+    proto = model(form, rank)
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e-4), tensor.name))
+    ids, found = feeds(rank)[0]["ids"], []
+    for float16 in (False, True):
+        path = tmp_path / f"{float16}.onnx"
+        recipe = Recipe(activations="none", float16=float16, measure_speed=False)
+        report = compress(proto, feeds(rank), recipe, path).report
+        assert all(check.passed for check in report.checks)
+        found.append(ort.InferenceSession(path).run(["embedded"], {"ids": ids})[0])
+    # values are subnormal too, but rounded once: half a step of 2^-24
+    assert np.abs(found[0] - found[1]).max() <= 2.0**-25
+
+
 def test_a_table_can_be_kept_in_float(tmp_path: Path) -> None:
     recipe = Recipe(layers=(Rule(match="table", skip=True),))
     report = compress(model("transpose"), feeds(), recipe, tmp_path / "small.onnx").report

@@ -93,13 +93,60 @@ def test_what_is_fused_is_what_is_written(form: str, bits: int, block: int, symm
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_as_one_operator(bits: int, block: int, symmetric: bool, ragged: bool, level: int) -> None:
     k = 2 * block + (block // 2 if ragged else 0)
-    model, weight = in_blocks("MatMul", bits, block, symmetric, k)
-    made = as_few_bits(model, level)
-    assert [node.op_type for node in made.graph] == ["MatMulNBits"]
-    for rows in (1, 5):
-        feed = {"x": random(rows, k)}
-        assert error(fused(made, feed), feed["x"] @ weight) < CLOSE[level]
-        assert error(run(made, feed)[0], feed["x"] @ weight) < CLOSE[level]
+    for form in FORMS:
+        model, weight = in_blocks(form, bits, block, symmetric, k)
+        made = as_few_bits(model, level)
+        assert [node.op_type for node in made.graph] == ["MatMulNBits"]
+        for rows in (1, 5):
+            feed = {"x": random(rows, k)}
+            assert error(fused(made, feed), feed["x"] @ weight) < CLOSE[level]
+            assert error(run(made, feed)[0], feed["x"] @ weight) < CLOSE[level]
+
+
+BEHIND = {
+    "relu": [helper.make_node("Relu", ["p"], ["r"])],
+    "clip": [helper.make_node("Clip", ["p", "low", "high"], ["r"])],
+    "bias relu": [helper.make_node("Add", ["b", "p"], ["s"]), helper.make_node("Relu", ["s"], ["r"])],
+    "bias clip": [helper.make_node("Add", ["p", "b"], ["s"]), helper.make_node("Clip", ["s", "low", "high"], ["r"])],
+    "relu output": [helper.make_node("Relu", ["p"], ["y"])],
+}
+
+
+@pytest.mark.parametrize("level", [None, 4])
+@pytest.mark.parametrize("behind", BEHIND)
+@pytest.mark.parametrize("form", [*FORMS, "Gemm-bias", "Gemm-transB-bias"])
+def test_every_product_becomes_one_operator(tmp_path: Path, form: str, behind: str, level: int | None) -> None:
+    turned, biased = "transB" in form, ["b"] if "bias" in form else []
+    attributes = {"transB": 1} if turned else {}
+    nodes = [helper.make_node(form.split("-")[0], ["x", "w", *biased], ["p"], name="product", **attributes)]
+    nodes += BEHIND[behind]
+    if behind != "relu output":
+        nodes.append(helper.make_node("Tanh", ["r"], ["y"]))
+    weight = random(32, 64) if turned else random(64, 32)
+    limits = {"low": np.float32(0), "high": np.float32(6)}
+    proto = build(nodes, {"x": ("N", 64)}, {"y": ("N", 32)}, {"w": weight / 9, "b": random(32), **limits})
+    options = {"weights": "int4", "activations": "none", "block": 32, "accuracy_level": level, "effort": "fast"}
+    recipe = Recipe(**options, measure_speed=False)  # type: ignore[arg-type]
+    out = tmp_path / "o.onnx"
+    report = compress(proto, {"x": random(200, 64)}, recipe, out).report
+    assert all(check.passed for check in report.checks)
+    assert report.engine is not None and report.engine["in_weight_kernels"] == report.engine["integer_weights"] == 1
+    assert not check_file(out, "onnxruntime", {"x": random(2, 64)}).findings
+
+
+def test_a_gemm_that_stays_float_says_why(tmp_path: Path) -> None:
+    model, _ = in_blocks("Gemm", 4, 32, True, 64)
+    model.graph[-1].attributes["alpha"] = ir.AttrFloat32("alpha", 0.5)
+    ir.save(model, tmp_path / "m.onnx")
+    (found,) = check_file(tmp_path / "m.onnx", "onnxruntime", {"x": random(2, 64)}).findings
+    assert found.rule == "weights-only" and "alpha" in found.message
+
+
+def test_two_bits_of_a_gemm_are_refused_where_onnxruntime_computes_something_else() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["y"], name="g")]
+    proto = build(nodes, {"x": ("N", 64)}, {"y": ("N", 6)}, {"w": random(64, 6)})
+    with pytest.raises(RecipeError, match="no multiple of 4"):
+        compress(proto, {"x": random(200, 64)}, Recipe(weights="int2", activations="none", block=32))
 
 
 @pytest.mark.parametrize("level", [0, 1, 4])

@@ -42,6 +42,7 @@ STATES, STATES_MASK = ("encoder_hidden_states", "encoder_outputs"), "encoder_att
 POSITIONS, TYPES, STEPS, BRANCH = "position_ids", "token_type_ids", "cache_position", "use_cache_branch"
 PLAIN = (*IDS, *MASKS, *STATES, STATES_MASK, POSITIONS, TYPES, STEPS, BRANCH)
 MOVING = {"past", "present", "new", "in", "out", "input", "output", "old", "updated"}  # what tells a cache in from out
+LOOKUPS = {"Gather": (0, 1), "GatherBlockQuantized": (0, 1), "EmbedLayerNormalization": (2, 0)}  # table, and rows
 RANK = 3  # of a cache, at least: batch, positions, width
 
 
@@ -73,7 +74,7 @@ class Decoder:
 def is_decoder(inputs: list[InputSpec]) -> bool:
     """Whether text is to be read for a decoder: what it takes is more than a sentence, and looks like it."""
     names = [spec.name for spec in inputs]
-    return any(name in PLAIN and name not in INPUTS for name in names) or any(map(_is_cache, inputs))
+    return any(name in PLAIN and name not in INPUTS for name in names) or any(map(is_cache, inputs))
 
 
 def open_decoder(path: Path, model: ir.Model | None, inputs: list[InputSpec], options: DataOptions) -> Samples:
@@ -149,7 +150,7 @@ def open_decoder(path: Path, model: ir.Model | None, inputs: list[InputSpec], op
 def sort_inputs(model: ir.Model, inputs: list[InputSpec]) -> Decoder:
     """The inputs of a decoder. Raises CalibrationError for those that text and the model itself cannot fill."""
     ids = next((spec for spec in inputs if spec.name in IDS), None)
-    unknown = [spec for spec in inputs if spec.name not in PLAIN and not _is_cache(spec)]
+    unknown = [spec for spec in inputs if spec.name not in PLAIN and not is_cache(spec)]
     if unknown or ids is None:
         odd = unknown[0].words if unknown else ""
         raise CalibrationError(
@@ -159,7 +160,7 @@ def sort_inputs(model: ir.Model, inputs: list[InputSpec]) -> Decoder:
         )
     for spec in inputs:
         wide = {STEPS: 1, BRANCH: 1}.get(spec.name, 3 if spec.name in STATES else 2)
-        if not _is_cache(spec) and (len(spec.shape) != wide or spec.shape[0] not in (None, 1)):
+        if not is_cache(spec) and (len(spec.shape) != wide or spec.shape[0] not in (None, 1)):
             raise CalibrationError(
                 f"text fills {spec.name!r} of rank {wide} and batch 1, not {spec.words}; {_generator(inputs)}"
             )
@@ -171,10 +172,10 @@ def sort_inputs(model: ir.Model, inputs: list[InputSpec]) -> Decoder:
             spec.name,
             given.get(_key(spec.name)),
             _empty_shape(width[spec.name], spec, batch, inputs),
-            _is_cross(spec.name),
+            is_cross(spec.name),
         )
         for spec in inputs
-        if _is_cache(spec)
+        if is_cache(spec)
     ]
     names = {spec.name for spec in inputs}
     for cache in caches:
@@ -184,15 +185,16 @@ def sort_inputs(model: ir.Model, inputs: list[InputSpec]) -> Decoder:
             raise CalibrationError(
                 f"the cache {cache.name!r} is of the encoder, which this model does not run; {_generator(inputs)}"
             )
-    return Decoder(tuple(inputs), tuple(caches), ids.name, ids.shape[1], _rows(model, ids.name))
+    return Decoder(tuple(inputs), tuple(caches), ids.name, ids.shape[1], rows_of(model, ids.name))
 
 
-def _is_cache(spec: InputSpec) -> bool:
+def is_cache(spec: InputSpec) -> bool:
+    """Whether an input is of past keys or values, by its name."""
     named = re.search(r"past|cache", spec.name.lower()) is not None and spec.name not in PLAIN
     return named and spec.dtype.kind == "f" and len(spec.shape) >= RANK
 
 
-def _is_cross(name: str) -> bool:
+def is_cross(name: str) -> bool:
     """Whether a cache is of what the encoder said: `past_key_values.0.encoder.key`, `past_key_cross_0`."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     return "encoder" in words or "cross" in words
@@ -225,18 +227,22 @@ def _empty_shape(value: ir.Value, spec: InputSpec, batch: str | None, inputs: li
     return tuple(shape)
 
 
-def _rows(model: ir.Model, ids: str) -> int | None:
-    """The rows of the table that tokens are looked up in, None if no constant one is."""
+def rows_of(model: ir.Model, ids: str) -> int | None:
+    """The rows of the table that an input's integers are looked up in, None if no constant one is."""
     for node in model.graph:
-        if node.op_type == "Gather" and len(node.inputs) == 2 and node.inputs[0] is not None:
-            source = node.inputs[1]
-            while source is not None and (maker := source.producer()) is not None:
-                if maker.op_type not in ("Cast", "Reshape", "Identity", "Unsqueeze", "Squeeze"):
-                    break
-                source = maker.inputs[0]
-            table = node.inputs[0].const_value
-            if source is not None and source.name == ids and table is not None:
-                return int(table.shape.numpy()[0])
+        if node.op_type not in LOOKUPS:
+            continue
+        table, source = (node.inputs[place] for place in LOOKUPS[node.op_type])
+        while source is not None and (maker := source.producer()) is not None:
+            if maker.op_type not in ("Cast", "Reshape", "Identity", "Unsqueeze", "Squeeze"):
+                break
+            source = maker.inputs[0]
+        while table is not None and (maker := table.producer()) is not None:
+            if maker.op_type not in ("Cast", "DequantizeLinear", "Reshape", "Identity"):
+                break
+            table = maker.inputs[0]
+        if source is not None and source.name == ids and table is not None and table.const_value is not None:
+            return int(table.const_value.shape.numpy()[0])
     return None
 
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ...core.machine import saturates
+from ...core.plural import counted
 from ..expected import THROUGH, ExpectedKernel, constant_behind, dequantizer, expected_kernels
 from ..finding import Finding
+from .rules import clipping, in_few_bits
 
 ABSORBED = ("Relu", "Clip")  # between a Conv and its QuantizeLinear
 NBITS_BLOCKS = (16, 32, 64, 128, 256)
@@ -119,8 +121,9 @@ def _weights(promise: ExpectedKernel) -> tuple[str, str, str] | None:
             f"onnxruntime computes {node.op_type} in float where the weight alone is an integer: the file is smaller",
             "quantize its input too for speed",
         )
-    if node.op_type == "Gemm":
-        return "weights-only", "onnxruntime makes MatMulNBits of MatMul, not of Gemm", "write it as MatMul and Add"
+    if not in_few_bits(node):
+        message = "onnxruntime makes no MatMulNBits of a Gemm with transposed operands, or with alpha or beta"
+        return "weights-only", message, "write it as MatMul and Add"
     weight = dequantizer(node.inputs[1])
     if weight is None:
         return "weights-only", "its left operand is the integer one, for which there is no kernel", "store it in float"
@@ -128,9 +131,12 @@ def _weights(promise: ExpectedKernel) -> tuple[str, str, str] | None:
     if len(weight.outputs[0].uses()) > 1 or (codes is not None and len(codes.uses()) > 1):
         return "shared", "other nodes read its integers too, and then it does not become MatMulNBits", "give it a copy"
     block, axis = weight.attributes.get_int("block_size", 0), weight.attributes.get_int("axis", 1)
-    uses = list(node.outputs[0].uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Relu" and not node.outputs[0].is_graph_output():
-        return "relu", "a Relu alone reads it, and then it does not become MatMulNBits", "write the Relu as Max with 0"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and bias.shape is not None and len(bias.shape) != 1:
+        return "bias", f"its bias has {counted(len(bias.shape), 'axis', 'axes')}", "give it one"
+    if (reader := clipping(node)) is not None:
+        message = f"a {reader.op_type} alone reads it, and then it does not become MatMulNBits"
+        return "relu", message, "write Relu as Max with 0, and Clip as Max and Min"
     if block and (block not in NBITS_BLOCKS or axis != 0):
         return (
             "block",

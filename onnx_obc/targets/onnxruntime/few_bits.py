@@ -11,17 +11,21 @@ from ...graph.contributed import DOMAIN
 from ...graph.edit import add_initializer, names_of, take_name
 from ...graph.fold import remove_unused
 from .lowering import lower
+from .rules import in_few_bits, split_gemm
 
 
 def as_few_bits(model: ir.Model, accuracy_level: int) -> ir.Model:
-    """A copy of a Q/DQ model in which each MatMul by a weight in blocks is a MatMulNBits of this accuracy level.
+    """A copy of a Q/DQ model in which each MatMul or Gemm by a weight in blocks is a MatMulNBits of this accuracy
+    level, with an Add for the bias behind it.
 
     What is quantized on its own range is lowered too.
     """
     copy = lower(model).clone()
     taken = set(names_of(copy))
     for node in list(copy.graph):
-        if node.op_type == "MatMul" and node.domain == "" and (dequantize := _in_blocks(node.inputs[1])) is not None:
+        if node.domain == "" and in_few_bits(node) and (dequantize := _in_blocks(node.inputs[1])) is not None:
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                split_gemm(copy, node)
             _replace(copy, node, dequantize, accuracy_level, taken)
             copy.graph.opset_imports.setdefault(DOMAIN, 1)
     remove_unused(copy)
@@ -64,6 +68,7 @@ def _replace(model: ir.Model, node: ir.Node, dequantize: ir.Node, accuracy_level
     node.resize_inputs(4)
     for index, value in enumerate(values, 1):
         node.replace_input_with(index, value)
+    node.attributes.clear()
     node.attributes.update({key: ir.AttrInt64(key, int(number)) for key, number in attributes.items()})
     lookups = [use.node for use in codes.root.uses() if use.node.op_type == "GatherBlockQuantized"]
     if lookups and k % block == 0:  # a table that reads the same integers

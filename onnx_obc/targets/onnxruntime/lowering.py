@@ -7,7 +7,8 @@ with scales t and zero points v, is
 
 which is MatMulInteger, a Cast, a Mul by s · t, and an Add. onnxruntime makes DynamicQuantizeMatMul of it, or, where
 several products read x, MatMulIntegerToFloat of each. It does so with DequantizeLinear too, but then leaves the Add to
-itself, and what could merge with it. Everything but such products stays.
+itself, and what could merge with it. A Gemm whose weight alone is one of integers has it turned in the file, as
+MatMulNBits, which onnxruntime makes of it, takes no other. Everything but such products stays.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ import onnx_ir as ir
 
 from ...graph.edit import add_initializer, names_of, supersede, take_name
 from ...graph.fold import remove_unused
+from .rules import in_few_bits
 
 
 def lower(model: ir.Model) -> ir.Model:
-    """A copy of a Q/DQ model in which products of inputs quantized on their own range are integer operators; the model
-    itself where there is none.
+    """A copy of a Q/DQ model in which products of inputs quantized on their own range are integer operators, and no
+    Gemm turns a weight of integers that has a float input; the model itself where there is none such.
 
     Nodes keep their names: the integer operator has that of the product it comes from.
     """
-    if not any(_lowered(node) for node in model.graph):
+    if not any(_lowered(node) or _turned(node) for node in model.graph):
         return model
     copy = model.clone()
     taken = set(names_of(copy))
     for node in list(copy.graph):
         if _lowered(node):
             _replace(copy, node, taken)
+        elif _turned(node):
+            _turn(node)
     remove_unused(copy)
     return copy
 
@@ -67,6 +71,37 @@ def _lowered(node: ir.Node) -> bool:
             return False
         rows = 0 if node.attributes.get_int("transB", 0) != 0 else 1
     return scale.size == 1 or (len(codes.shape) == 2 and weight.attributes.get_int("axis", 1) % 2 == rows)
+
+
+def _turned(node: ir.Node) -> bool:
+    """Whether a Gemm turns a weight of integers that nothing else reads, and could become MatMulNBits if it did not."""
+    if node.domain != "" or node.op_type != "Gemm" or node.attributes.get_int("transB", 0) == 0:
+        return False
+    weight, codes = _producer(node.inputs[1], "DequantizeLinear"), None
+    if weight is None or _producer(node.inputs[0], "DequantizeLinear") is not None:
+        return False
+    parts = [value for value in weight.inputs if value is not None]
+    tensors = [ir.convenience.get_const_tensor(value) if value.is_initializer() else None for value in parts]
+    if any(tensor is None for tensor in tensors) or any(len(value.uses()) > 1 for value in (*parts, *weight.outputs)):
+        return False
+    codes = tensors[0]
+    assert codes is not None
+    wrong = codes.dtype.bitwidth == 2 and codes.shape.numpy()[0] % 4 != 0  # see rules.py
+    return not wrong and len(codes.shape) == 2 and in_few_bits(node, turned=("transA",))
+
+
+def _turn(node: ir.Node) -> None:
+    """Turn a weight of integers in the file, in place, and let its Gemm not turn it."""
+    weight = _producer(node.inputs[1], "DequantizeLinear")
+    assert weight is not None
+    for value in weight.inputs:
+        if value is not None and _array(value).ndim == 2:
+            array = np.ascontiguousarray(_array(value).T)  # (columns, rows)
+            value.const_value = ir.Tensor(array, name=value.name)
+            value.shape = ir.Shape(array.shape)
+    weight.outputs[0].shape = None
+    weight.attributes["axis"] = ir.AttrInt64("axis", 1 - weight.attributes.get_int("axis", 1) % 2)
+    node.attributes.pop("transB")
 
 
 def _replace(model: ir.Model, node: ir.Node, taken: set[str]) -> None:

@@ -16,7 +16,8 @@ node runs in integers only if its surroundings have exactly the form that a sele
   is around it, if its weight has 8 bits. There is no fast kernel for such convolutions: ConvInteger, without
   vector instructions, took 6 to 12 times as long as Conv in float, QLinearConv a third.
 - 16-bit activations are not fused: each Q/DQ is a pass over the data, and products run in float.
-- MatMul becomes MatMulNBits, where its weight alone is an integer, unless a Relu alone reads it.
+- MatMul, and Gemm of no transposed operand, become MatMulNBits where their weights alone are integers, unless a Relu or
+  Clip alone reads them, also behind a bias that onnxruntime merges into the product, and one node alone reads that.
 - MatMulNBits of 2 bits is wrong where the outputs are not a multiple of 4.
 - 2-bit weights do not load beside quantized activations, nor does a Conv of 8-bit weights between 4-bit activations,
   nor a Clip whose only reader is a 4-bit QuantizeLinear, nor a MaxPool in front of one, which would get 4-bit inputs.
@@ -42,7 +43,7 @@ MOVED_BEFORE = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")  # node
 def unsupported(layer: Layer, choice: Choice) -> str | None:
     """Why onnxruntime computes such a layer wrongly, or None; see `activation_bits` for what it runs in integers."""
     two_bits = choice.level.bits is not None and _width(choice) == 2
-    if two_bits and layer.op == "MatMul" and layer.weight.ndim == 2 and layer.rows % 4:
+    if two_bits and layer.weight.ndim == 2 and layer.rows % 4 and any(in_few_bits(use.node) for use in layer.uses):
         return (
             f"onnxruntime's MatMulNBits is wrong for 2-bit weights of {layer.rows} outputs, no multiple of 4; use int3"
         )
@@ -83,7 +84,33 @@ def not_dynamic(layer: Layer) -> str | None:
 def one_reader(layer: Layer, choice: Choice) -> bool:
     """Whether a weight becomes that of a MatMulNBits, which is made of codes with one reader."""
     alone = choice.level.bits is not None and choice.activation_bits is None
-    return alone and layer.op == "MatMul" and layer.weight.ndim == 2
+    return alone and layer.weight.ndim == 2 and all(in_few_bits(use.node) for use in layer.uses)
+
+
+def in_few_bits(node: ir.Node, turned: Sequence[str] = ("transA", "transB")) -> bool:
+    """Whether a product has a form that MatMulNBits is made of, where its weight is one of integers alone. turned: what
+    of its operands may not be."""
+    if node.op_type == "MatMul":
+        return True
+    biased = len(node.inputs) > 2 and node.inputs[2] is not None
+    factors = {"alpha", "beta"} if biased else {"alpha"}
+    plain = all(node.attributes.get_float(name, 1.0) == 1 for name in factors)
+    return node.op_type == "Gemm" and plain and not any(node.attributes.get_int(name, 0) for name in turned)
+
+
+def clipping(node: ir.Node) -> ir.Node | None:
+    """The Relu or Clip behind a product for which onnxruntime makes no MatMulNBits of it; None if there is none."""
+    value, source = node.outputs[0], node.inputs[0]
+    adding = _only_reader(value, None) if node.op_type == "MatMul" else None
+    if adding is not None and adding.op_type == "Add":
+        if source is not None and source.shape is not None and len(source.shape) != 2:
+            return None  # only products of two axes are merged with their bias
+        value = adding.outputs[0]
+    reader = _only_reader(value)
+    if reader is None or reader.domain != "" or reader.op_type not in ("Relu", "Clip"):
+        return None
+    after = reader.outputs[0]
+    return reader if len(after.uses()) == 1 and not after.is_graph_output() else None
 
 
 def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice]) -> None:
@@ -107,17 +134,19 @@ def prepare(model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choi
         if before is not None and _is(before, "MaxPool", model):
             _put_behind(model, before, "Max", [], "alone", "pool")  # of one value: a copy
 
-    alone = [x for x in layers if x.name in choices and choices[x.name].activation_bits is None and x.op == "MatMul"]
+    alone = [x for x in layers if x.name in choices and choices[x.name].activation_bits is None]
     for node in [use.node for layer in alone if choices[layer.name].level.bits is not None for use in layer.uses]:
-        reader = _only_reader(node.outputs[0])
+        reader = clipping(node) if node.op_type in ("MatMul", "Gemm") else None
         if reader is not None and _is(reader, "Relu", model):
             _relu_as_max(model, reader)
+        elif reader is not None and _is(reader, "Clip", model):
+            _split_clip(model, reader)
     for node in [use.node for layer in integer if layer.weight.ndim == 2 for use in layer.uses]:
         output, uses = node.outputs[0], list(node.outputs[0].uses())
         if node.op_type == "Gemm":
             has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
             if has_bias and node.attributes.get_float("beta", 1.0) == 1 and not is_quantized(output):
-                _split_gemm(model, node)
+                split_gemm(model, node)
         elif len(uses) == 1 and _is(uses[0].node, "Add", model) and not output.is_graph_output():
             add, index, source = uses[0].node, 1 - uses[0].idx, node.inputs[0]
             rank = len(source.shape) if source is not None and source.shape is not None else 0
@@ -244,10 +273,10 @@ def _lets_zero_pass(clip: ir.Node) -> bool:
     return True
 
 
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    """The node that reads a value as its first input, if nothing else reads it."""
+def _only_reader(value: ir.Value, index: int | None = 0) -> ir.Node | None:
+    """The node that reads a value as its input of this index, or as any, if nothing else reads it."""
     uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
+    return uses[0].node if len(uses) == 1 and index in (None, uses[0].idx) and not value.is_graph_output() else None
 
 
 def _split_clip(model: ir.Model, clip: ir.Node) -> None:
@@ -286,7 +315,7 @@ def _relu_as_max(model: ir.Model, relu: ir.Node) -> None:
     relu.replace_input_with(1, zero)
 
 
-def _split_gemm(model: ir.Model, gemm: ir.Node) -> None:
+def split_gemm(model: ir.Model, gemm: ir.Node) -> None:
     """Move the bias of a Gemm into an Add behind it, which onnxruntime leaves there. The sum keeps the Gemm's name."""
     bias = gemm.inputs[2]
     gemm.resize_inputs(2)
