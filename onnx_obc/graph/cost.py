@@ -21,7 +21,7 @@ class Cost:
 
     parameters: how many weights. flops: operations for one sample, two for every multiply-add, summed over the
     layer's uses; None where shapes are not known. free: the dimensions other than the batch that the model leaves
-    free (their names, or `?`), each counted as 1.
+    free (their names in its inputs, or `?`), each counted as 1.
     """
 
     parameters: int
@@ -42,11 +42,12 @@ def layer_costs(
     copy = model.clone()
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     values = [*copy.graph.inputs, *(value for node in copy.graph for value in node.outputs)]
+    named = {size.value for value in model.graph.inputs for size in value.shape or () if not isinstance(size, int)}
     shapes: dict[str, Shape] = {}
     for value in values:
         if value.shape is not None:
             sizes = (size if isinstance(size, int) else size.value for size in value.shape)
-            shapes[str(value.name)] = tuple(sizes)
+            shapes[str(value.name)] = tuple(x if isinstance(x, int) or x in named else None for x in sizes)
     return {layer.name: _cost(layer, shapes) for layer in layers}
 
 

@@ -34,8 +34,10 @@ def examination_table(found: FileCheck, width: int) -> RenderableType:
         runs = Counter((entry.promised, entry.kernel or "?", entry.precision or "?") for entry in found.executions)
         for (form, kernel, precision), count in runs.most_common():
             lines.append(Text(f"{count} × {form} in the file: {found.target} runs {kernel} in {precision}"))
-        kept, promised = found.count("int8")
-        lines.append(Text(f"{found.engine}: {kept} of {promised} quantized products run in integers"))
+        (kept, products), (fused, alone) = found.count("int8"), found.weights
+        said = [f"{kept} of {products} quantized products run in integers"] if products or not alone else []
+        said += [f"{fused} of {alone} with integer weights alone run in kernels for them"] if alone else []
+        lines.append(Text(f"{found.engine}: {', '.join(said)}"))
         if found.supported is not None:
             lines.append(Text(f"{100 * found.supported:.1f} % of its operations run in the engine itself"))
     else:

@@ -76,8 +76,9 @@ def layer_table(
     lines.append(Text(f"{counted(len(layers), 'layer')}, {parameters:,} parameters, {known:,} FLOPs a sample"))
     lines.append(Text("a weight matrix is groups × rows × columns"))
     if free:
-        sizes = ", ".join(f"{name} = 1" for name in free)
-        lines.append(Text(f"* for a sample with {sizes}, which the model leaves free"))
+        sizes = ", ".join(f"{name} = 1" for name in free if name != "?") or "every dimension 1"
+        others = ", as any other," if "?" in free and len(free) > 1 else ""
+        lines.append(Text(f"* for a sample with {sizes}{others} that the model leaves free"))
     return Group(table, *lines, *_left_out(left))
 
 

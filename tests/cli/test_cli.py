@@ -19,6 +19,7 @@ import onnx
 import pytest
 from digits import CALIBRATION, MODEL, build, listing, refused, run_cli, small, text_like, top1
 from onnx import TensorProto, helper
+from small_decoders import decoder
 
 import onnx_obc
 from onnx_obc import DataOptions, Recipe
@@ -338,6 +339,25 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "/classifier/classifier.2/Gemm" in shown and "20 layers, " in shown
     assert "2:4: C/groups = 1 is not a multiple of 4: 5 layers" in shown
+
+
+def test_a_decoder_with_caches_is_looked_at_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense, out = tmp_path / "decoder.onnx", tmp_path / "out.onnx"
+    onnx.save(decoder(), dense)
+    assert run_cli("inspect", dense) == 0
+    shown = capsys.readouterr().out
+    assert "with tokens = 1" in shown and "unk" not in shown
+    recipe = ("--weights", "int4", "--block", 16, "--activations", "none", "--solver", "baseline", "--effort", "fast")
+    data = ("--calib", "random", "--allow-random", "--samples", 8)
+    assert run_cli(dense, out, *data, *recipe, "--no-measure-speed", "--quiet") == 0
+    capsys.readouterr()
+    assert run_cli("check", out, "--target", "onnxruntime") == 0
+    seen = capsys.readouterr()
+    assert seen.err == "" and "5 of 5 with integer weights alone run in kernels for them" in seen.out
+    assert "0 of 0" not in seen.out
+    assert run_cli("bench", dense, out, "--rounds", 1, "--quiet") == 0
+    assert "batch 1" in capsys.readouterr().out
+    assert run_cli("debug", dense, out, "--samples", 2, "--quiet") == 0
 
 
 @pytest.mark.slow
