@@ -41,6 +41,8 @@ class Side:
                 continue
             source = self.reads[node][0] if same(node) and node.inputs[0] is self.reads[node][0] else None
             for number, value in enumerate(node.outputs):
+                if not value.uses() and not value.is_graph_output():  # such as means beside a normalized value
+                    continue
                 self._add(value, value if source is None or number else self.root[source])
             if source is None:
                 for root in dict.fromkeys(self.root[value] for value in self.reads[node]):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from digits import CALIBRATION, MODEL
+from onnx import helper, numpy_helper
+from small_graphs import build, random
 
 from onnx_obc import DataOptions, debug_models
 from onnx_obc.debug.record import to_db
@@ -71,3 +74,22 @@ def test_a_weight_in_few_bits_of_onnxruntime(tmp_path: Path) -> None:
     assert all((to_db(layer.weight) or 0) > 15 for layer in found.layers)
     assert not any("close to the file" in note for note in found.notes)
     assert {row.remedy for row in found.returns} == {"int8"}
+
+
+def test_outputs_that_nothing_reads_do_not_count(tmp_path: Path) -> None:
+    """onnxruntime's optimizer leaves such beside its norms: wherever they stand among the values, they do no harm."""
+    nodes = [helper.make_node("Add", ["x", "b"], ["h0"])]
+    for i in range(14):  # more values than are run at a time
+        outputs = [f"n{i}", "", "", f"sum{i}"]
+        norm = helper.make_node("SkipLayerNormalization", [f"h{i}", "x", "b"], outputs, domain="com.microsoft")
+        nodes += [norm, helper.make_node("MatMul", [f"n{i}", "w"], [f"m{i}"], name=f"layer{i}")]
+        nodes.append(helper.make_node("Add", [f"m{i}", f"sum{i}"], [f"h{i + 1}"]))
+    proto = build(nodes, {"x": ("N", 16)}, {"h14": ("N", 16)}, {"w": random(16, 16) / 4, "b": random(16)})
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, tmp_path / "dense.onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "w":
+            tensor.CopyFrom(numpy_helper.from_array(np.round(numpy_helper.to_array(tensor) * 16) / 16, "w"))
+    onnx.save(proto, tmp_path / "small.onnx")
+    found = debug_models(tmp_path / "dense.onnx", tmp_path / "small.onnx", {"x": random(8, 16)})
+    assert {row.name for row in found.values} >= {f"sum{i}" for i in range(14)}
