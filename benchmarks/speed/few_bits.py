@@ -57,8 +57,7 @@ def main() -> None:
 
 `python -m benchmarks.speed.few_bits`: MiniLM as onnxruntime's transformer optimizer leaves it, {timed[1].runtime} on
 one thread, sentences of {TOKENS} tokens, on {machine()}. Weights are rounded to nearest,
-so that nothing but the kernels differs. *Times faster* than the file as exported, the files in turn; other work
-ran beside.
+so that nothing but the kernels differs. *Times faster* than the file as exported, the files in turn.
 
 {markdown(header, rows)}
 """,
