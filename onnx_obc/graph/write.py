@@ -352,11 +352,12 @@ def unquantized(value: ir.Value) -> ir.Value:
 def activation_pairs(model: ir.Model) -> Iterator[ActivationPair]:
     """The Q/DQ pairs of activations in a written graph, where one scale is read by one pair alone."""
     for node in model.graph:
-        if node.op_type != "QuantizeLinear":
+        if node.op_type != "QuantizeLinear" or len(node.inputs) < 3:  # the user's own may have no zero point
             continue
         value, scale, zero = node.inputs
         readers = tuple(use.node for use in node.outputs[0].uses())
-        assert value is not None and scale is not None and zero is not None and zero.dtype is not None
+        if value is None or scale is None or zero is None or zero.dtype is None:
+            continue
         if scale.is_initializer() and {use.node for use in scale.uses()} == {node, *readers}:
             yield ActivationPair(str(value.name), int(zero.dtype.bitwidth), str(scale.name), node, readers)
 

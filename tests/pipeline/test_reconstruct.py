@@ -207,3 +207,13 @@ def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monke
     other = {name: parse_choice("int2-asym") for name in database.choices}
     database.write(other, recipe, Destination(tmp_path / "other.onnx"))
     assert len(trained) == 7
+
+
+def test_a_pair_of_the_users_own_without_zero_point() -> None:
+    model = blocks()
+    pair = [make("QuantizeLinear", ["y", "step"], ["q"]), make("DequantizeLinear", ["q", "step"], ["out"])]
+    model.graph.node.extend(pair)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.01), "step"))
+    model.graph.output[0].name = "out"
+    report = compress(model, X, Recipe(weights="int2", effort="best", solver="baseline")).report
+    assert ("reconstruction",) in tried(report) and all(check.passed for check in report.checks)
