@@ -132,8 +132,7 @@ class _Walk:
         self.better: set[str] = set()
         self.stretches: dict[tuple[str, int], float] = {}
         ranged = {(one.value, one.bits) for one in plan.ranged}
-        pairs = {pair.scale: (pair.value, pair.bits) for pair in activation_pairs(plan.model)}
-        self._ranged = {scale: key for scale, key in pairs.items() if key in ranged}
+        self._pairs = {x.scale: x for x in activation_pairs(plan.model) if (x.value, x.bits) in ranged}
         self._store, self._key = material.trained, ""
         if self._store is not None:
             self._key = self._store.key(*_start(solutions, recipe))
@@ -200,18 +199,19 @@ class _Walk:
             tensor = constants[name].const_value
             assert tensor is not None
             constants[name].const_value = ir.Tensor(np.asarray(tensor.numpy() * stretch, np.float32), name=name)
-            self.stretches[self._ranged[name]] = stretch
+            pair = self._pairs[name]
+            self.stretches[pair.value, pair.bits] = stretch
         self.better.update(result.solutions)
 
     def _own_scales(self, unit: Unit) -> list[str]:
         """The scales of activations that a part can train: all that reads what they quantize is in it."""
         inside = set(unit.nodes)
         found = []
-        for pair in activation_pairs(self._plan.model):
+        for scale, pair in self._pairs.items():
             values = [node.outputs[0] for node in pair.dequantize]
             readers = {use.node for value in values for use in value.uses()}
-            if pair.scale in self._ranged and readers <= inside and not any(x.is_graph_output() for x in values):
-                found.append(pair.scale)
+            if readers <= inside and not any(value.is_graph_output() for value in values):
+                found.append(scale)
         return found
 
     def added_to_bias(self, name: str) -> Float32 | None:
@@ -241,6 +241,7 @@ def _start(solutions: Solutions, recipe: Recipe) -> Iterator[object]:
         yield name
         yield str(solutions.plan.choices[name])
         yield entry.solution.weights
+        yield entry.solution.bias
 
 
 def _examples(batches: Sequence[Batch], given: Sequence[Feed], targets: Sequence[Array]) -> list[Example]:

@@ -18,7 +18,7 @@ and values (`encoder` or `cross` in the name) are what the decoder's first run g
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,17 +233,18 @@ def rows_of(model: ir.Model, ids: str) -> int | None:
         if node.op_type not in LOOKUPS:
             continue
         table, source = (node.inputs[place] for place in LOOKUPS[node.op_type])
-        while source is not None and (maker := source.producer()) is not None:
-            if maker.op_type not in ("Cast", "Reshape", "Identity", "Unsqueeze", "Squeeze"):
-                break
-            source = maker.inputs[0]
-        while table is not None and (maker := table.producer()) is not None:
-            if maker.op_type not in ("Cast", "DequantizeLinear", "Reshape", "Identity"):
-                break
-            table = maker.inputs[0]
+        source = _before(source, ("Cast", "Reshape", "Identity", "Unsqueeze", "Squeeze"))
+        table = _before(table, ("Cast", "DequantizeLinear", "Reshape", "Identity"))
         if source is not None and source.name == ids and table is not None and table.const_value is not None:
             return int(table.const_value.shape.numpy()[0])
     return None
+
+
+def _before(value: ir.Value | None, operators: Sequence[str]) -> ir.Value | None:
+    """What a value was before these operators, each by its first input."""
+    while value is not None and (maker := value.producer()) is not None and maker.op_type in operators:
+        value = maker.inputs[0]
+    return value
 
 
 def _generator(inputs: list[InputSpec]) -> str:

@@ -126,10 +126,9 @@ def _values(
             return np.zeros(shape, spec.dtype)
         return rng.standard_normal(shape).astype(spec.dtype)
     if spec.dtype.kind in "iu":
-        name = spec.name.lower()
-        if "mask" in name or "type" in name:
-            return np.full(shape, int("mask" in name), spec.dtype)
-        if name in (POSITIONS, STEPS) and shape:
+        if _is_mask(spec) or "type" in spec.name.lower():
+            return np.full(shape, int(_is_mask(spec)), spec.dtype)
+        if spec.name.lower() in (POSITIONS, STEPS) and shape:
             return np.broadcast_to(np.arange(lengths.past, lengths.past + shape[-1]), shape).astype(spec.dtype)
         return np.asarray(rng.integers(0, highest, shape)).astype(spec.dtype)
     if spec.dtype.kind == "b":

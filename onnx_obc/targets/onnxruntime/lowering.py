@@ -77,7 +77,7 @@ def _turned(node: ir.Node) -> bool:
     """Whether a Gemm turns a weight of integers that nothing else reads, and could become MatMulNBits if it did not."""
     if node.domain != "" or node.op_type != "Gemm" or node.attributes.get_int("transB", 0) == 0:
         return False
-    weight, codes = _producer(node.inputs[1], "DequantizeLinear"), None
+    weight = _producer(node.inputs[1], "DequantizeLinear")
     if weight is None or _producer(node.inputs[0], "DequantizeLinear") is not None:
         return False
     parts = [value for value in weight.inputs if value is not None]
