@@ -1,4 +1,4 @@
-"""What each `--effort` gives at uniform levels, and what it takes: rounding, `normal`, and `best`.
+"""What `--effort normal` and `best` give at uniform levels, and what they take.
 
     python -m benchmarks.quality.effort                         # everything: hours on two cores
     python -m benchmarks.quality.effort --only ResNet-20 --levels 2:4 int2-asym --efforts normal
@@ -22,6 +22,7 @@ from benchmarks.common.tables import machine, markdown
 from benchmarks.quality.nonuniform import built, uniform
 from onnx_obc import Recipe, compress
 from onnx_obc.core.level import parse_choice
+from onnx_obc.database.open import Database
 from onnx_obc.pipeline.finish import Destination
 from onnx_obc.pipeline.report import Report
 
@@ -46,8 +47,9 @@ def run(
     dense = subject.score(subject.path, None)
     path, folder = scratch / "model.onnx", databases / f"{subject.path.stem}-effort"
     for level, effort in wanted:
+        database = built(subject, [level], folder) if level in SOLVED else None
         began = time.perf_counter()
-        report = _made(subject, level, effort, path, folder)
+        report = _made(subject, level, effort, path, database)
         seconds = time.perf_counter() - began
         score = subject.score(path, dense.predictions)
         row = {
@@ -67,14 +69,11 @@ def run(
         )
 
 
-def _made(subject: Subject, level: str, effort: str, path: Path, folder: Path) -> Report:
-    """The report on a model at this level and effort, which is written."""
-    options = {"verify": False, "effort": effort}
-    if level in PATTERNS:
-        recipe = Recipe.model_validate({**options, **PATTERNS[level]})
+def _made(subject: Subject, level: str, effort: str, path: Path, database: Database | None) -> Report:
+    """The report on a model at this level and effort, which is written; of a pattern by one command."""
+    recipe = Recipe.model_validate({"verify": False, "effort": effort, **PATTERNS.get(level, {})})
+    if database is None:
         return compress(subject.path, subject.calibration, recipe, path, data=subject.options).report
-    database = built(subject, [level], folder)
-    recipe = Recipe.model_validate(options)
     return database.write(uniform(database, parse_choice(level)), recipe, Destination(path)).report
 
 
@@ -96,9 +95,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             change = "" if best is None else f"{100 * (best['loss'] / normal['loss'] - 1):+.0f} %"
             blank = [""] if best is None else []
             cells.append((model, level, *scores, *blank, *losses, *blank, change, *seconds, *blank))
-    header = (
-        *("model", "level", "dense", "normal", "best", "loss, normal", "loss, best", "change", "s, normal", "s, best"),
-    )
+    scored = ("dense", "normal", "best", "loss, normal", "loss, best", "change", "s, normal", "s, best")
+    header = ("model", "level", *scored)
     return f"""# What `--effort` gives
 
 `python -m benchmarks.quality.effort`, on {machine()}. Top-1 in %, for MiniLM Spearman's correlation on STS-B;
