@@ -40,6 +40,8 @@ GOLDEN: dict[str, tuple[dict[str, Any], int, float]] = {
     "sparse-0.60+int4-asym": ({"sparsity": "0.6", "weights": "int4", "activations": "none"}, 20, 0.92),
 }
 
+BLOCKED = ("int4", "int3")  # onnxruntime computes no 2-bit Gemm of 10 outputs
+
 
 @pytest.mark.parametrize("level", GOLDEN)
 @pytest.mark.slow
@@ -53,7 +55,10 @@ def test_levels(level: str, tmp_path: Path) -> None:
     assert {x.level for x in report.layers} == {level}
     assert len(report.layers) == layers and len(report.layers) + len(report.left_out) == 20
     assert report.totals["mean_loss_relative"] < report.totals["mean_baseline_relative"]
-    assert all(check.passed for check in report.checks) and len(report.checks) == 7
+    lowered = ["lowered"] * (options.get("weights") in BLOCKED)  # the classifier's Gemm becomes MatMulNBits
+    names = ["graph", "engines", "file", "weights", "patterns", "losses", "outputs"]
+    assert sorted(check.name for check in report.checks if check.passed) == sorted([*names, *lowered])
+    assert all(check.passed for check in report.checks)
     assert report.file_bytes_after == result.path.stat().st_size
     if options.get("weights") != "float":
         assert report.totals["bytes_after"] < 0.3 * report.totals["bytes_before"]
