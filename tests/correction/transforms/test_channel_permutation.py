@@ -247,3 +247,6 @@ def test_outputs_come_closer_in_the_pipeline() -> None:
     assert all(check.passed for check in report.checks)
     without = compress(model, data, recipe.model_copy(update={"sparsity": "0.5"})).report
     assert all(attempt.kinds != ("channel permutation",) for attempt in without.corrections)
+    cramped = compress(model, data, recipe.model_copy(update={"memory": 1e-6})).report
+    assert all(attempt.kinds != ("channel permutation",) for attempt in cramped.corrections)
+    assert any("channels were not reordered: it takes the solutions of 1 layer at once" in x for x in cramped.notes)
