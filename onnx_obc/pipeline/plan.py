@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,7 @@ from ..targets.registry import TARGETS
 from .options import Cast
 from .recipe import Recipe
 
+NOTED = 0.1  # of the weights: embeddings of less leave the file about as small as its layers say
 NO_LEVEL = "float, as it can take none of the levels"
 
 
@@ -121,6 +123,7 @@ def make_plan(folded: Folded, recipe: Recipe, profile: Mapping[str, Choice] | No
     notes += said
     shared = {tie.table.name for tie in ties}
     embeddings = [table for table in _tables(model, recipe)[0] if table.name not in shared]
+    notes += _float_tables(model, layers, choices, shared, recipe)
     target = TARGETS[recipe.target]
     target.prepare(model, layers, choices)
     activations = tuple(target.place_qdq(model, layers, choices))
@@ -165,6 +168,21 @@ def _tables(model: ir.Model, recipe: Recipe) -> tuple[list[Embedding], list[Left
     reasons = {table.name: unwritable_table(table, bits) for table in found}
     left = [LeftOut(name, "Gather", reason) for name, reason in reasons.items() if reason is not None]
     return [table for table in found if reasons[table.name] is None], left
+
+
+def _float_tables(
+    model: ir.Model, layers: Sequence[Layer], choices: Mapping[str, Choice], tied: Container[str], recipe: Recipe
+) -> list[str]:
+    """A note where weights become integers beside tables that stay float, and are a good part of the file."""
+    if recipe.embeddings != "float" or all(choice.level.bits is None for choice in choices.values()):
+        return []
+    tables = [x for x in find_embeddings(model) if x.name not in tied and not _skipped(x.name, recipe)]
+    stay = sum(table.float_bytes * prod(table.shape) for table in tables)
+    both = stay + sum(layer.float_bytes * layer.weight.size for layer in layers)
+    if stay < NOTED * both:
+        return []
+    remedy = "; --embeddings int8 makes them smaller" if TARGETS[recipe.target].embeddings else ""
+    return [f"embeddings stay float, {stay / 1e6:.3g} of the {both / 1e6:.3g} MB that weights had{remedy}"]
 
 
 def _ties(

@@ -38,7 +38,7 @@ from ..pipeline.examine import Examiner, open_examiner
 from ..pipeline.finish import Destination, Result, hand_over
 from ..pipeline.gates import check_gates
 from ..pipeline.options import FinishOptions, RunOptions
-from ..pipeline.plan import check_rules, possible_choices, prepare
+from ..pipeline.plan import NOTED, check_rules, possible_choices, prepare
 from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
 from ..targets.registry import TARGETS
 from .budget import Budget
@@ -47,8 +47,6 @@ from .latency.find import find_in_time, table_of
 from .latency.find import in_words as speed_in_words
 from .profile import Profile, SearchOptions, find_profile, levels_of, sensitivities
 from .reach import check_budgets, in_words
-
-NOTED = 0.1  # of the weights: embeddings of less leave the file about as small as the budget says
 
 # Fields of a recipe that a search decides: the others were decided when the database was built.
 SEARCHED = (*names(FinishOptions), *names(RunOptions))
@@ -125,9 +123,7 @@ def _beside_the_layers(budget: Budget, database: Database, recipe: Recipe) -> tu
     both = tables + sum(weight_bytes(layer, FLOAT) for layer in database.layers)
     if budget.kind != "size" or recipe.embeddings != "float" or tables < NOTED * both:
         return ()
-    remedy = "; --embeddings int8 makes them smaller" if database.target.embeddings else ""
-    counted = f"the budget counts the layers' weights only: {tables / 1e6:.3g} of {both / 1e6:.3g} MB are embeddings"
-    return (f"{counted}, which stay float{remedy}",)
+    return (f"the budget counts the layers' weights only: {tables / 1e6:.3g} of {both / 1e6:.3g} MB are embeddings",)
 
 
 def _in_words(profile: Profile) -> str:
