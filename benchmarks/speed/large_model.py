@@ -97,8 +97,8 @@ def page(found: Sequence[tuple[str, Run, int]], weights: int, shape: Shape, solv
 
 `python -m benchmarks.speed.large_model`, on {machine()},
 at nice 10 beside other work: seconds by the clock are not those of a free machine. A decoder of the Llama shape with
-{weights / 4e6:,.0f} million random weights, {weights / 1e9:.2f} GB in float32 beside its .onnx; {which} at int4 in blocks
-of 32, {SAMPLES} samples of {shape.length} tokens, `{" ".join(METHOD)}`.
+{weights / 4e6:,.0f} million random weights, {weights / 1e9:.2f} GB in float32 beside its .onnx; {which} at int4 in
+blocks of 32, {SAMPLES} samples of {shape.length} tokens, `{" ".join(METHOD)}`.
 
 *GB*: the peak of the command and its children, without pages of mapped files, which the system takes back when it needs
 them; a command is stopped at {LIMIT / 1e9:.0f} GB.

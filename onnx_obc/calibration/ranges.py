@@ -23,7 +23,8 @@ class RangeObserver:
 
     Bins are as wide as a thousandth of their values, so that a few huge values leave all others as far apart as they
     were. The bin of a value is the first bits of its float32; what lies 24 powers of two below the largest magnitude
-    counts as zero. The result does not depend on the order of the data.
+    counts as zero. Of large samples every so many-th value counts, and the smallest and largest one. The result does
+    not depend on the order of the data.
     """
 
     def __init__(self) -> None:
