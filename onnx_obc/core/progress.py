@@ -11,20 +11,26 @@ from typing import TypeAlias
 
 
 class Stopwatch:
-    """Adds up the seconds spent in each stage: `with watch("solve"): …`. Stages may come again."""
+    """Adds up the seconds spent in each stage: `with watch("solve"): …`. Stages may come again, and within others, to
+    which their seconds do not count."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._stages: defaultdict[str, float] = defaultdict(float)
+        self._within: list[float] = []  # of each stage that runs, the seconds of those that ran within it
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Count the time of the block to this stage."""
         began = time.perf_counter()
+        self._within.append(0.0)
         try:
             yield
         finally:
-            self._stages[stage] += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            self._stages[stage] += seconds - self._within.pop()
+            if self._within:
+                self._within[-1] += seconds
 
     @property
     def seconds(self) -> dict[str, float]:

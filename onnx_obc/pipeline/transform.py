@@ -70,8 +70,8 @@ def _migrated(
         model = folded.model.clone()
         migrate(model, movable(find_layers(model)[0], quantized), factors)
         other = replace(folded, model=model)
-    models = (_rounded(each, samples, recipe, feedback) for each in (folded, other))
-    tried = compared("scale migration", len(factors), models, folded.dense, held_out, recipe.execution(), True)
+        models = (_rounded(each, samples, recipe, feedback) for each in (folded, other))
+        tried = compared("scale migration", len(factors), models, folded.dense, held_out, recipe.execution(), True)
     return (other if tried.kept else folded), (tried,)
 
 
