@@ -40,17 +40,18 @@ class RangeObserver:
         """Add one tensor that holds `count` samples along its first axis."""
         if values.size == 0:
             return
-        low, high = values.min(), values.max()
+        flat = values.reshape(count, -1) if values.ndim and values.shape[0] == count else values.reshape(1, -1)
+        lows, highs = flat.min(axis=1), flat.max(axis=1)  # of each sample
+        low, high = lows.min(), highs.max()
         whole = bool(np.isfinite(low) and np.isfinite(high))
         if not whole:
             finite = np.isfinite(values)
             low, high = (f(where=finite, initial=0) for f in (values.min, values.max))
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-        flat = values.reshape(count, -1) if values.ndim and values.shape[0] == count else values.reshape(1, -1)
         step = -(-flat.shape[1] // HISTOGRAM_ELEMENTS)
         sampled = flat[:, ::step].ravel()
         if step > 1:  # a few values far from the others, as transformers have, fall between the strides
-            sampled = np.concatenate([sampled, flat.min(axis=1), flat.max(axis=1)])
+            sampled = np.concatenate([sampled, lows, highs])
         bits = _float32(sampled if whole else sampled[np.isfinite(sampled)]).view(np.uint32)
         self._grow(int(_float32(np.array([max(abs(self.low), self.high)])).view(np.uint32)[0] >> STEP))
         place = ((bits & 0x7FFFFFFF) >> STEP).view(np.int32) - (self._top - WIDTH + 1)

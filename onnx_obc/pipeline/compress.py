@@ -70,8 +70,7 @@ def compress(
         calibrating, held_out = split(samples)
         about, notes = describe(samples, calibrating, held_out)
         examiner = open_examiner(plain.dense, evaluation, held_out, recipe.execution(), feedback.progress)
-        folded, transforms, more = transformed(plain, plan, calibrating, held_out, recipe, feedback)
-        notes += more
+        folded, transforms = transformed(plain, plan, calibrating, held_out, recipe, feedback)
         plan = make_plan(folded, recipe) if folded is not plain else plan
         checks = [check_graph(plain.dense, plan.model, held_out, recipe)] if recipe.verify else []
 

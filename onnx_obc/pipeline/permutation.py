@@ -37,28 +37,28 @@ HELD = 11  # bytes of a weight: what solving gives, 9, which is held until all l
 
 def permuted(
     folded: Folded, plan: Plan, calibrating: Samples, held_out: Samples, recipe: Recipe, feedback: Feedback
-) -> tuple[Folded, tuple[CorrectionReport, ...], tuple[str, ...]]:
-    """The model with its channels reordered for the patterns of its layers, if that helps; what was tried; and what the
-    user should know.
+) -> tuple[Folded, tuple[CorrectionReport, ...]]:
+    """The model with its channels reordered for the patterns of its layers, if that helps, and what was tried.
 
     plan: what its layers are to become. Judged on models in which the layers that are to gain by it, and no others, are
     solved, by the ordered solver on few samples, and on the outputs for the samples held out. By its cost to all
     layers an order is better to begin with, so that it is undone only if outputs are clearly worse, by more than the
-    standard error of the difference. Not tried where these layers, solved, take more than `Recipe.memory_bytes`.
+    standard error of the difference. Not tried where these layers, solved, take more than `Recipe.memory_bytes`,
+    which the model's notes tell then.
     """
     levels = {name: choice.level for name, choice in plan.choices.items()}
     if not recipe.correct or recipe.solver not in OWN:
-        return folded, (), ()
+        return folded, ()
     tables = {tie.layer: tie.table.weight_name for tie in plan.ties}
     readers = find_readers(folded.model, find_layers(folded.model)[0], levels, tables)
     if not readers:
-        return folded, (), ()
+        return folded, ()
     layers = {one.layer.name: one.layer for found in readers.values() for one in found}
     needed, memory = sum(layer.weight.size for layer in layers.values()) * HELD, recipe.memory_bytes()
     if needed > memory:
         solved = f"the solutions of {counted(len(layers), 'layer')} at once, {needed / 2**30:.1f} GiB"
         note = f"channels were not reordered: it takes {solved}, and --memory allows {memory / 2**30:.1f}"
-        return folded, (), (note,)
+        return replace(folded, notes=(*folded.notes, note)), ()
     with feedback.watch("correct"):
         samples, execution = first_samples(calibrating, CORRECTING), recipe.execution()
         profile = {name: plan.choices[name] for name in layers}
@@ -71,7 +71,7 @@ def permuted(
                 orders[piece] = order
             feedback.progress("transform", 1, len(readers))
         if not orders:
-            return folded, (), ()
+            return folded, ()
         model = folded.model.clone()
         reorder(model, orders)
         note_orders(model, orders, folded.given)
@@ -81,7 +81,7 @@ def permuted(
         tried = compared(kind, len(orders), (before, after), folded.dense, held_out, execution, False)
         rise, error = tried.loss_after - tried.loss_before, tried.standard_error
         tried = replace(tried, kept=tried.kept or (error is not None and rise <= error))
-    return (other if tried.kept else folded), (tried,), ()
+    return (other if tried.kept else folded), (tried,)
 
 
 @one_blas_thread()

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..core.errors import ModelError, RecipeError
 from ..core.level import FLOAT, Choice, parse_bits
+from ..graph.cost import weight_bytes
 from ..graph.fold import fold
 from ..graph.half import DOUBLE, FloatTypes, float_types, widen
 from ..graph.layers import Embedding, Layer, LeftOut, find_embeddings, find_layers
@@ -177,12 +178,16 @@ def _float_tables(
     if recipe.embeddings != "float" or all(choice.level.bits is None for choice in choices.values()):
         return []
     tables = [x for x in find_embeddings(model) if x.name not in tied and not _skipped(x.name, recipe)]
-    stay = sum(table.float_bytes * prod(table.shape) for table in tables)
-    both = stay + sum(layer.float_bytes * layer.weight.size for layer in layers)
-    if stay < NOTED * both:
-        return []
+    share = share_of_tables(tables, layers)
     remedy = "; --embeddings int8 makes them smaller" if TARGETS[recipe.target].embeddings else ""
-    return [f"embeddings stay float, {stay / 1e6:.3g} of the {both / 1e6:.3g} MB that weights had{remedy}"]
+    return [] if share is None else [f"embeddings stay float, {share} that weights had{remedy}"]
+
+
+def share_of_tables(tables: Sequence[Embedding], layers: Sequence[Layer]) -> str | None:
+    """`47 of the 90 MB`: of tables in float, among them and the layers' weights; None if that is little."""
+    mine = sum(table.float_bytes * prod(table.shape) for table in tables)
+    both = mine + sum(weight_bytes(layer, FLOAT) for layer in layers)
+    return f"{mine / 1e6:.3g} of the {both / 1e6:.3g} MB" if mine >= NOTED * both else None
 
 
 def _ties(

@@ -24,15 +24,14 @@ BITS = 8  # of inputs that scale is moved out of
 
 def transformed(
     folded: Folded, plan: Plan, calibrating: Samples, held_out: Samples, recipe: Recipe, feedback: Feedback
-) -> tuple[Folded, tuple[CorrectionReport, ...], tuple[str, ...]]:
-    """The model with scale moved from inputs into weights and channels reordered, where that helps; what was tried; and
-    what the user should know.
+) -> tuple[Folded, tuple[CorrectionReport, ...]]:
+    """The model with scale moved from inputs into weights and channels reordered, where that helps, and what was tried.
 
     plan: what its layers are to become.
     """
     moved, tried = _migrated(folded, plan, calibrating, held_out, recipe, feedback)
-    reordered, more, notes = permuted(moved, plan, calibrating, held_out, recipe, feedback)
-    return reordered, (*tried, *more), notes
+    reordered, more = permuted(moved, plan, calibrating, held_out, recipe, feedback)
+    return reordered, (*tried, *more)
 
 
 def _migrated(

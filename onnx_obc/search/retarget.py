@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from ..calibration.readers.iterables import load_function
 from ..calibration.samples import Samples, existing
 from ..calibration.split import split
 from ..core.errors import RecipeError
-from ..core.level import FLOAT, Choice, parse_choice
+from ..core.level import Choice, parse_choice
 from ..core.level_sets import read_levels
 from ..core.options import names
 from ..core.progress import Feedback, Stopwatch
 from ..database.build import build, check_recipe
 from ..database.files import read_manifest
 from ..database.open import Database, open_database
-from ..graph.cost import weight_bytes
 from ..graph.layers import find_embeddings, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
@@ -38,7 +36,7 @@ from ..pipeline.examine import Examiner, open_examiner
 from ..pipeline.finish import Destination, Result, hand_over
 from ..pipeline.gates import check_gates
 from ..pipeline.options import FinishOptions, RunOptions
-from ..pipeline.plan import NOTED, check_rules, possible_choices, prepare
+from ..pipeline.plan import check_rules, possible_choices, prepare, share_of_tables
 from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
 from ..targets.registry import TARGETS
 from .budget import Budget
@@ -117,13 +115,12 @@ def retarget(
 
 def _beside_the_layers(budget: Budget, database: Database, recipe: Recipe) -> tuple[str, ...]:
     """A note for a budget of size where a good part of the model is float tables, which it does not count."""
+    if budget.kind != "size" or recipe.embeddings != "float":
+        return ()
     found = find_embeddings(database.graph)
     tied = {tie.table.name for tie in find_ties(found, database.layers)}  # of which the plan's notes tell
-    tables = sum(table.float_bytes * prod(table.shape) for table in found if table.name not in tied)
-    both = tables + sum(weight_bytes(layer, FLOAT) for layer in database.layers)
-    if budget.kind != "size" or recipe.embeddings != "float" or tables < NOTED * both:
-        return ()
-    return (f"the budget counts the layers' weights only: {tables / 1e6:.3g} of {both / 1e6:.3g} MB are embeddings",)
+    share = share_of_tables([table for table in found if table.name not in tied], database.layers)
+    return () if share is None else (f"the budget counts the layers' weights only: {share} are embeddings",)
 
 
 def _in_words(profile: Profile) -> str:
