@@ -123,6 +123,7 @@ CASES = [(config, level, np.float32) for level in RECIPES for config in CONFIGS]
 CASES += [(config, level, np.float16) for level in RECIPES for config in CONFIGS if config.name in HALF[level]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "level", "dtype"), CASES, ids=[f"{config.name}-{level}-{np.dtype(x)}" for config, level, x in CASES]
 )

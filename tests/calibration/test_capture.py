@@ -286,6 +286,7 @@ def test_a_chunk_stays_under_its_memory() -> None:
         assert hessians + inputs <= memory or len(chunk.layers) == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_samples() -> None:
     model = ir.from_proto(network())
     chunk = everything(model, ("a", "c"))

@@ -356,6 +356,7 @@ def test_missing_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "SOURCE is missing" in refused(capsys, "inspect")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slip", "command"),
     [("inspec", "inspect"), ("Inspect", "inspect"), ("compres", "compress"), ("serach", "search"), ("benhc", "bench")],

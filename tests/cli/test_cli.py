@@ -120,6 +120,7 @@ def test_skip_and_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "left as it is: block/down: skipped, as --skip says" in [line.strip() for line in lines]
 
 
+@pytest.mark.slow
 def test_a_report_says_who_skipped_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(text_like(), tmp_path / "in.onnx")
     np.savez(tmp_path / "x.npz", ids=np.random.default_rng(0).integers(0, 64, (40, 6)))

@@ -29,6 +29,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_table_the_page_the_figures_and_the_recipe(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "debug",
@@ -57,6 +58,7 @@ def test_the_table_the_page_the_figures_and_the_recipe(compressed: Path, capsys:
     assert run_cli(*command) == 0
 
 
+@pytest.mark.slow
 def test_the_recipe_has_a_name_of_its_own(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("debug", MODEL, compressed, *DATA, "--fix", 1, "--quiet") == 0
     assert capsys.readouterr().out == "" and [p.name for p in Path().iterdir()] == ["small-fix.yaml"]
@@ -69,6 +71,7 @@ def test_the_same_file_twice(capsys: pytest.CaptureFixture[str]) -> None:
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_random_numbers_are_warned_of(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("debug", MODEL, compressed, "--samples", 4) == 0
     assert "note: random numbers" in capsys.readouterr().out

@@ -66,6 +66,7 @@ def test_the_wheel_holds_the_demo(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "onnx_obc" / "py.typed").is_file()
 
 
+@pytest.mark.slow
 def test_a_model_of_the_demo_can_be_compressed_again(tmp_path: Path) -> None:
     """Compressing what is compressed already says so instead of doing it twice."""
     compress(MODEL, CALIBRATION, output=tmp_path / "a.onnx")

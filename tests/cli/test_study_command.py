@@ -38,6 +38,7 @@ def test_with_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(MODEL, "small.onnx", "--calib", CALIBRATION, "--recipe", "r.yaml", "--quiet") == 0
 
 
+@pytest.mark.slow
 def test_the_theory_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("study", "--distributions") == 0
     said = capsys.readouterr().out

@@ -64,6 +64,7 @@ def loss(model: ir.Model, x: Array, solution: Solution) -> float:
     return float((((w - solution.weights[0]) @ x.T.astype(np.float64)) ** 2).sum() / len(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["int3", "int4-asym", "int2-asym", "2:4+int4"])
 def test_adaround_goes_to_one_of_the_two_nearest_codes(level: str) -> None:
     model, x = gemm(16, 8), inputs(16)
@@ -80,6 +81,7 @@ def test_adaround_goes_to_one_of_the_two_nearest_codes(level: str) -> None:
     assert loss(model, x, found) < 0.8 * loss(model, x, start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["int3-asym", "int4-asym"])
 def test_adaround_comes_near_the_best_of_all_choices(level: str) -> None:
     model, x = gemm(6, 12), inputs(6)
@@ -97,6 +99,7 @@ def test_adaround_comes_near_the_best_of_all_choices(level: str) -> None:
     assert best * (1 - 1e-5) <= loss(model, x, found) < 1.2 * best < loss(model, x, start)
 
 
+@pytest.mark.slow
 def test_what_the_activation_function_hides_is_free() -> None:
     """With the function in the reconstruction, the error where it is open is lower than without."""
     x, level = inputs(16), parse_level("int2-asym")
@@ -213,6 +216,7 @@ def test_what_is_not_finite_is_refused(learner: Learner, value: float) -> None:
         learned(model, x, learner, parse_level("int3"), 5)
 
 
+@pytest.mark.slow
 def test_layers_without_codes_are_what_they_start_from() -> None:
     """A block of two products, the first only pruned: what the second learns makes up for it."""
     nodes = [make("Gemm", ["x", "u"], ["h"], "first"), make("Gemm", ["h", "v"], ["y"], "second")]

@@ -44,6 +44,7 @@ def files(folder: Path) -> dict[str, bytes | None]:
     return {name: data for name, data in listing(folder).items() if not name.startswith("sensitivity")}
 
 
+@pytest.mark.slow
 def test_its_manifest_names_every_solution(whole: Path) -> None:
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["complete"] and manifest["schema"] == SCHEMA
@@ -55,6 +56,7 @@ def test_its_manifest_names_every_solution(whole: Path) -> None:
     assert depthwise["choices"] == ["float", "8w8a", "sparse-0.50", "sparse-0.80"]  # 2:4 is impossible for it
 
 
+@pytest.mark.slow
 def test_solutions_come_back_as_they_were(whole: Path) -> None:
     from onnx_obc import compress
 
@@ -170,6 +172,7 @@ def test_inputs_of_text(tmp_path: Path) -> None:
     assert result.report.outputs[0].sqnr_db > 25
 
 
+@pytest.mark.slow
 def test_it_can_be_moved(copy: Path, tmp_path: Path) -> None:
     moved = copy.rename(tmp_path / "elsewhere")
     (result,) = retarget(moved, [parse_budget("bops=20x")], [tmp_path / "out.onnx"])

@@ -29,6 +29,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(MODEL, CALIBRATION, LEVELS, tmp_path_factory.mktemp("alone") / "db", data=FEW).folder
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes(alone: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     feedback = Feedback(lambda *what: told.append(what))

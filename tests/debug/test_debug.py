@@ -34,6 +34,7 @@ def found(healthy: Path) -> Debug:
     return debug_models(MODEL, healthy, CALIBRATION, data=FEW)
 
 
+@pytest.mark.slow
 def test_every_layer_is_matched_and_has_both_errors(found: Debug) -> None:
     assert len(found.layers) == 20 and not found.equal and found.tried == 20
     for layer in found.layers:
@@ -42,6 +43,7 @@ def test_every_layer_is_matched_and_has_both_errors(found: Debug) -> None:
         assert layer.weight is not None and layer.weight < 0.05
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_outputs(found: Debug, healthy: Path) -> None:
     model, small_model = (open_session(read_model(path), fuse=False) for path in (MODEL, healthy))
     with np.load(CALIBRATION) as arrays:
@@ -69,6 +71,7 @@ def test_a_file_is_equal_to_itself() -> None:
     assert found.equal and found.loss == 0 and not found.returns and found.first is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(5))
 def test_a_damaged_layer_comes_first(healthy: Path, number: int) -> None:
     model, damage = Wounded(onnx.load(healthy)).trial(number)
@@ -94,6 +97,7 @@ def test_damage_is_found_in_ten_of_ten_trials(which: str, request: pytest.Fixtur
         assert (best.layer, best.fault) == (damage.layer, damage.fault), damage
 
 
+@pytest.mark.slow
 def test_few_bits_return_to_int8(tmp_path: Path) -> None:
     recipe = Recipe(weights="int3", activations="none", solver="baseline", layers=(Rule(match="*Gemm*", skip=True),))
     compress(MODEL, CALIBRATION, recipe, output=tmp_path / "int3.onnx")
@@ -154,6 +158,7 @@ def _clipped_data() -> dict[str, np.ndarray]:
     return {"x": random(64, 4, seed=3) * 2}
 
 
+@pytest.mark.slow
 def test_other_names_are_matched_by_structure(healthy: Path) -> None:
     """The compressed file with every inner name replaced."""
     proto = onnx.load(healthy)
@@ -200,6 +205,7 @@ def test_outputs_that_are_not_float_are_refused() -> None:
         debug_models(proto, proto)
 
 
+@pytest.mark.slow
 def test_random_numbers_and_one_sample_are_said(healthy: Path) -> None:
     assert any("random numbers" in note for note in debug_models(MODEL, healthy, data=FEW).notes)
     one = debug_models(MODEL, healthy, CALIBRATION, data=DataOptions(samples=1))

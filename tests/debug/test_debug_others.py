@@ -43,6 +43,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return request.param, output
 
 
+@pytest.mark.slow
 def test_every_layer_is_matched(written: tuple[str, Path]) -> None:
     form, path = written
     found = debug_models(MODEL, path, CALIBRATION, data=FEW)

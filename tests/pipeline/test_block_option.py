@@ -32,6 +32,7 @@ def products(op: str = "MatMul", **attributes: int) -> onnx.ModelProto:
     return build(nodes, {"x": ("N", 128)}, {"y": ("N", 32)}, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asymmetric", [True, False])
 @pytest.mark.parametrize(("bits", "block"), [(2, 16), (2, 64), (4, 16), (4, 32), (4, 64), (8, 32)])
 def test_onnxruntime_has_a_kernel_for_them(tmp_path: Path, bits: int, block: int, asymmetric: bool) -> None:
@@ -87,6 +88,7 @@ def test_in_a_database(tmp_path: Path) -> None:
     np.testing.assert_array_equal(database.weight(database.layers[0], choice), solved.solution.weights)
 
 
+@pytest.mark.slow
 def test_where_it_is_impossible_the_report_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     report = compress(MODEL, CALIBRATION, Recipe(weights="int4", block=32, activations="none")).report
     assert [layer.op for layer in report.layers] == ["Gemm"]

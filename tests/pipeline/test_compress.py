@@ -64,6 +64,7 @@ def test_levels(level: str, tmp_path: Path) -> None:
         assert report.totals["bytes_after"] < 0.3 * report.totals["bytes_before"]
 
 
+@pytest.mark.slow
 def test_sparse_runs_beat_magnitude_by_far() -> None:
     report = compress(MODEL, CALIBRATION, Recipe(sparsity="2:4", weights="float"), data=FEW).report
     assert report.totals["mean_loss_relative"] < 0.2 * report.totals["mean_baseline_relative"]
@@ -81,6 +82,7 @@ def test_the_baseline_is_what_its_reports_call_so() -> None:
     assert [x.loss_baseline for x in exact.layers] == [x.loss_baseline for x in baseline.layers]
 
 
+@pytest.mark.slow
 def test_tensorrt(tmp_path: Path) -> None:
     result = compress(MODEL, CALIBRATION, Recipe(target="tensorrt"), tmp_path / "out.onnx")
     assert top1(tmp_path / "out.onnx") >= 0.97
@@ -90,6 +92,7 @@ def test_tensorrt(tmp_path: Path) -> None:
     assert {x.activations for x in result.report.layers} == {"int8"}
 
 
+@pytest.mark.slow
 def test_rules_for_layers_first_match_wins(tmp_path: Path) -> None:
     recipe = make_recipe(
         {
@@ -111,6 +114,7 @@ def test_rules_for_layers_first_match_wins(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_levels_that_some_layers_cannot_have_leave_those_as_they_are() -> None:
     result = compress(MODEL, CALIBRATION, Recipe(sparsity="2:4", weights="float"), data=FEW)
     left = {x.name: x.reason for x in result.report.left_out}
@@ -241,6 +245,7 @@ def test_split(count: int, step: int, held_out: int) -> None:
         assert calibrating is apart is samples
 
 
+@pytest.mark.slow
 def test_progress_adds_up() -> None:
     done: dict[str, int] = {}
     totals: dict[str, set[int]] = {}
@@ -273,6 +278,7 @@ def test_without_verification_the_report_says_so(tmp_path: Path) -> None:
     assert report.checks == () and "the file was not verified" in report.notes
 
 
+@pytest.mark.slow
 def test_weights_beside_the_file(tmp_path: Path) -> None:
     source = tmp_path / "in.onnx"
     ir.save(ir.load(MODEL), source, external_data="in.onnx.data")
@@ -288,6 +294,7 @@ def test_weights_beside_the_file(tmp_path: Path) -> None:
     read_model(tmp_path / "out.onnx")
 
 
+@pytest.mark.slow
 def test_corrections_leave_skipped_layers_as_they_are() -> None:
     name = onnx.load(MODEL).graph.node[0].name
     recipe = Recipe(sparsity="0.7", weights="float", refine="none", layers=(Rule(match=name, skip=True),))
@@ -302,6 +309,7 @@ def test_corrections_leave_skipped_layers_as_they_are() -> None:
         np.testing.assert_array_equal(old.numpy(), new.numpy())
 
 
+@pytest.mark.slow
 def test_statistics_are_brought_back_to_the_dense_models_after_adaprune(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 

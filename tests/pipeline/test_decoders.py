@@ -16,6 +16,7 @@ from onnx_obc.pipeline.examine import Evaluation
 from onnx_obc.pipeline.recipe import Recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", ["optimum", "stacked"])
 def test_a_decoder_is_compressed(naming: str, tmp_path: Path) -> None:
     onnx.save(decoder(NAMES[naming]), tmp_path / "in.onnx")

@@ -104,6 +104,7 @@ def test_rounding_is_a_rival_of_the_draft_that_was_chosen(
     assert seen and seen[0].plan is rival.plan
 
 
+@pytest.mark.slow
 def test_as_many_layers_are_rounded_as_have_8_bits() -> None:
     data, recipe = DataOptions(samples=64), {"activations": "none", "device": "cpu", "threads": 1}
     names = [layer.name for layer in compress(MODEL, str(CALIBRATION), Recipe(**recipe), data=data).report.layers]

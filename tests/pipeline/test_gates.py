@@ -58,6 +58,7 @@ def test_floors_that_cannot_be_read(text: str) -> None:
         parse_quality(text)
 
 
+@pytest.mark.slow
 def test_a_metric_by_name_stands_in_the_report(labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     assert run_cli(MODEL, out, *DIGITS, "--metric", "top-1", "--eval", labelled, "--report", tmp_path / "r.json") == 0
@@ -67,6 +68,7 @@ def test_a_metric_by_name_stands_in_the_report(labelled: Path, tmp_path: Path) -
     assert metric["samples"] == len(np.load(labelled)["labels"]) and 0 < metric["standard_error"] < 0.05
 
 
+@pytest.mark.slow
 def test_a_function_of_the_users_own(labelled: Path, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 
@@ -86,6 +88,7 @@ def test_a_function_of_the_users_own(labelled: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "met"),
     [("1dB", True), ("90dB", False), ("agreement=50%", True), ("agreement=100%", True), ("drop=50%", True),
@@ -112,6 +115,7 @@ def test_gates_of_quality(
     assert said.startswith(f"error: min-quality {gate} was not met: ") and said.count("\n") == 1 and "try" in said
 
 
+@pytest.mark.slow
 def test_a_refused_file_that_cannot_be_left_is_an_error_of_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +140,7 @@ def test_the_gate_of_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rati
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx.rejected"]
 
 
+@pytest.mark.slow
 def test_one_budget_that_is_refused_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = run_cli(
         *(MODEL, tmp_path / "out.onnx", "--calib", CALIBRATION, "--samples", 64, "--quiet"),
@@ -147,6 +152,7 @@ def test_one_budget_that_is_refused_leaves_the_others(tmp_path: Path, capsys: py
     assert capsys.readouterr().err.count("was not met") == 1
 
 
+@pytest.mark.slow
 def test_a_budget_of_the_metric(labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     code = run_cli(
@@ -159,6 +165,7 @@ def test_a_budget_of_the_metric(labelled: Path, tmp_path: Path) -> None:
     assert top1(out) >= 0.98 * top1(MODEL) and report["search"]["costs"]["size"] < 0.25
 
 
+@pytest.mark.slow
 def test_a_budget_asks_for_the_standard_error_of_the_result_alone(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +187,7 @@ def test_the_speed_of_every_file_is_measured(tmp_path: Path) -> None:
     assert compress(small(), {"x": X}, RECIPE.model_copy(update={"verify": False})).report.speed is None
 
 
+@pytest.mark.slow
 def test_the_last_line_says_what_is_slower(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +203,7 @@ def test_the_last_line_says_what_is_slower(
     assert "--fix-slow" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("helps", [True, False])
 def test_slow_layers_return_to_float_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, helps: bool
@@ -224,6 +233,7 @@ def test_a_model_whose_layers_are_all_slow_stays_as_it_is(monkeypatch: pytest.Mo
     assert "every layer is slower than in float in engine 1: the dense model is the fastest" in report.notes
 
 
+@pytest.mark.slow
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], labelled: Path) -> None:
     source = tmp_path / "score.py"
     source.write_text(
@@ -327,6 +337,7 @@ def test_layers_that_an_engine_counts_for_others_have_no_speed() -> None:
     assert _of_both(before, {"both": 2e-3, "hidden before": 1e-3, "hidden now": SHORTEST}) == {"both": (1e-3, 2e-3)}
 
 
+@pytest.mark.slow
 def test_only_compressed_layers_return_to_float_and_what_was_judged_stays(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

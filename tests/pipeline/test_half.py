@@ -56,6 +56,7 @@ def outputs(model: onnx.ModelProto) -> Array:
     return run(model, {"x": x.astype(np.float16 if kind == {"float16"} else np.float32)})[0].astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", RECIPES)
 @pytest.mark.parametrize("stored", [False, True], ids=["computed", "stored"])
 @pytest.mark.parametrize("kind", HALF)
@@ -112,6 +113,7 @@ def test_float64_is_left_or_cast() -> None:
     assert agreement_db(outputs(network()), outputs(model)) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("io", [False, True])
 @pytest.mark.parametrize("level", ["8w8a", "int4", "2:4"])
 def test_float32_comes_out_in_float16(level: str, io: bool, tmp_path: Path) -> None:

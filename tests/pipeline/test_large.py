@@ -51,6 +51,7 @@ def beside(model: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -150,6 +151,7 @@ print(own() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="memory without pages of files is told by Linux alone"
 )

@@ -37,6 +37,7 @@ def weights(solver: str, steps: int = 60, path: Path | None = None, **fields: ob
     return compress(MODEL, CALIBRATION, Recipe.model_validate(values), path, data=FEW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_each_works_from_the_command_line(solver: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, steps = tmp_path / "out.onnx", ["--iterations", 40] if solver in LEARNED else []
@@ -53,6 +54,7 @@ def test_each_works_from_the_command_line(solver: str, tmp_path: Path, capsys: p
     assert f"solver: {solver}" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["adaround", "brecq"])
 def test_learned_rounding_is_better_than_rounding_to_nearest(solver: str) -> None:
     """At 3 bits, by the loss of the outputs; two codes for every weight to choose from, and the same grids."""
@@ -62,6 +64,7 @@ def test_learned_rounding_is_better_than_rounding_to_nearest(solver: str) -> Non
     assert sqnr[1] > sqnr[0] + 1
 
 
+@pytest.mark.slow
 def test_layers_at_different_levels_are_learned_together() -> None:
     """A rule keeps one layer of a block at 8 bits and leaves another as it is."""
     _, first, second, *_ = [layer.name for layer in weights("baseline").report.layers]
@@ -71,6 +74,7 @@ def test_layers_at_different_levels_are_learned_together() -> None:
     assert levels[first] == "int8" and second not in levels and set(levels.values()) == {"int8", "int4-asym"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [*LEARNED, "adaprune", "lobs"])
 def test_in_order_on_compressed_inputs(solver: str) -> None:
     level = {} if solver in LEARNED else {"weights": "float", "sparsity": "2:4"}
@@ -83,6 +87,7 @@ def test_in_order_on_compressed_inputs(solver: str) -> None:
     assert {layer.solver for layer in result.report.layers} == {solver}
 
 
+@pytest.mark.slow
 def test_what_adaquant_adds_to_biases_is_in_the_file() -> None:
     result = weights("adaquant", 40)
     plain = weights("baseline")
@@ -154,6 +159,7 @@ def test_a_database_of_learned_solutions(solver: str, tmp_path: Path) -> None:
     assert {layer.solver for layer in result.report.layers} == {solver}
 
 
+@pytest.mark.slow
 def test_a_database_by_layers_is_that_of_a_file(tmp_path: Path) -> None:
     """AdaRound on dense inputs: a layer's solution does not depend on where it is asked for."""
     recipe = Recipe(solver="adaround", iterations=5, effort="fast")

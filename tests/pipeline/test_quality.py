@@ -74,6 +74,7 @@ def test_more_bits_keep_more(table: dict[int, float]) -> None:
     assert all(table[bits] <= table[bits + 1] for bits in range(2, 8))
 
 
+@pytest.mark.slow
 def test_plain_rounding_to_few_bits_is_worse_than_usual() -> None:
     data, notes = DataOptions(samples=200), {}
     for solver in ("exact", "baseline"):

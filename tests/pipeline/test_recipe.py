@@ -169,6 +169,7 @@ plain = st.recursive(
 names = st.sampled_from([*Recipe.model_fields, "weight"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(names, plain | st.lists(st.dictionaries(st.sampled_from([*Rule.model_fields]), plain))))
 def test_whatever_is_in_a_recipe_it_is_read_or_refused(values: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ def tried(report: Report) -> list[tuple[str, ...]]:
     return [attempt.kinds for attempt in report.corrections]
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two bits and 8-bit inputs: nearer to the dense model, checked like any other file."""
     onnx.save(blocks(), tmp_path / "in.onnx")
@@ -156,6 +157,7 @@ def test_a_batch_that_the_graph_fixes(feeds: int) -> None:
     assert bool(told) == (feeds == 1) and bool(told) != (("reconstruction",) in tried(report))
 
 
+@pytest.mark.slow
 def test_ranges_of_activations_are_trained() -> None:
     """Of 4 bits they move; the report and the file say the same, and zero points stay."""
     made = {}
@@ -178,6 +180,7 @@ def test_ranges_of_activations_are_trained() -> None:
         assert (float(scale.const_value.numpy()), int(zero.const_value.numpy())) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(effort="best", solver="baseline", device="cpu")
     build_database(blocks(), X, "int2-asym,4w4a", tmp_path / "db", recipe)

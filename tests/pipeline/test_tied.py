@@ -75,6 +75,7 @@ def initializers(path: Path) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "recipe", "rank"),
     [
@@ -124,6 +125,7 @@ def test_the_weight_is_in_the_file_once(form: str, recipe: Recipe, rank: int, tm
     assert table.error_relative == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "kernel"),
     [
@@ -190,6 +192,7 @@ def test_other_numbers_are_no_tie() -> None:
     assert plan.ties == () and not any("too" in note for note in plan.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_once_as_an_operator_of_onnxruntime_too(symmetric: bool, tmp_path: Path) -> None:
     path, recipe = tmp_path / "small.onnx", INT4.model_copy(update={"asymmetric": not symmetric})

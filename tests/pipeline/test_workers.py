@@ -25,12 +25,14 @@ def results(workers: LocalWorkers, function: object, jobs: object) -> list[objec
     return [result for _, result in workers.run(Task(str(job), function, job) for job in jobs)]
 
 
+@pytest.mark.slow
 def test_every_task_is_done_once(two: LocalWorkers) -> None:
     assert sorted(results(two, at_work.double, range(20))) == list(range(0, 40, 2))
     assert len(set(results(two, at_work.process, range(8)))) <= two.many() == 2
     assert results(two, at_work.double, []) == []
 
 
+@pytest.mark.slow
 def test_tasks_are_asked_for_shortly_before_they_begin(two: LocalWorkers) -> None:
     asked = []
 
@@ -51,6 +53,7 @@ def test_what_is_shared_arrives(two: LocalWorkers, tmp_path: Path) -> None:
     assert two.share_folder(tmp_path).place() == tmp_path
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_task_alone(two: LocalWorkers, tmp_path: Path) -> None:
     for number in range(DEATHS - 1):
         (tmp_path / str(number)).touch()

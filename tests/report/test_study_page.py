@@ -76,6 +76,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_page_is_whole_and_loads_nothing(name: str, tmp_path: Path) -> None:
     study = CASES[name]()
@@ -117,6 +118,7 @@ def test_names_stay_text(tmp_path: Path) -> None:
     assert "default-src 'none'" in str(policy["content"]) and "unsafe" not in str(policy["content"])
 
 
+@pytest.mark.slow
 def test_many_layers_make_a_page_of_sane_size(tmp_path: Path) -> None:
     page = page_of(make_study(200, chunks=8), tmp_path)
     assert len(page.text.encode()) < 3_000_000

@@ -38,6 +38,7 @@ def test_other_levels_have_no_threshold() -> None:
         one_threshold([COST], [(Choice(FLOAT), parse_choice("8w8a"))], [COST[:2]], 80)
 
 
+@pytest.mark.slow
 def test_the_solver_gmp_takes_it(tmp_path: Path) -> None:
     """Every layer of the file has lost the weights below one magnitude, but for the rungs of the ladder."""
     few = DataOptions(samples=64)

@@ -65,6 +65,7 @@ def test_build_and_search_in_one_keep_the_database_where_it_is_wanted(tmp_path: 
     assert result.report.search is not None and result.report.search["costs"]["size"] <= 0.4
 
 
+@pytest.mark.slow
 def test_a_budget_of_size_says_that_it_counts_no_embeddings() -> None:
     ids = {"ids": np.random.default_rng(0).integers(0, 64, (40, 6))}
     size, bops = parse_budget("size=0.5x"), parse_budget("bops=2x")

@@ -19,6 +19,7 @@ def losses_of(weights, damped, level, method):
     return row_losses(weights, solve(weights, damped, level, method).weights, damped.hessian)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(*TINY, st.sampled_from(["2:4+int2-asym", "2:4+int3", "sparse-0.50+int2-asym", "block4-0.50+int4", "4:8+int2"]))
 def test_joint_levels_are_never_worse_than_without_refinement_row_by_row(seed, columns, text):
@@ -29,6 +30,7 @@ def test_joint_levels_are_never_worse_than_without_refinement_row_by_row(seed, c
         assert (losses_of(weights, damped, level, Method(refine=refine)) <= greedy * (1 + 1e-5)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(*TINY, st.sampled_from([2, 3, 4, 8]), st.booleans())
 def test_symmetric_rows_are_never_worse_than_on_the_grid_of_the_authors(seed, columns, bits, blocks):

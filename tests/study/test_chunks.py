@@ -96,6 +96,7 @@ def test_without_time_nothing_is_proven() -> None:
     assert rows(0.0) == []
 
 
+@pytest.mark.slow
 def test_where_search_stops_a_bound_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnx_obc.study.exact.problem import Limit
 
@@ -130,6 +131,7 @@ def test_verdicts_of_chunks() -> None:
     assert proven((10, 9), (12, 11)) is None
 
 
+@pytest.mark.slow
 def test_a_singular_hessian_leaves_a_chunk_open() -> None:
     (problem,) = drawn(1)
     flat = np.ones_like(problem.hessian) + 1e-15 * np.eye(len(problem.weight))

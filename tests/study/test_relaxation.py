@@ -85,6 +85,7 @@ def certified(problem, up, down):
     return lattice.unit * relaxation._certify(relaxation._Offset.of(lattice), up, down)
 
 
+@pytest.mark.slow
 def test_holds_for_any_multipliers():
     """The proof needs nothing of the solver, so whatever it leaves open can only loosen the bound."""
     random, raised = np.random.default_rng(0), 0

@@ -83,6 +83,7 @@ def test_weights_alone() -> None:
         assert not row.ways and not row.verdicts and row.tensor.quantized > 10 and layer.kurtosis is not None
 
 
+@pytest.mark.slow
 def test_the_same_study_says_the_same() -> None:
     first, second = (study_model(model(), samples(), StudyOptions(bits=(3,), rows=8)) for _ in range(2))
     assert first == second and first.layers[0].studied == 8
@@ -90,6 +91,7 @@ def test_the_same_study_says_the_same() -> None:
     assert first.layers != other.layers
 
 
+@pytest.mark.slow
 def test_rows_without_an_answer_say_why() -> None:
     flat = study_model(model(np.ones((12, 16), np.float32)), samples(), StudyOptions(bits=(4,), prove=1e6))
     assert "all of its weights are equal" in str(flat.layers[0].reason) and not flat.layers[0].budgets

@@ -18,6 +18,7 @@ NAME = np.load(CALIBRATION).files[0]
 FEED = {NAME: np.load(CALIBRATION)[NAME][:4]}
 
 
+@pytest.mark.slow
 def test_a_file_against_itself_and_another(tmp_path: Path) -> None:
     out = tmp_path / "q.onnx"
     compress(MODEL, CALIBRATION, Recipe(solver="baseline"), out)

@@ -39,6 +39,7 @@ def quantized(path: Path, **options: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_of_ours_keeps_all_promises(tmp_path: Path) -> None:
     out = tmp_path / "q.onnx"
     report = compress(MODEL, CALIBRATION, Recipe(solver="baseline"), out).report

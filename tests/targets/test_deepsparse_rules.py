@@ -109,6 +109,7 @@ def test_what_does_not_fit_stays(what: str) -> None:
     assert [node.op_type for node in lower(model).graph].count("Gemm") == 1
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path: Path) -> None:
     """Weights of a group share a scale, the checks hold, and the file has DeepSparse's form."""
     out = tmp_path / "o.onnx"

@@ -149,6 +149,7 @@ def test_two_bits_of_a_gemm_are_refused_where_onnxruntime_computes_something_els
         compress(proto, {"x": random(200, 64)}, Recipe(weights="int2", activations="none", block=32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1, 4])
 @pytest.mark.parametrize(("bits", "asymmetric"), [(2, True), (4, False), (4, True), (8, False), (8, True)])
 def test_the_option(tmp_path: Path, bits: int, asymmetric: bool, level: int) -> None:

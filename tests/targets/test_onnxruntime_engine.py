@@ -33,6 +33,7 @@ def test_every_multiplying_node_is_covered_once(tmp_path: Path) -> None:
     assert all(0 <= source < len(kernels) for k in kernels for source in k.sources)
 
 
+@pytest.mark.slow
 def test_quantized_layers_show_as_integers(tmp_path: Path) -> None:
     out = tmp_path / "q.onnx"
     compress(MODEL, CALIBRATION, Recipe(solver="baseline"), out)

@@ -32,11 +32,13 @@ def quick(path: Path, **options: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_quantized_layer_runs_in_integers(tmp_path: Path) -> None:
     found = check_file(quick(tmp_path / "q.onnx"), "openvino", FEED)
     assert found.ran and found.count("int8") == (20, 20) and not found.findings
 
 
+@pytest.mark.slow
 def test_its_outputs_are_onnxruntimes(tmp_path: Path) -> None:
     for path, least in ((MODEL, 100.0), (quick(tmp_path / "q.onnx"), 15.0)):
         loaded, other = (TARGETS[name].engine.load(path, FEED, 1) for name in ("openvino", "onnxruntime"))
@@ -73,6 +75,7 @@ def test_what_it_has_no_kernel_for_is_said(tmp_path: Path) -> None:
     assert {finding.rule for finding in found.findings} >= {"weights-only"}
 
 
+@pytest.mark.slow
 def test_weights_with_a_zero_point_are_multiplied_in_float(tmp_path: Path) -> None:
     path = tmp_path / "q.onnx"
     compress(MODEL, CALIBRATION, Recipe(solver="baseline", asymmetric=True), path)
@@ -91,6 +94,7 @@ def test_sparse_weights_set_the_rate(tmp_path: Path) -> None:
     OPENVINO.load(tmp_path / "s.onnx", FEED, 1).run(FEED)
 
 
+@pytest.mark.slow
 def test_files_against_each_other(tmp_path: Path) -> None:
     found = bench((MODEL, quick(tmp_path / "q.onnx")), "openvino", FEED, 1, rounds=2)
     assert found.runtime.startswith("openvino 20") and found.files[1].ratio > 0

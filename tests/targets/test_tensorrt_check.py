@@ -208,6 +208,7 @@ def test_polygraphy_agrees(
         assert (("note", "2:4") in rules(ir.from_proto(proto))) == sparse
 
 
+@pytest.mark.slow
 def test_our_own_files_keep_the_rules(tmp_path: Path) -> None:
     out = tmp_path / "o.onnx"
     report = compress(MODEL, CALIBRATION, Recipe(target="tensorrt", solver="baseline"), out).report

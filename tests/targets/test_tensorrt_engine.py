@@ -60,6 +60,7 @@ def test_outputs_are_read() -> None:
     np.testing.assert_array_equal(found["y"], np.array([[1, 2, 3], [4, 5, 6]], np.float32))
 
 
+@pytest.mark.slow
 def test_the_command_fits_the_file(tmp_path: Path) -> None:
     shapes = {NAME: (4, 1, 8, 8)}
     plain = trtexec_command(MODEL, shapes)

@@ -143,6 +143,7 @@ def test_where_nothing_is_faster(database: Database, speed: dict[str, float]) ->
         find_in_time(database, parse_budget("latency=1.5x"), losses, options, Recipe(), QUIET)
 
 
+@pytest.mark.slow
 def test_in_one_command(
     database: Database,
     speed: dict[str, float],

@@ -49,6 +49,7 @@ def test_every_layer_has_a_time_at_every_choice_that_it_can_take(timings: Timing
     assert all(seconds >= 0 for row in timings.switches.values() for seconds in row.values())
 
 
+@pytest.mark.slow
 def test_the_layers_and_the_rest_add_up_to_the_whole(timings: Timings) -> None:
     from onnx_obc.targets.registry import TARGETS
 
