@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from benchmarks.common.evaluation import Score, cpu_session
+from onnx_obc.core.arrays import Feed
 from onnx_obc.runtime.metric import Sample
 from onnx_obc.runtime.metrics import PERPLEXITY
 
 WINDOWS, TOKENS = 512, 128  # evenly spread over the text; tokens in each
 COMPARED = 8  # one window in so many has its logits compared
 BATCH = 8
+WRITTEN = 32  # tokens behind a prompt
 
 
 def perplexity(
@@ -46,6 +49,16 @@ def perplexity(
     predicted = outputs.argmax(axis=1)
     agreement = None if reference is None else float(np.mean(predicted == reference))
     return Score(PERPLEXITY.value(notes, notes), predicted, agreement, outputs)
+
+
+def generation(feeds: Iterator[Feed]) -> list[tuple[Feed, int]]:
+    """What writing some tokens behind a prompt runs: feeds, and how often each. feeds: of one window, see
+    `onnx_obc.calibration.readers.decoder`: its beginning, and the rest behind the caches of that."""
+    prompt, rest = next(feeds), next(feeds)
+    past = next(array.shape[2] for name, array in rest.items() if name.startswith("past"))
+    ends = {"input_ids": 1, "position_ids": 1, "attention_mask": past + 1}
+    token = {name: array[:, : ends[name]] if name in ends else array for name, array in rest.items()}
+    return [(prompt, 1), (token, WRITTEN)]
 
 
 def _feed(session: ort.InferenceSession, ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:

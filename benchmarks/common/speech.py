@@ -117,6 +117,17 @@ def calibration(folder: Path, csv_file: Path) -> dict[str, list[Feed]]:
     return {name: [feeds[name] for feeds in every[:: len(every) // count]] for name, count in SPOKEN.items()}
 
 
+def transcription(folder: Path, csv_file: Path) -> list[tuple[str, Feed, int]]:
+    """What writing down one sentence runs: each file by its name, its last feed, and how often it runs."""
+    whisper = Whisper(folder)
+    sound = next(spoken(read_sentences(csv_file, 1)))
+    states = whisper.states(sound)
+    runs: list[tuple[str, Feed]] = [("encoder", {"input_features": sound})]
+    runs += [(name, dict(feed)) for name, feed, _ in whisper.steps(states)]
+    names, last = [name for name, _ in runs], dict(runs)
+    return [(f"{name}.onnx", last[name], names.count(name)) for name in FILES]
+
+
 def score(folder: Path, dense: Path, csv_file: Path, reference: npt.NDArray[np.generic] | None = None) -> Score:
     """The word error rate, of words without case and punctuation. predictions: the texts; agreement: the share of
     them that the reference has too; outputs: the logits of every token of what is really said."""

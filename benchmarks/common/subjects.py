@@ -77,8 +77,8 @@ def find_subjects(models: Path, shared: Path, scratch: Path, names: tuple[str, .
     return found
 
 
-def open_data(model: ir.Model, data: Path, options: DataOptions) -> Samples:
-    """The samples of a file for a model."""
+def open_data(model: ir.Model, data: object, options: DataOptions) -> Samples:
+    """The samples of a file, or of feeds, for a model."""
     return open_samples(data, input_specs(model), options, model)
 
 

@@ -36,15 +36,16 @@ def without(**settings: Any) -> Method:
 
 
 def compress(task: Task, **settings: Any) -> None:
-    """4 bits in all products; embeddings get 8 by default, and with `all_layers` onnxruntime refuses the file."""
+    """In all products; embeddings get 8 bits by default, and with `all_layers` onnxruntime refuses the file."""
     model = version_converter.convert_version(onnx.load(task.model), INT4_OPSET)
     if settings.pop("data", False):
         samples = task.samples()
         settings |= {"dataset": nncf.Dataset(samples), "subset_size": len(samples)}
-    onnx.save(nncf.compress_weights(model, ratio=1.0, **settings), task.output)
+    onnx.save(nncf.compress_weights(model, **settings), task.output)
 
 
-SYM, ASYM = nncf.CompressWeightsMode.INT4_SYM, nncf.CompressWeightsMode.INT4_ASYM
+SYM: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT4_SYM, "ratio": 1.0}
+ASYM: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "ratio": 1.0}
 AWARE = {"data": True, "awq": True, "scale_estimation": True}
 
 METHODS: dict[str, Method] = {
@@ -53,11 +54,12 @@ METHODS: dict[str, Method] = {
     "ptq, no SmoothQuant": without(smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)),
     "ptq, no bias correction": without(disable_bias_correction=True),
     "ptq, accurate bias correction": partial(quantize, fast_bias_correction=False),
-    "int4, per channel": partial(compress, mode=ASYM, group_size=-1),
-    "int4, per channel, AWQ and scale estimation": partial(compress, mode=ASYM, group_size=-1, **AWARE),
-    "int4, blocks of 32": partial(compress, mode=ASYM, group_size=32),
-    "int4, blocks of 32, AWQ and scale estimation": partial(compress, mode=ASYM, group_size=32, **AWARE),
-    "int4 symmetric, blocks of 32, AWQ and scale estimation": partial(compress, mode=SYM, group_size=32, **AWARE),
+    "int8, weights alone": partial(compress, mode=nncf.CompressWeightsMode.INT8_ASYM),
+    "int4, per channel": partial(compress, **ASYM, group_size=-1),
+    "int4, per channel, AWQ and scale estimation": partial(compress, **ASYM, group_size=-1, **AWARE),
+    "int4, blocks of 32": partial(compress, **ASYM, group_size=32),
+    "int4, blocks of 32, AWQ and scale estimation": partial(compress, **ASYM, group_size=32, **AWARE),
+    "int4 symmetric, blocks of 32, AWQ and scale estimation": partial(compress, **SYM, group_size=32, **AWARE),
 }
 
 if __name__ == "__main__":
