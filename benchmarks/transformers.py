@@ -257,8 +257,8 @@ def page(rows: Sequence[Row]) -> str:
         f"{WRITTEN} tokens behind it, of Whisper for transcribing a sentence, of MiniLM for one sentence. "
         "Whisper is the English tiny one, its three files together, on sentences spoken by espeak-ng, with half a "
         "minute for solving the layers of a file.",
-        "Where others are better: NNCF's files and dynamic ones of onnxruntime are smaller; `--embeddings int8` is for that. "
-        "NNCF keeps embeddings and the last layer at 8 bits where the others have 4. At 8 bits, weights alone, "
+        "Where others are better: NNCF's files and dynamic ones of onnxruntime are smaller; `--embeddings int8` is for "
+        "that. NNCF keeps embeddings and the last layer at 8 bits where the others have 4. At 8 bits, weights alone, "
         "its language model loses less, as onnxruntime does not recognise its products, and multiplies them in float: "
         "slowly, where inputs of the others are rounded to 8 bits ([decoders](../../docs/decoders.md)).",
     ]

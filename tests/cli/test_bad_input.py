@@ -172,6 +172,7 @@ def test_infinity_in_the_data_names_the_sample_as_the_user_does(
     assert "for sample 5 of many/c.npz, as 'x'" in refuse(capsys, calib="many")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("options", [(), ("--sequential",), ("--budget", "size=0.5x")])
 def test_one_absurd_sample_and_nothing_but_zeros_are_noted(

@@ -203,6 +203,7 @@ def test_values_that_are_not_finite_are_an_error() -> None:
         adaprune(model, layers, broken, feeds(64), Training(1))
 
 
+@pytest.mark.slow
 def test_importing_it_does_not_load_torch() -> None:
     code = "import sys, onnx_obc.correction.global_adaprune as _; print({'torch', 'onnx2torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -50,6 +50,7 @@ def train(level: Level, steps: int = 60, shared: bool = False, threads: int = 2)
     return layers, reconstruct(graph, layers, dense, starts, examples[:3], examples[3:], training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
 def test_the_output_comes_nearer_and_the_level_stays(level: Level) -> None:
     layers, found = train(level)

@@ -81,6 +81,7 @@ def test_levels_can_be_added(copy: Path) -> None:
     assert [*built.manifest.levels][-1] == "int4"
 
 
+@pytest.mark.slow
 def test_other_options_or_data_make_it_anew(copy: Path) -> None:
     built = build(MODEL, CALIBRATION, "sparse-0.50", copy, Recipe(damp=0.02), data=FEW)
     assert (built.solved, built.reused) == (20, 0)

@@ -135,6 +135,7 @@ def test_embeddings(bits: str) -> None:
     assert {x.name for x in result.report.layers} == {"block/up", "block/down"}
 
 
+@pytest.mark.slow
 def test_embeddings_that_stay_float_are_named() -> None:
     ids = np.random.default_rng(0).integers(0, 64, (40, 6))
 

@@ -91,6 +91,7 @@ def test_layers_with_scales_too_small_for_float16_are_dequantized_in_float32() -
     assert all(check.passed for check in result.report.checks)
 
 
+@pytest.mark.slow
 def test_half_precision_feeds_and_float32_feeds_are_the_same() -> None:
     given = in_half(network(), TensorProto.FLOAT16)
     half = [{"x": feed["x"].astype(np.float16)} for feed in FEEDS]
@@ -189,6 +190,7 @@ def test_a_model_in_half_precision_needs_no_float16() -> None:
     assert any("in half precision already" in note for note in result.report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float16", "double"])
 def test_a_database(kind: str, tmp_path: Path) -> None:
     given = in_half(network(), getattr(TensorProto, kind.upper()))

@@ -41,6 +41,7 @@ def test_minus_infinity_in_a_mask_is_a_value_like_others() -> None:
     assert all(not layer.notes or "NaN" not in layer.notes[0] for layer in report.layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(sequential=True), Recipe(all_positions=True, ranges="percentile")])
 def test_positions_that_are_not_finite_are_left_out_and_counted(recipe: Recipe) -> None:
     report = compress(attention("bool", "Where (mask, s, ninf)"), {"x": X, "mask": PADDED}, recipe).report

@@ -85,6 +85,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "reconstruction" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"weights": "float", "sparsity": "2:4"}, {"activations": "dynamic"}],
@@ -108,6 +109,7 @@ def test_an_operator_that_torch_does_not_know_is_named_and_the_rest_goes_on() ->
     assert trained == {"third", "fourth"}
 
 
+@pytest.mark.slow
 def test_progress_adds_up() -> None:
     told: list[tuple[int, int]] = []
     feedback = Feedback(lambda stage, done, total: told.append((done, total)) if stage == "reconstruct" else None)
@@ -115,6 +117,7 @@ def test_progress_adds_up() -> None:
     assert sum(done for done, _ in told) == told[0][1] and len({total for _, total in told}) == 1
 
 
+@pytest.mark.slow
 def test_few_samples_train_nothing_and_it_is_said() -> None:
     report = compress(blocks(), {"x": X["x"][:20]}, Recipe(effort="best")).report
     assert ("reconstruction",) not in tried(report)
@@ -212,6 +215,7 @@ def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monke
     assert len(trained) == 7
 
 
+@pytest.mark.slow
 def test_a_pair_of_the_users_own_without_zero_point() -> None:
     model = blocks()
     pair = [make("QuantizeLinear", ["y", "step"], ["q"]), make("DequantizeLinear", ["q", "step"], ["out"])]

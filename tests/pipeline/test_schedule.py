@@ -55,6 +55,7 @@ def test_a_time_limit_leaves_the_largest_layer_to_the_ordered_solver() -> None:
     assert small.ordered_over_exact is None and not small.notes
 
 
+@pytest.mark.slow
 def test_what_was_not_exact_is_compared_on_a_sample_of_rows() -> None:
     report, said = run(solver="ordered", refine="none")
     wide = report.layers[0]

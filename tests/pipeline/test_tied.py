@@ -208,6 +208,7 @@ def test_once_as_an_operator_of_onnxruntime_too(symmetric: bool, tmp_path: Path)
     assert sizes == [[WORDS, WIDTH // 32, 16]]
 
 
+@pytest.mark.slow
 def test_a_budget_ties_too(tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     options = SearchOptions(levels="int8,int4", database=tmp_path / "db")

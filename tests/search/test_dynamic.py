@@ -72,6 +72,7 @@ def check(losses: list[Float64], costs: list[Float64], limit: float, buckets: in
     return found <= true * (1 + 1e-6) + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "choices"), [(1, 4), (3, 5), (12, 6)])
 def test_it_is_optimal_on_random_problems(layers: int, choices: int) -> None:
     exact = [check(*random_problem(seed, layers, choices), buckets=10_000) for seed in range(40)]

@@ -29,6 +29,7 @@ def sparsity_problem(seed: int, layers: int, choices: int = 5) -> Problem:
     return losses, costs, sum(float(cost[0]) for cost in costs) / 2
 
 
+@pytest.mark.slow
 def test_spdy_finds_what_a_sum_hides() -> None:
     losses, costs, limit = random_problem(3, 12, 6)
     hidden = np.random.default_rng(7).uniform(0, 1, 12) ** 3  # how much each layer counts in truth

@@ -65,6 +65,7 @@ def test_groups_and_blocks_equal_brute_force(sparsity):
         assert (np.sort(np.flatnonzero(~found.mask)) == np.sort(gone, axis=1)).all(axis=1).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [PAST, Limit(nodes=1), Limit(nodes=5), Limit(nodes=30)])
 def test_a_search_that_is_ended_has_a_bound_all_the_same(limit):
     ended = 0

@@ -124,6 +124,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends itself a signal")
 def test_an_interrupt_after_two_files_is_an_interrupt() -> None:
     command = [sys.executable, "-X", "faulthandler", "-c", INTERRUPTED, str(MODEL), str(CALIBRATION)]

@@ -126,6 +126,7 @@ def test_integers_that_nothing_dequantizes() -> None:
     assert ("error", "unpaired") in rules(model)
 
 
+@pytest.mark.slow
 def test_integer_operators_are_not_qdq() -> None:
     out = compress(MODEL, CALIBRATION, Recipe(target="deepsparse", solver="baseline", verify=False)).model
     assert ("error", "operator") in rules(out)

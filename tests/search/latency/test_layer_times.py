@@ -118,6 +118,7 @@ def test_tables_do_not_mix(timings: Timings) -> None:
         check_timings(timings, "onnxruntime", "a toaster, 1 cores")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "t.json"
     assert run_cli("time", MODEL, "-o", out, "--levels", "8w8a", "--calib", CALIBRATION, "--batch", 2) == 0
