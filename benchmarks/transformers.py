@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -29,6 +28,7 @@ from benchmarks.common.processes import run, shortened
 from benchmarks.common.subjects import DECODERS, Subject, open_data
 from benchmarks.common.tables import machine, markdown
 from benchmarks.peers.environments import ENVIRONMENTS, python_of
+from benchmarks.peers.run import DRIVERS, write_calibration
 from onnx_obc import DataOptions, ObcError
 from onnx_obc.core.arrays import Feed
 from onnx_obc.pipeline.compress import compress
@@ -50,19 +50,22 @@ ENGINES = ("onnxruntime", "openvino")
 ROUNDS = 7
 THEIR_SAMPLES = 128  # NNCF's own default
 THEIR_SECONDS = 1800  # that NNCF may take for a file
-DRIVER = Path(__file__).parent / "peers/drivers/use_nncf.py"
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     """A model's files to be compressed.
 
-    sources: each with its calibration data; options: to read that with. folder: whether they lie in one together.
+    sources: each with its calibration data; options: to read that with.
     """
 
     sources: Mapping[Path, object]
     options: DataOptions
-    folder: bool
+
+    @property
+    def folder(self) -> bool:
+        """Whether they are several, which lie in one."""
+        return len(self.sources) > 1
 
     def into(self, out: Path) -> list[tuple[Path, Path]]:
         """The files, and where each goes if the model goes to `out`."""
@@ -95,12 +98,10 @@ def nncf(method: str) -> Callable[[Path, Path, ModelFiles], None]:
     def compress_weights(source: Path, target: Path, files: ModelFiles) -> None:
         with tempfile.TemporaryDirectory() as folder:
             feeds, log = Path(folder) / "calibration", Path(folder) / "log.txt"
-            feeds.mkdir()
-            options = replace(files.options, samples=THEIR_SAMPLES)
-            for number, feed in enumerate(open_data(ir.load(source), files.sources[source], options).feeds()):
-                np.savez(feeds / f"{number:03d}.npz", allow_pickle=False, **feed)
+            write_calibration(source, files.sources[source], replace(files.options, samples=THEIR_SAMPLES), feeds)
             command: list[str | Path] = [
-                *(python_of("nncf", ENVIRONMENTS), DRIVER, "--model", source.absolute(), "--calibration", feeds),
+                *(python_of("nncf", ENVIRONMENTS), DRIVERS / "use_nncf.py"),
+                *("--model", source.absolute(), "--calibration", feeds),
                 *("--method", method, "--output", target.absolute()),
             ]
             ended = run(command, Path(folder), log, THEIR_SECONDS)
@@ -122,7 +123,7 @@ THEIR_OWN: dict[tuple[str, str], Callable[[Path, Path, ModelFiles], None]] = {
 def levels(subject: Subject, rows: Rows, scratch: Path) -> None:
     """Add the rows of a model that are missing, and the speeds of all."""
     dense = subject.score(subject.path, None)
-    files = ModelFiles(calibration(subject), subject.options, subject.path.is_dir())
+    files = ModelFiles(calibration(subject), subject.options)
     add(subject, rows, "float", "dense", dense, dense, subject.path)
     out = scratch / ("compressed" if files.folder else "compressed.onnx")
     tools = (OURS,) if files.folder else (OURS, ROUNDING)  # which takes long

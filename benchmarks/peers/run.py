@@ -31,6 +31,7 @@ from benchmarks.peers.catalogue import LEVELS, OURSELVES, PEERS, Offer
 from benchmarks.peers.environments import ENVIRONMENTS, installed_bytes, python_of, version_of
 from benchmarks.peers.evaluate import Evaluator
 from benchmarks.peers.page import page, table
+from onnx_obc import DataOptions
 from onnx_obc.graph.model import read_model
 
 DRIVERS = Path(__file__).parent / "drivers"
@@ -39,11 +40,10 @@ SAMPLES = 256
 QUICK = (OURSELVES, "onnxruntime")
 
 
-def write_calibration(subject: Subject, folder: Path) -> None:
+def write_calibration(model: Path, data: object, options: DataOptions, folder: Path) -> None:
     """The calibration samples of a model as .npz files of one feed each; no feed has padding."""
     folder.mkdir()
-    samples = open_data(read_model(subject.path), subject.calibration, replace(subject.options, samples=SAMPLES))
-    for number, feed in enumerate(samples.feeds()):
+    for number, feed in enumerate(open_data(read_model(model), data, options).feeds()):
         np.savez(folder / f"{number:03d}.npz", allow_pickle=False, **feed)
 
 
@@ -68,7 +68,7 @@ def work(subject: Subject, rows: Rows, scratch: Path, options: argparse.Namespac
     if not wanted:
         return
     calibration, evaluator = scratch / subject.path.stem, Evaluator(subject)
-    write_calibration(subject, calibration)
+    write_calibration(subject.path, subject.calibration, replace(subject.options, samples=SAMPLES), calibration)
     for peer, offer in wanted:
         row = {
             "model": subject.name,
