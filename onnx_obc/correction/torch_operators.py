@@ -1,4 +1,4 @@
-"""What onnx2torch lacks: newer versions of operators that it knows, a few operators, and repairs of two that it knows.
+"""What onnx2torch lacks: newer versions of operators that it knows, a few operators, and repairs of some that it knows.
 
 This file is imported only where onnx2torch is to be used.
 """
@@ -15,6 +15,7 @@ import onnx
 import torch
 from onnx import defs, numpy_helper
 from onnx2torch.node_converters.flatten import OnnxFlatten
+from onnx2torch.node_converters.min_max import OnnxMinMax
 from onnx2torch.node_converters.reduce import OnnxReduceStaticAxes
 from onnx2torch.node_converters.registry import add_converter, get_converter
 from onnx2torch.node_converters.slice import OnnxSlice
@@ -64,13 +65,51 @@ def node_errors(model: onnx.ModelProto) -> list[str]:
 
 
 def repair(module: nn.Module) -> nn.Module:
-    """Replace, in place, the modules of onnx2torch that fail where the operator would not."""
+    """Replace, in place, the modules of onnx2torch that fail where the operator would not, or take long."""
+    bounds = _bounds(module)
     for name, inner in list(module.named_children()):
         if isinstance(inner, OnnxFlatten):
             setattr(module, name, _Flatten(inner.axis))
         elif isinstance(inner, OnnxSlice):
             setattr(module, name, _Slice())
+        elif name in bounds:
+            setattr(module, name, bounds[name])
     return module
+
+
+def _bounds(module: Any) -> dict[str, nn.Module]:
+    """By name, what is to stand for each Min and Max of a value and one constant number."""
+    found: dict[str, nn.Module] = {}
+    for step in module.graph.nodes:
+        inner = module.get_submodule(step.target) if step.op == "call_module" else None
+        if not isinstance(inner, OnnxMinMax) or len(step.args) != 2:
+            continue
+        constants = [_constant(module, argument) for argument in step.args]
+        for constant, index in zip(constants, (1, 0), strict=True):
+            if constant is not None and constant.numel() == 1 and constant.dim() <= 1 and constants[index] is None:
+                ends = {"Min": (None, float(constant)), "Max": (float(constant), None)}[inner._op_type]
+                found[step.target] = _Bound(index, *ends)
+    return found
+
+
+def _constant(module: Any, argument: Any) -> torch.Tensor | None:
+    """The constant that an argument of a step is; None if it is computed."""
+    if argument.op != "get_attr":
+        return None
+    path, _, name = argument.target.rpartition(".")
+    constant: torch.Tensor = getattr(module.get_submodule(path), name)
+    return constant
+
+
+class _Bound(nn.Module):
+    """Min or Max of a value and a constant. onnx2torch stacks the two and reduces, in 9 times the seconds."""
+
+    def __init__(self, index: int, low: float | None, high: float | None) -> None:
+        super().__init__()
+        self.index, self.low, self.high = index, low, high
+
+    def forward(self, *operands: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(operands[self.index], self.low, self.high)
 
 
 class _Flatten(nn.Module):
@@ -199,8 +238,28 @@ class _Quantize(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        steps = x / self.scale
-        return torch.clamp(steps + (steps.round() - steps).detach() + self.zero, self.low, self.high)
+        codes: torch.Tensor = _Codes.apply(x, self.scale, self.zero, self.low, self.high)  # type: ignore[no-untyped-call]
+        return codes
+
+
+class _Codes(torch.autograd.Function):
+    """round(x / scale) + zero, clipped to low and high; backwards as if nothing were rounded, and 0 where clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, *ends: int) -> torch.Tensor:
+        steps = x / scale
+        ctx.save_for_backward(steps, scale, zero)
+        ctx.ends = ends
+        return steps.round().add_(zero).clamp_(*ends)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        steps, scale, zero = ctx.saved_tensors
+        low, high = (end - zero for end in ctx.ends)
+        whole = steps.round()
+        inside = gradients[0] * ((whole >= low) & (whole <= high)) / scale
+        of_scale = -(inside * steps).sum().reshape(scale.shape) if ctx.needs_input_grad[1] else None
+        return inside, of_scale, None, None, None
 
 
 class _Dequantize(nn.Module):
