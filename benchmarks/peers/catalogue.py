@@ -41,7 +41,6 @@ PEERS: dict[str, Peer] = {
             Offer("W4A8", "int4, int8 inputs"),
             Offer("W4", "int4"),
             Offer("W4", "int4, symmetric"),
-            Offer("W4", "int4, in order"),
             Offer("W4", "int4, rounding"),
             Offer("W4 in blocks", "int4, blocks of 32", TEXT),
             Offer("W3", "int3"),

@@ -3,9 +3,10 @@
     python -m benchmarks.quality.effort                         # everything: hours on two cores
     python -m benchmarks.quality.effort --only ResNet-20 --levels 2:4 int2-asym --efforts normal
 
-Levels of bits and zeros are solved once into a database in --databases, where parts that were trained are kept too;
-levels with a pattern are made by one command each, which reorders channels first. A finished row is added to
-benchmarks/results/effort.jsonl at once, and rows that are there are not run again.
+Levels that one command would make no other way are solved once into a database in --databases, where parts that were
+trained are kept too; those of few bits, which are solved in order, and those with a pattern, whose channels are
+reordered first, are made by one command each. A finished row is added to benchmarks/results/effort.jsonl at once, and
+rows that are there are not run again.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from onnx_obc.database.open import Database
 from onnx_obc.pipeline.finish import Destination
 from onnx_obc.pipeline.report import Report
 
-SOLVED = ("8w8a", "4w4a", "int4-asym", "int3-asym", "int2-asym", "sparse-0.60")
-PATTERNS: dict[str, dict[str, Any]] = {
+SOLVED = ("8w8a", "4w4a", "sparse-0.60")
+COMMANDS: dict[str, dict[str, Any]] = {
+    "int4-asym": {"weights": "int4", "activations": "none"},
+    "int3-asym": {"weights": "int3", "activations": "none"},
+    "int2-asym": {"weights": "int2", "activations": "none"},
     "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
     "2:4+8w8a": {"sparsity": "2:4"},
     "4:8": {"weights": "float", "activations": "none", "sparsity": "4:8"},
     "block4-0.50": {"weights": "float", "activations": "none", "sparsity": "block4:0.5"},
 }
-LEVELS = (*SOLVED, *PATTERNS)
+LEVELS = ("8w8a", "4w4a", "int4-asym", "int3-asym", "int2-asym", "sparse-0.60", *list(COMMANDS)[3:])
 EFFORTS = ("normal", "best")
 
 
@@ -70,8 +74,8 @@ def run(
 
 
 def _made(subject: Subject, level: str, effort: str, path: Path, database: Database | None) -> Report:
-    """The report on a model at this level and effort, which is written; of a pattern by one command."""
-    recipe = Recipe.model_validate({"verify": False, "effort": effort, **PATTERNS.get(level, {})})
+    """The report on a model at this level and effort, which is written; by one command where no database is given."""
+    recipe = Recipe.model_validate({"verify": False, "effort": effort, **COMMANDS.get(level, {})})
     if database is None:
         return compress(subject.path, subject.calibration, recipe, path, data=subject.options).report
     return database.write(uniform(database, parse_choice(level)), recipe, Destination(path)).report
@@ -103,10 +107,11 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
 the loss is the mean KL divergence from the dense model on the same test data, for MiniLM the relative squared error of
 embeddings.
 
-Every layer is at the level, or without its pattern where that is impossible. `normal` corrects statistics and, for
-patterns, reorders channels; `best` trains parts of the model too. Levels with a pattern are made by one command each;
-the others were solved into a database before, so that their seconds are those of all that follows. Other work ran
-beside these, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md.
+Every layer is at the level, or without its pattern where that is impossible. `normal` corrects statistics, solves
+integer weights of few bits in order, and reorders channels for patterns; `best` trains parts of the model too. Levels
+of few bits and those with a pattern are made by one command each; 8w8a, 4w4a and sparse-0.60 were solved into a
+database before, so that their seconds are those of all that follows. Other work ran beside these, so that seconds are
+an upper bound. Models, calibration and evaluation are those of accuracy.md.
 EfficientNet-Lite0 is scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
 
 {markdown(header, cells, left=2)}

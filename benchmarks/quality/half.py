@@ -25,7 +25,7 @@ from onnx_obc.pipeline.recipe import Recipe
 NAMES = ("ResNet-20", "MiniLM")
 RECIPES: dict[str, dict[str, Any]] = {
     "8w8a": {},
-    "int4": {"weights": "int4", "activations": "none"},
+    "int4": {"weights": "int4", "activations": "none", "sequential": False},
     "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
 }
 WIDE, GIVEN, WRITTEN = "float32", "float16, given", "float16, written"

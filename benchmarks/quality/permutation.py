@@ -43,7 +43,7 @@ def run(subject: Subject, levels: Sequence[str], rows: Rows, scratch: Path) -> N
     dense = subject.score(subject.path, None) if wanted else None
     for level, reordered in wanted:
         assert dense is not None
-        recipe = Recipe(activations="none", measure_speed=False, **LEVELS[level])
+        recipe = Recipe(activations="none", sequential=False, measure_speed=False, **LEVELS[level])
         way = transform.permuted if reordered else (lambda folded, *_: (folded, ()))
         began = time.perf_counter()
         with mock.patch.object(transform, "permuted", way):

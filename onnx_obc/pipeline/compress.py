@@ -22,7 +22,7 @@ from .material import Material
 from .options import LEARNED
 from .plan import make_plan, prepare
 from .recipe import Recipe
-from .sequential import solve_sequentially
+from .sequential import solve_sequentially, worth_solving_in_order
 from .solve import Solutions, capture_ranges, solve_plan
 from .transform import transformed
 from .verify import check_graph
@@ -74,11 +74,13 @@ def compress(
         plan = make_plan(folded, recipe) if folded is not plain else plan
         checks = [check_graph(plain.dense, plan.model, held_out, recipe)] if recipe.verify else []
 
-    in_order, rival = recipe.sequential and bool(plan.layers), None
+    in_order, rival = bool(recipe.sequential and plan.layers), None
     if in_order and recipe.solver in LEARNED:  # to learn on dense inputs as well would take as long again
         solutions = Solutions(plan, {}, capture_ranges(plan, calibrating, recipe, feedback))
     else:
         solutions = solve_plan(plan, calibrating, recipe, feedback)
+        if recipe.sequential is None and held_out is not calibrating:
+            in_order = worth_solving_in_order(solutions, recipe)
         rival = solutions if in_order else None
     if in_order:
         plan = make_plan(folded, recipe)

@@ -116,14 +116,18 @@ class FinishOptions:
     effort: Annotated[
         Literal["fast", "normal", "best"],
         Doc(
-            "fast: layers are solved, no more. normal: the statistics of their outputs are brought back to the dense "
-            "model's, where that helps. best: parts of the model are trained towards its outputs too, without labels; "
-            "needs torch and onnx2torch."
+            "fast: layers are solved, no more. normal: those of few bits in order, and the statistics of outputs are "
+            "brought back to the dense model's, where that helps. best: parts of the model are trained towards its "
+            "outputs too, without labels; needs torch and onnx2torch."
         ),
     ] = "normal"
     sequential: Annotated[
-        bool, Doc("Solve layers in order, each on the inputs that the compressed ones before it produce.")
-    ] = False
+        bool | None,
+        Doc(
+            "Solve layers in order, each on the inputs that the compressed ones before it produce, where that helps. "
+            "[default: at fewer than 8 bits without zeros, if --effort is not fast]"
+        ),
+    ] = None
     global_adaprune: Annotated[
         int,
         Ge(0),

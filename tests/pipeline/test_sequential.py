@@ -131,3 +131,34 @@ def test_one_sample_is_enough_to_run() -> None:
     for sequential in (False, True):
         result = compress(small(), {"x": np.ones((1, 4), np.float32)}, Recipe(weights="int4", sequential=sequential))
         assert all(check.passed for check in result.report.checks)
+
+
+@pytest.mark.parametrize(
+    ("options", "tried"),
+    [
+        ({"weights": "int4"}, True),
+        ({"weights": "int4", "activations": "none", "effort": "best"}, True),
+        ({"weights": "int8", "layers": [{"match": "second", "weights": "int3"}]}, True),
+        ({"weights": "int8"}, False),
+        ({"weights": "int4", "effort": "fast"}, False),
+        ({"weights": "int4", "sequential": False}, False),
+        ({"weights": "int4", "activations": "int4"}, False),
+        ({"weights": "int4", "layers": [{"match": "second", "sparsity": "2:4"}]}, False),
+        ({"weights": "int4", "time_limit": 60}, False),
+        ({"weights": "int4", "solver": "baseline"}, False),
+        ({"weights": "int4", "solver": "ordered"}, True),  # so small that they are solved exactly in less time
+        ({"weights": "float", "sparsity": "0.5"}, False),
+    ],
+    ids=str,
+)
+def test_few_bits_are_solved_in_order_by_default(options: dict[str, object], tried: bool) -> None:
+    if options.get("effort") == "best":
+        pytest.importorskip("onnx2torch")
+    report = compress(two_products(), {"x": X}, Recipe.model_validate({"device": "cpu", **options})).report
+    assert (("sequential",) in [attempt.kinds for attempt in report.corrections]) == tried
+    assert report.recipe["sequential"] is options.get("sequential")
+
+
+def test_nothing_is_solved_in_order_without_samples_to_judge_by() -> None:
+    report = compress(two_products(), {"x": X[:1]}, Recipe(weights="int4", device="cpu")).report
+    assert ("sequential",) not in [attempt.kinds for attempt in report.corrections]

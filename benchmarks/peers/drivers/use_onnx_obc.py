@@ -25,7 +25,6 @@ METHODS: dict[str, Method] = {
     "int4": weights(4),
     "int4, symmetric": weights(4, asymmetric=False),
     "int4, rounding": weights(4, solver="baseline", effort="fast"),
-    "int4, in order": weights(4, sequential=True),
     "int4, blocks of 32": weights(4, block=32),
     "int3": weights(3),
     "int2": weights(2),
