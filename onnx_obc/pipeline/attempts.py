@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -27,7 +27,8 @@ class CorrectionReport:
     loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out, and, where these are
     few, on others that the correction did not look at; on the calibration samples where none could be held out.
     standard_error: of the difference, over these samples; None where it cannot be told. kept: whether the loss fell,
-    see `must_be_clear`, and the correction stayed; of a channel permutation, whether it did not clearly rise.
+    see `must_be_clear`, and the correction stayed; of a channel permutation, and of few bits solved in order, whether
+    it did not clearly rise.
     """
 
     kinds: tuple[str, ...]
@@ -46,6 +47,21 @@ def of_whole_models(attempts: Iterable[CorrectionReport]) -> tuple[CorrectionRep
 def is_plain(choice: Choice) -> bool:
     """Whether a layer's weights become integers of PLAIN_BITS, without zeros."""
     return choice.level.bits == PLAIN_BITS and choice.level.sparsity is None
+
+
+def of_few_bits(choices: Mapping[str, Choice]) -> bool:
+    """Whether weights are integers, some of fewer than PLAIN_BITS, without zeros, and inputs have at least so many."""
+    levels = [choice.level for choice in choices.values()]
+    integers = all(level.sparsity is None for level in levels)
+    inputs = all(choice.activation_bits is None or choice.activation_bits >= PLAIN_BITS for choice in choices.values())
+    return integers and inputs and any(level.bits is not None and level.bits < PLAIN_BITS for level in levels)
+
+
+def unless_clearly_worse(attempt: CorrectionReport) -> CorrectionReport:
+    """The attempt, kept also where the loss rose by no more than the standard error of the difference: for what is
+    better to begin with, which few samples cannot prove."""
+    rise, error = attempt.loss_after - attempt.loss_before, attempt.standard_error
+    return replace(attempt, kept=attempt.kept or (error is not None and rise <= error))
 
 
 def must_be_clear(choices: Mapping[str, Choice]) -> bool:

@@ -9,7 +9,15 @@ from ..core.progress import Feedback
 from ..graph.write import WrittenWeight
 from ..solver.baselines import uncompensated
 from ..targets.registry import TARGETS
-from .attempts import CorrectionReport, compared, is_plain, must_be_clear, of_whole_models
+from .attempts import (
+    CorrectionReport,
+    compared,
+    is_plain,
+    must_be_clear,
+    of_few_bits,
+    of_whole_models,
+    unless_clearly_worse,
+)
 from .correct import correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
@@ -124,9 +132,12 @@ def not_below_rounding(draft: Draft, material: Material, recipe: Recipe, feedbac
 
 
 def better(ordered: Draft, rival: Draft, material: Material, recipe: Recipe) -> Draft:
-    """The draft with the lower output loss on held-out samples: of layers solved in order, or each for itself."""
+    """The draft with the lower output loss on held-out samples: of layers solved in order, or each for itself; with few
+    bits the former unless it is clearly worse."""
     models, count = (rival.plan.model, ordered.plan.model), len(ordered.solved)
     clearly = must_be_clear(ordered.plan.choices)
     attempt = compared("sequential", count, models, material.dense, material.held_out, recipe.execution(), clearly)
+    if of_few_bits(ordered.plan.choices):
+        attempt = unless_clearly_worse(attempt)
     best = ordered if attempt.kept else rival
     return replace(best, corrections=(*best.corrections, attempt))

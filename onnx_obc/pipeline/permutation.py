@@ -24,7 +24,7 @@ from ..graph.layers import find_layers
 from ..graph.write import Writer
 from ..solver import solve
 from ..solver.linalg.threads import one_blas_thread
-from .attempts import CorrectionReport, compared
+from .attempts import CorrectionReport, compared, unless_clearly_worse
 from .layer import method_of, prepare_layer
 from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
@@ -79,8 +79,7 @@ def permuted(
         after, _ = _solved(other, profile, samples, recipe, feedback)
         kind = "channel permutation"
         tried = compared(kind, len(orders), (before, after), folded.dense, held_out, execution, False)
-        rise, error = tried.loss_after - tried.loss_before, tried.standard_error
-        tried = replace(tried, kept=tried.kept or (error is not None and rise <= error))
+        tried = unless_clearly_worse(tried)
     return (other if tried.kept else folded), (tried,)
 
 

@@ -34,7 +34,7 @@ from ..runtime.session import Execution
 from ..runtime.stepper import Stepper
 from ..solver import Method
 from ..solver.linalg.threads import one_blas_thread
-from .attempts import PLAIN_BITS
+from .attempts import of_few_bits
 from .correct import sites_of
 from .kept import Shelf
 from .layer import Solved, prepare_layer, solve_layer
@@ -99,15 +99,12 @@ class _Runs:
 def worth_solving_in_order(solutions: Solutions, recipe: Recipe) -> bool:
     """Whether layers that were solved on dense inputs are to be solved in order too, where the recipe leaves that open.
 
-    It pays for weights of few bits without zeros whose inputs have at least 8 bits, and takes as long again as solving
-    did: not for layers that take too long to be solved exactly, nor where a time limit was set.
+    It pays for few bits, and takes as long again as solving did: not for layers that take too long to be solved
+    exactly, nor where a time limit was set. Parts that are trained afterwards come out no better by it.
     """
-    choices = solutions.plan.choices.values()
-    dense = all(x.level.sparsity is None for x in choices)
-    coarse = any(x.level.bits is not None and x.level.bits < PLAIN_BITS for x in choices)
-    fine_inputs = all(x.activation_bits is None or x.activation_bits >= PLAIN_BITS for x in choices)
     exact = all(entry.report.solver == "exact" for entry in solutions.solved.values())
-    return recipe.effort != "fast" and dense and coarse and fine_inputs and exact and recipe.time_limit is None
+    few = of_few_bits(solutions.plan.choices)
+    return recipe.effort == "normal" and few and exact and recipe.time_limit is None
 
 
 @one_blas_thread()
