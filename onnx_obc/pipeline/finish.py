@@ -84,12 +84,12 @@ def finish(
     inputs: the better of the two goes on. Raises VerificationError if the file fails a check: it is then left under a
     `.rejected` name, as one is that fails a gate of the user's, which only its report says; see `hand_over`.
     """
-    draft = make_draft(material, solutions, recipe, feedback)
+    draft = alone = make_draft(material, solutions, recipe, feedback)
     if rival is not None and solutions.plan.layers:
-        other = make_draft(material, rival, recipe, feedback)
+        alone = make_draft(material, rival, recipe, feedback)
         with feedback.watch("correct"):
-            draft = better(draft, other, material, recipe)
-    draft = reconstructed(draft, material, recipe, feedback)
+            draft = better(draft, alone, material, recipe)
+    draft = reconstructed(draft, alone.source, material, recipe, feedback)
     draft = not_below_rounding(draft, material, recipe, feedback)
     output = destination.path
     with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=None if output is None else output.parent) as scratch:

@@ -43,14 +43,17 @@ FEWEST = 32  # samples below which nothing is trained
 VERSION = 1  # rises when training comes to something else: parts that are kept are then trained anew
 
 
-def reconstructed(draft: Draft, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
-    """The draft with its parts trained, where that is nearer to the dense model on held-out samples; else the draft."""
+def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
+    """A model whose parts are trained, where that is nearer to the dense model on held-out samples; else the draft.
+
+    start: what training begins with, layers solved each for itself: from layers solved in order it comes no further.
+    """
     if recipe.effort != "best" or not draft.plan.layers:
         return draft
     if material.feeds.count < FEWEST:
         return _noted(draft, [f"{OPTION} trains on {FEWEST} samples or more, and {material.feeds.count} are there"])
     with feedback.watch("reconstruct"):
-        trained, notes = _trained(draft.source, material, recipe, feedback.progress)
+        trained, notes = _trained(start, material, recipe, feedback.progress)
     if trained is None:
         return _noted(draft, notes)
     other = make_draft(material, trained, recipe, feedback)

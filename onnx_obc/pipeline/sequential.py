@@ -100,11 +100,11 @@ def worth_solving_in_order(solutions: Solutions, recipe: Recipe) -> bool:
     """Whether layers that were solved on dense inputs are to be solved in order too, where the recipe leaves that open.
 
     It pays for few bits, and takes as long again as solving did: not for layers that take too long to be solved
-    exactly, nor where a time limit was set. Parts that are trained afterwards come out no better by it.
+    exactly, nor where a time limit was set.
     """
     exact = all(entry.report.solver == "exact" for entry in solutions.solved.values())
     few = of_few_bits(solutions.plan.choices)
-    return recipe.effort == "normal" and few and exact and recipe.time_limit is None
+    return recipe.effort != "fast" and few and exact and recipe.time_limit is None
 
 
 @one_blas_thread()

@@ -137,7 +137,7 @@ def test_one_sample_is_enough_to_run() -> None:
     ("options", "tried"),
     [
         ({"weights": "int4"}, True),
-        ({"weights": "int4", "effort": "best"}, False),
+        ({"weights": "int4", "activations": "none", "effort": "best"}, True),
         ({"weights": "int8", "layers": [{"match": "second", "weights": "int3"}]}, True),
         ({"weights": "int8"}, False),
         ({"weights": "int4", "effort": "fast"}, False),
