@@ -14,6 +14,7 @@ STAGES = {
     "compile": "compiling the solver",
     "capture": "running the calibration data",
     "solve": "solving rows",
+    "order": "solving rows in order",
     "fisher": "sampling gradients",
     "learn": "learning, % of parts",
     "sensitivity": "sensitivity of levels",
@@ -45,10 +46,15 @@ def progress_bar(quiet: bool) -> Iterator[Feedback]:
     console = messages(quiet=quiet)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
+        reached: dict[str, int] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
-            bars.update(tasks[stage], advance=done, total=total)
+            elif done and reached[stage] >= total:
+                bars.reset(tasks[stage])
+                reached[stage] = 0
+            reached[stage] = reached.get(stage, 0) + done
+            bars.update(tasks[stage], completed=reached[stage], total=total)
 
         yield Feedback(advance, console.print)

@@ -57,7 +57,8 @@ def hundredths(progress: Progress, stage: str, parts: int) -> Callable[[float], 
 class Feedback:
     """Where a run tells what it does.
 
-    progress: called with the name of a stage, how much was done since the last call, and how much there is in all.
+    progress: called with the name of a stage, how much was done since the last call, and how much there is in all; a
+    stage that was finished may begin again.
     say: called with lines of text for the user: what is planned, before it begins. watch: the seconds of each stage.
     """
 

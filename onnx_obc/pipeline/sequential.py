@@ -183,7 +183,7 @@ def _walk(
             writer.weight(layer, solution)
             if solution.bias is not None:
                 add_to_bias(plan.model, trial.biases[layer.name], solution.bias)
-            progress("solve", layer.groups * layer.rows, rows)
+            progress("order", layer.groups * layer.rows, rows)
         if node in trial.corrected:
             site = trial.corrected[node]
             name = str(node.outputs[0].name)
