@@ -27,8 +27,8 @@ class CorrectionReport:
     loss_before, loss_after: the output loss, see `OutputLoss`, on the samples that were held out, and, where these are
     few, on others that the correction did not look at; on the calibration samples where none could be held out.
     standard_error: of the difference, over these samples; None where it cannot be told. kept: whether the loss fell,
-    see `must_be_clear`, and the correction stayed; of a channel permutation, and of few bits solved in order, whether
-    it did not clearly rise.
+    see `must_be_clear`, and the correction stayed; of what is better to begin with (a channel permutation, few bits
+    solved in order, parts trained at levels coarser than 8 bits), whether it did not clearly rise.
     """
 
     kinds: tuple[str, ...]

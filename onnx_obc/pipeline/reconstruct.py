@@ -26,7 +26,7 @@ from ..graph.layers import find_layers
 from ..graph.write import WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
-from .attempts import compared, must_be_clear, of_whole_models
+from .attempts import compared, must_be_clear, of_whole_models, unless_clearly_worse
 from .correct import sites_of
 from .draft import TRAINED, Draft, make_draft
 from .layer import Solved, solving_device
@@ -44,7 +44,8 @@ VERSION = 1  # rises when training comes to something else: parts that are kept 
 
 
 def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
-    """A model whose parts are trained, where that is nearer to the dense model on held-out samples; else the draft.
+    """A model whose parts are trained; the draft where that is clearly worse on held-out samples, or where all layers
+    are of 8 bits without zeros and it is not clearly better.
 
     start: what training begins with, layers solved each for itself: from layers solved in order it comes no further.
     """
@@ -63,6 +64,7 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
         attempt = compared(
             "reconstruction", count, models, material.dense, material.held_out, recipe.execution(), clearly
         )
+    attempt = attempt if clearly else unless_clearly_worse(attempt)
     if attempt.kept:
         chosen, before = other, (*of_whole_models(draft.corrections), *other.corrections)
     else:
