@@ -78,7 +78,7 @@ def repair(module: nn.Module) -> nn.Module:
 
 
 def _bounds(module: Any) -> dict[str, nn.Module]:
-    """By name, what is to stand for each Min and Max of a value and one constant number."""
+    """By name, what is to stand for each Min and Max of a value and one constant number, both floats."""
     found: dict[str, nn.Module] = {}
     for step in module.graph.nodes:
         inner = module.get_submodule(step.target) if step.op == "call_module" else None
@@ -86,7 +86,9 @@ def _bounds(module: Any) -> dict[str, nn.Module]:
             continue
         constants = [_constant(module, argument) for argument in step.args]
         for constant, index in zip(constants, (1, 0), strict=True):
-            if constant is not None and constant.numel() == 1 and constant.dim() <= 1 and constants[index] is None:
+            if constant is None or constants[index] is not None or not constant.is_floating_point():
+                continue
+            if constant.numel() == 1 and constant.dim() <= 1:
                 ends = {"Min": (None, float(constant)), "Max": (float(constant), None)}[inner._op_type]
                 found[step.target] = _Bound(index, *ends)
     return found

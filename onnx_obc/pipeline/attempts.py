@@ -44,6 +44,11 @@ def of_whole_models(attempts: Iterable[CorrectionReport]) -> tuple[CorrectionRep
     return tuple(attempt for attempt in attempts if attempt.kinds in WHOLE)
 
 
+def without_order(attempts: Iterable[CorrectionReport]) -> tuple[CorrectionReport, ...]:
+    """The same attempts where a model goes on whose layers were solved each for itself after all."""
+    return tuple(replace(one, kept=False) if one.kinds == ("sequential",) else one for one in attempts)
+
+
 def is_plain(choice: Choice) -> bool:
     """Whether a layer's weights become integers of PLAIN_BITS, without zeros."""
     return choice.level.bits == PLAIN_BITS and choice.level.sparsity is None

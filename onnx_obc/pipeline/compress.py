@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ..calibration.data import open_samples
 from ..calibration.options import DataOptions
 from ..calibration.split import describe, split
+from ..core.errors import ModelError
 from ..core.progress import Feedback
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
@@ -80,11 +81,16 @@ def compress(
     else:
         solutions = solve_plan(plan, calibrating, recipe, feedback)
         if recipe.sequential is None and held_out is not calibrating:
-            in_order = worth_solving_in_order(solutions, recipe)
+            in_order = worth_solving_in_order(solutions, calibrating, recipe)
         rival = solutions if in_order else None
     if in_order:
         plan = make_plan(folded, recipe)
-        solutions = solve_sequentially(plan, folded, solutions.ranges, calibrating, recipe, feedback)
+        try:
+            solutions = solve_sequentially(plan, folded, solutions.ranges, calibrating, recipe, feedback)
+        except ModelError as error:
+            if rival is None or recipe.sequential:
+                raise
+            rival, notes = None, [*notes, f"layers were not solved in order: {error}"]
     material = Material(model, folded, calibrating, held_out, about, notes, examiner, transforms, plain)
     result = finish(material, solutions, recipe, Destination(target), feedback, checks, rival)
     hand_over([result])

@@ -22,7 +22,7 @@ from ..targets.agreement import Outputs
 from ..targets.check import check_file
 from ..targets.registry import TARGETS
 from .agree import NAMED, find_fault, in_another_form
-from .attempts import of_whole_models
+from .attempts import of_whole_models, without_order
 from .draft import Draft, better, make_draft, not_below_rounding
 from .examine import Examiner
 from .gates import quality_gate
@@ -32,7 +32,7 @@ from .mixed import mix_precisions
 from .recipe import Recipe
 from .reconstruct import reconstructed
 from .report import Report, make_report
-from .solve import Solutions, left_in_float
+from .solve import Solutions, in_profile, left_in_float
 from .speed import measure_speed, timing_feed
 from .verify import Check, Verdict, check_lowered, verify
 
@@ -84,16 +84,17 @@ def finish(
     inputs: the better of the two goes on. Raises VerificationError if the file fails a check: it is then left under a
     `.rejected` name, as one is that fails a gate of the user's, which only its report says; see `hand_over`.
     """
-    draft = alone = make_draft(material, solutions, recipe, feedback)
+    draft = alone = ordered = make_draft(material, solutions, recipe, feedback)
     if rival is not None and solutions.plan.layers:
         alone = make_draft(material, rival, recipe, feedback)
         with feedback.watch("correct"):
             draft = better(draft, alone, material, recipe)
     draft = reconstructed(draft, alone.source, material, recipe, feedback)
     draft = not_below_rounding(draft, material, recipe, feedback)
+    in_order = draft.source is ordered.source and alone is not ordered
     output = destination.path
     with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=None if output is None else output.parent) as scratch:
-        work = _Work(material, recipe, feedback, checks, Path(scratch), output)
+        work = _Work(material, recipe, feedback, checks, Path(scratch), output, alone.source if in_order else None)
         made = work.write(draft)
         if recipe.fix_slow:
             made = _without_slow(made, work)
@@ -138,7 +139,8 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Work:
-    """What writing a draft takes. checks: what was checked before. folder: for files, until one is put in place."""
+    """What writing a draft takes. checks: what was checked before. folder: for files, until one is put in place. alone:
+    where layers were solved in order, the same ones solved each for itself; else None."""
 
     material: Material
     recipe: Recipe
@@ -146,6 +148,7 @@ class _Work:
     checks: Sequence[Check]
     folder: Path
     output: Path | None
+    alone: Solutions | None
 
     def write(self, draft: Draft) -> _Made:
         """Make engines agree on a draft, write it, check the file, and measure it."""
@@ -224,15 +227,21 @@ def _good_enough(made: _Made, work: _Work) -> _Made:
     if gate.passed:
         return made
 
+    start = made.draft
+    if work.alone is not None:  # in order they make up for what layers before them lose, which may be float then
+        plan, alone = start.plan, in_profile(work.alone, start.plan.choices, material.folded, recipe)
+        alone = replace(alone, plan=replace(alone.plan, left_out=plan.left_out, notes=plan.notes))
+        start = replace(start, source=alone, corrections=without_order(start.corrections))
+
     def trial(solutions: Solutions, correct: bool) -> tuple[Draft, ir.Model]:
         as_told = recipe if correct else recipe.model_copy(update={"effort": "fast"})
-        fresh = _again(made.draft, solutions, material, as_told, work.feedback)
+        fresh = _again(start, solutions, material, as_told, work.feedback)
         precision = choose_precision(material, fresh, recipe)
         fresh = precision.fit(fresh)
         return fresh, precision.form(fresh.plan.model)
 
     speed = verdict.speed if recipe.fix_slow or recipe.min_speedup is not None else None
-    found = mix_precisions(made.draft, gate, material, recipe, speed, trial, work.feedback)
+    found = mix_precisions(start, gate, material, recipe, speed, trial, work.feedback)
     if found.draft is None:
         return replace(made, notes=(*made.notes, found.note))
     other = work.write(found.draft)

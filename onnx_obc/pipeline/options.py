@@ -125,7 +125,7 @@ class FinishOptions:
         bool | None,
         Doc(
             "Solve layers in order, each on the inputs that the compressed ones before it produce, where that helps. "
-            "[default: at fewer than 8 bits without zeros, if --effort is not fast]"
+            "[default: at fewer than 8 bits without zeros, where no budget is given and --effort is not fast]"
         ),
     ] = None
     global_adaprune: Annotated[

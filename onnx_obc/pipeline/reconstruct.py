@@ -26,7 +26,7 @@ from ..graph.layers import find_layers
 from ..graph.write import WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
-from .attempts import compared, must_be_clear, of_whole_models, unless_clearly_worse
+from .attempts import compared, must_be_clear, of_whole_models, unless_clearly_worse, without_order
 from .correct import sites_of
 from .draft import TRAINED, Draft, make_draft
 from .layer import Solved, solving_device
@@ -47,7 +47,8 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
     """A model whose parts are trained; the draft where that is clearly worse on held-out samples, or where all layers
     are of 8 bits without zeros and it is not clearly better.
 
-    start: what training begins with, layers solved each for itself: from layers solved in order it comes no further.
+    start: what training begins with, where both were made layers solved each for itself: from layers solved in order it
+    comes no further.
     """
     if recipe.effort != "best" or not draft.plan.layers:
         return draft
@@ -66,7 +67,7 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
         )
     attempt = attempt if clearly else unless_clearly_worse(attempt)
     if attempt.kept:
-        chosen, before = other, (*of_whole_models(draft.corrections), *other.corrections)
+        chosen, before = other, (*without_order(of_whole_models(draft.corrections)), *other.corrections)
     else:
         chosen, before = draft, draft.corrections
     return _noted(replace(chosen, corrections=(*before, attempt)), notes)

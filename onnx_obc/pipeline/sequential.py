@@ -46,6 +46,7 @@ from .schedule import Schedule
 from .solve import Solutions, method_and_schedule
 from .write import quantize_activations
 
+MOST = 1024  # samples that layers are solved in order on, unless asked for
 SHARED = "solved in order on the inputs of its first use; it has others"
 
 
@@ -96,14 +97,14 @@ class _Runs:
         return run
 
 
-def worth_solving_in_order(solutions: Solutions, recipe: Recipe) -> bool:
+def worth_solving_in_order(solutions: Solutions, samples: Samples, recipe: Recipe) -> bool:
     """Whether layers that were solved on dense inputs are to be solved in order too, where the recipe leaves that open.
 
     It pays for few bits, and takes as long again as solving did: not for layers that take too long to be solved
-    exactly, nor where a time limit was set.
+    exactly, nor where a time limit was set; and it holds what all samples make of a value: not for more than `MOST`.
     """
     exact = all(entry.report.solver == "exact" for entry in solutions.solved.values())
-    few = of_few_bits(solutions.plan.choices)
+    few = of_few_bits(solutions.plan.choices) and samples.count <= MOST
     return recipe.effort != "fast" and few and exact and recipe.time_limit is None
 
 

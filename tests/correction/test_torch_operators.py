@@ -10,12 +10,13 @@ import onnx_ir as ir
 import pytest
 from small_graphs import build, random
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnx2torch")
+from onnx_obc.correction.torch_graph import _torchvision_or_none, check_agreement, to_torch
+from onnx_obc.graph.layers import find_layers
 
-from onnx_obc.correction.torch_graph import check_agreement, to_torch  # noqa: E402
-from onnx_obc.correction.torch_operators import _Bound, _Codes  # noqa: E402
-from onnx_obc.graph.layers import find_layers  # noqa: E402
+torch = pytest.importorskip("torch")
+with _torchvision_or_none():
+    pytest.importorskip("onnx2torch")
+    from onnx_obc.correction.torch_operators import _Bound, _Codes
 
 make = onnx.helper.make_node
 
@@ -48,6 +49,21 @@ def test_smaller_and_larger(operator: str, operands: list[str], bound: bool) -> 
     graph = to_torch(model, find_layers(model)[0], "--effort best", ["y"])
     check_agreement(graph, model, {"x": random(2, 3, 5, 5)})
     assert any(isinstance(inner, _Bound) for inner in graph.module.modules()) == bound
+
+
+def test_smaller_of_integers_stays_an_integer() -> None:
+    """As where exporters cut a length short: a slice takes no floats."""
+    nodes = [
+        make("Conv", ["x", "w"], ["c"], "conv"),
+        make("Shape", ["c"], ["s"]),
+        make("Gather", ["s", "axis"], ["d"]),
+        make("Min", ["d", "most"], ["e"]),
+        make("Slice", ["c", "start", "e", "axis"], ["y"]),
+    ]
+    numbers = {name: np.array([n], np.int64) for name, n in {"axis": 2, "most": 3, "start": 0}.items()}
+    model = ir.from_proto(build(nodes, {"x": (2, 3, 5, 5)}, {"y": None}, {"w": random(3, 3, 1, 1), **numbers}))
+    graph = to_torch(model, find_layers(model)[0], "--effort best", ["y"])
+    check_agreement(graph, model, {"x": random(2, 3, 5, 5)})
 
 
 @pytest.mark.parametrize("ends", [(0, 15), (-8, 7)])

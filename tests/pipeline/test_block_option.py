@@ -73,7 +73,7 @@ def test_they_lose_less_and_cost_their_scales() -> None:
 
 
 def test_corrections_and_training_keep_the_integers(tmp_path: Path) -> None:
-    for options in ({}, {"sequential": True}):
+    for options in ({"sequential": False}, {"sequential": True}):
         recipe = Recipe(weights="int4", block=16, activations="none", **options)
         report = compress(products(), X, recipe, tmp_path / "o.onnx").report
         assert all(check.passed for check in report.checks)

@@ -23,7 +23,7 @@ HALF = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 FEEDS = [{"x": random(4, 8, 6, 6, seed=seed)} for seed in range(16)]
 RECIPES = {
     "8w8a": Recipe(),
-    "int4": Recipe(weights="int4", activations="none"),
+    "int4": Recipe(weights="int4", activations="none", sequential=False),
     "int4 in blocks": Recipe(weights="int4", activations="none", block=16),
     "int8 alone": Recipe(weights="int8", activations="none"),
     "2:4": Recipe(weights="float", activations="none", sparsity="2:4"),
