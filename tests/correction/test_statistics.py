@@ -398,7 +398,7 @@ def test_the_outputs_of_the_small_classifier_come_closer(kinds: Sequence[Kind], 
 @pytest.mark.slow
 def test_in_the_pipeline(tmp_path: Path) -> None:
     """What is kept is verified, and said to have helped; without it the file is another one."""
-    recipe = Recipe(weights="int3", activations="none", device="cpu", threads=1)
+    recipe = Recipe(weights="int3", activations="none", sequential=False, device="cpu", threads=1)
     options = DataOptions(samples=256)
     plain = compress(MODEL, CALIBRATION, recipe.model_copy(update={"effort": "fast"}), data=options).report
     report = compress(MODEL, CALIBRATION, recipe, tmp_path / "model.onnx", data=options).report
