@@ -39,11 +39,11 @@ loss. Every method has the same samples, grids, damping and corrections of stati
 folded in, as files that are deployed have: masks by magnitude depend on that.
 
 *In order*: each layer on the inputs that the compressed ones before it produce (`--sequential`, the tool's default for
-weights of 4, 3 and 2 bits), kept only where outputs on held-out samples come closer: where they do not, the row is that
-of the method without it. AdaRound, AdaQuant and BRECQ are in order by themselves. Their steps are those that the rows
-say; published are 10,000, 1,000 and 20,000, on a GPU. What they, L-OBS and AdaPrune do here, and where that differs
-from the papers: [to compare with](recipe.md#to-compare-with). Seconds are those of the whole run of one model, on a
-machine that did other things as well.
+weights of 4, 3 and 2 bits), in these rows kept only where outputs on held-out samples come closer: where they do not,
+the row is that of the method without it. AdaRound, AdaQuant and BRECQ are in order by themselves. Their steps are those
+that the rows say; published are 10,000, 1,000 and 20,000, on a GPU. What they, L-OBS and AdaPrune do here, and where
+that differs from the papers: [to compare with](recipe.md#to-compare-with). Seconds are those of the whole run of one
+model, on a machine that did other things as well.
 
 {chr(10).join(part for part in parts if part)}
 {_peers()}{_figure_2(rows)}

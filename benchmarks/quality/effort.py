@@ -27,17 +27,18 @@ from onnx_obc.database.open import Database
 from onnx_obc.pipeline.finish import Destination
 from onnx_obc.pipeline.report import Report
 
-SOLVED = ("8w8a", "4w4a", "sparse-0.60")
-COMMANDS: dict[str, dict[str, Any]] = {
+LEVELS: dict[str, dict[str, Any] | None] = {  # what a recipe says of each; None: solved into a database
+    "8w8a": None,
+    "4w4a": None,
     "int4-asym": {"weights": "int4", "activations": "none"},
     "int3-asym": {"weights": "int3", "activations": "none"},
     "int2-asym": {"weights": "int2", "activations": "none"},
+    "sparse-0.60": None,
     "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
     "2:4+8w8a": {"sparsity": "2:4"},
     "4:8": {"weights": "float", "activations": "none", "sparsity": "4:8"},
     "block4-0.50": {"weights": "float", "activations": "none", "sparsity": "block4:0.5"},
 }
-LEVELS = ("8w8a", "4w4a", "int4-asym", "int3-asym", "int2-asym", "sparse-0.60", *list(COMMANDS)[3:])
 EFFORTS = ("normal", "best")
 
 
@@ -51,7 +52,7 @@ def run(
     dense = subject.score(subject.path, None)
     path, folder = scratch / "model.onnx", databases / f"{subject.path.stem}-effort"
     for level, effort in wanted:
-        database = built(subject, [level], folder) if level in SOLVED else None
+        database = built(subject, [level], folder) if LEVELS[level] is None else None
         began = time.perf_counter()
         report = _made(subject, level, effort, path, database)
         seconds = time.perf_counter() - began
@@ -75,7 +76,7 @@ def run(
 
 def _made(subject: Subject, level: str, effort: str, path: Path, database: Database | None) -> Report:
     """The report on a model at this level and effort, which is written; by one command where no database is given."""
-    recipe = Recipe.model_validate({"verify": False, "effort": effort, **COMMANDS.get(level, {})})
+    recipe = Recipe.model_validate({"verify": False, "effort": effort, **(LEVELS[level] or {})})
     if database is None:
         return compress(subject.path, subject.calibration, recipe, path, data=subject.options).report
     return database.write(uniform(database, parse_choice(level)), recipe, Destination(path)).report

@@ -86,7 +86,8 @@ def compress(
     if in_order:
         plan = make_plan(folded, recipe)
         try:
-            solutions = solve_sequentially(plan, folded, solutions.ranges, calibrating, recipe, feedback)
+            exact = recipe.sequential is None  # or it would not be worth it
+            solutions = solve_sequentially(plan, folded, solutions.ranges, calibrating, recipe, feedback, exact)
         except ModelError as error:
             if rival is None or recipe.sequential:
                 raise

@@ -116,17 +116,20 @@ def solve_sequentially(
     samples: Samples,
     recipe: Recipe,
     feedback: Feedback,
+    exact: bool = False,
 ) -> Solutions:
     """Solve the layers of a plan in the order of the graph, each on what a compressed copy of its model computes.
 
     The plan's model stays as it is. folded: what it was made from. ranges: of the plan's activations, which are
     quantized as they will be in the file. On the way, statistics are corrected as they will be, if the recipe says so.
-    A layer with several uses is solved for the first.
+    A layer with several uses is solved for the first. exact: all layers are known to be solved exactly, so that none is
+    scheduled again.
 
     The reports' losses are those of W*, which differ from the losses of the same layers solved on dense inputs.
     """
     choices = {name: (choice,) for name, choice in plan.choices.items()}
-    method, schedule = method_and_schedule(plan.layers, choices, recipe, feedback)
+    decided = [layer.name for layer in plan.layers] if exact else ()
+    method, schedule = method_and_schedule(plan.layers, choices, recipe, feedback, decided)
     own = {layer.name: layer for layer in plan.layers}
     copy = replace(make_plan(folded, recipe, plan.choices), remarks=plan.remarks)
     sites = sites_of(copy, folded.dense, recipe) if recipe.correct else []

@@ -377,8 +377,9 @@ def test_the_installed_program(tmp_path: Path) -> None:
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.slow
-def test_progress_is_shown_in_a_terminal_and_goes_away(tmp_path: Path) -> None:
+def test_progress_is_shown_in_a_terminal_and_goes_away(weights: str, tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     import os
 
@@ -386,7 +387,7 @@ def test_progress_is_shown_in_a_terminal_and_goes_away(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.eye(64, dtype=np.float32))
     ours, theirs = pty.openpty()
     code = "from onnx_obc.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "in.onnx", "out.onnx", "--calib", "x.npy"]
+    command = [sys.executable, "-c", code, "in.onnx", "out.onnx", "--calib", "x.npy", "--weights", weights]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env=environment)
     os.set_blocking(ours, False)
@@ -399,4 +400,6 @@ def test_progress_is_shown_in_a_terminal_and_goes_away(tmp_path: Path) -> None:
     os.close(ours)
     assert done.returncode == 0 and "✓ losses" in done.stdout.decode()
     assert "solving rows" in shown and "64/64" in shown
+    assert ("solving rows in order" in shown) == (weights == "int4")
+    assert all(int(count) <= int(total) for count, total in re.findall(r"(\d+)/(\d+)", shown))
     assert re.search(r"\x1b\[2K[^\w]*$", shown)  # the last thing is that the lines are cleared

@@ -79,14 +79,14 @@ def test_a_large_model_becomes_what_a_small_one_does(
     assert [layer.level for layer in found.report.layers] == [layer.level for layer in expected.report.layers]
     losses = [[layer.loss for layer in result.report.layers] for result in (found, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
-    if recipe.sequential:  # codes of one layer that differ in last digits are other inputs for those behind it
-        return
     one, other = (onnx.load(tmp_path / name) for name in ("small.onnx", "large.onnx"))
     weights = [
         {x.name: onnx.numpy_helper.to_array(x).astype(np.float64) for x in m.graph.initializer} for m in (one, other)
     ]
     assert weights[0].keys() == weights[1].keys()
     for name, array in weights[0].items():  # products are summed up in another order, which may move a code by a step
+        if recipe.sequential and not name.startswith("first"):
+            continue  # and what one layer's codes compute is what those behind it are solved on: losses are alike
         different = array != weights[1][name]
         assert different.mean() < 0.02 or array.dtype.kind == "f", name
         np.testing.assert_allclose(
