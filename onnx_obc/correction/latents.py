@@ -1,6 +1,6 @@
 """What of a layer moves while it is trained: codes and scales, or kept weights, biases, and the scales of its inputs.
 
-Each says what is trained at what rate (`groups`), and what stands in the graph meanwhile (`now`).
+Each says what is trained and how far it can go (`groups`), and what stands in the graph meanwhile (`now`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from .torch_graph import as_seen, send, with_codes
 if TYPE_CHECKING:
     import torch
 
-CODE_TRAVEL = 0.4  # steps of the grid that a code goes at most, in the whole: of a rate that falls to 0, about half
-WEIGHT_RATE = 2e-3  # of the root mean square of a row
-SCALE_RATE = 1e-3  # of a scale, of weights or of an activation
-BIAS_RATE = 1e-3  # of the root mean square of a layer's output
+# How far at most, if all steps went the same way: of a rate that falls to 0 along a cosine, half of it.
+CODE_TRAVEL = 0.4  # steps of the grid
+WEIGHT_TRAVEL = 1.6  # of the root mean square of a row
+SCALE_TRAVEL = 0.4  # of a scale, of weights or of an activation
+BIAS_TRAVEL = 0.4  # of the root mean square of a layer's output
 CENTRE = 0.45  # of a step, how far from the middle of its cell a code starts at most
 
 
@@ -35,8 +36,8 @@ class Bias:
         self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
-        """What is trained, each with its rate."""
-        return [(self._moved, BIAS_RATE)]
+        """What is trained, each with its travel."""
+        return [(self._moved, BIAS_TRAVEL)]
 
     def now(self) -> torch.Tensor:
         """The bias, in its shape."""
@@ -53,8 +54,8 @@ class Scale:
         self._factor = torch.nn.Parameter(torch.zeros((), device=device))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
-        """What is trained, each with its rate."""
-        return [(self._factor, SCALE_RATE)]
+        """What is trained, each with its travel."""
+        return [(self._factor, SCALE_TRAVEL)]
 
     def now(self) -> torch.Tensor:
         """The scale."""
@@ -80,8 +81,8 @@ class Weights:
         self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
-        """What is trained, each with its rate."""
-        return [(self._moved, WEIGHT_RATE)]
+        """What is trained, each with its travel."""
+        return [(self._moved, WEIGHT_TRAVEL)]
 
     def _matrix(self) -> torch.Tensor:
         return self._start + self._moved * self._unit
@@ -99,14 +100,11 @@ class Weights:
 
 
 class Codes:
-    """A layer's codes and scales in training, for so many steps. dense: its weights, (groups, rows, columns)."""
+    """A layer's codes and scales in training. dense: its weights, (groups, rows, columns)."""
 
-    def __init__(
-        self, layer: Layer, solution: Solution, dense: Float32, steps: int, shared_scale: bool, device: str
-    ) -> None:
+    def __init__(self, layer: Layer, solution: Solution, dense: Float32, shared_scale: bool, device: str) -> None:
         import torch
 
-        self._rate = CODE_TRAVEL / steps
         grid, codes = solution.grid, solution.codes
         assert grid is not None and codes is not None
         self._layer, self._solution = layer, solution
@@ -123,8 +121,8 @@ class Codes:
         self._factor = torch.nn.Parameter(torch.zeros(shape, device=device))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
-        """What is trained, each with its rate."""
-        return [(self._steps, self._rate), (self._factor, SCALE_RATE)]
+        """What is trained, each with its travel."""
+        return [(self._steps, CODE_TRAVEL), (self._factor, SCALE_TRAVEL)]
 
     def _whole(self) -> torch.Tensor:
         """How many steps from the zero point every weight lies."""

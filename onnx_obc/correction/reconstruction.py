@@ -141,9 +141,7 @@ def reconstruct(
         if solution.codes is None:
             latents[layer.name] = Weights(layer, solution, device)
         else:
-            latents[layer.name] = Codes(
-                layer, solution, dense[layer.name], training.steps, training.shared_scale, device
-            )
+            latents[layer.name] = Codes(layer, solution, dense[layer.name], training.shared_scale, device)
     names = latents.keys()
     biases = {
         place.bias: Bias(graph.bias_values[place.bias], spans[place.value], device)
@@ -152,7 +150,7 @@ def reconstruct(
     }
     scales = {name: Scale(graph.scale_values[name], device) for name in training.scales}
     groups = [g for latent in (*latents.values(), *biases.values(), *scales.values()) for g in latent.groups()]
-    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in groups])
+    optimizer = torch.optim.Adam([{"params": [p], "lr": travel / training.steps} for p, travel in groups])
     parameters = [p for p, _ in groups]
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     energy = sum(float(np.square(example.target, dtype=np.float64).sum()) for example in examples)

@@ -18,7 +18,7 @@ ACTIVATIONS = (
 )
 SHAPES = ("Shape", "Size")  # what they give does not depend on what a value holds
 MOST = 8  # layers of a block
-CHAIN = 3  # layers that follow one another outside of blocks, in one part
+CHAIN = 8  # layers of blocks that follow one another, in one unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +26,15 @@ class Unit:
     """A part of a graph with one output.
 
     nodes: in the order of the graph. layers: the names of those whose first use is in it. inputs: by value, one of the
-    nodes that read it and the index there, which tells what stands in its place once a graph was written into.
+    nodes that read it and the index there, which tells what stands in its place once a graph was written into. blocks:
+    the units that it was put together from, if it was.
     """
 
     nodes: tuple[ir.Node, ...]
     layers: tuple[str, ...]
     inputs: Mapping[str, tuple[ir.Node, int]]
     output: str
+    blocks: tuple[Unit, ...] = ()
 
 
 def layer_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
@@ -72,14 +74,14 @@ def block_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
 
 
 def chain_units(model: ir.Model, layers: Sequence[Layer]) -> list[Unit]:
-    """Those of `block_units`, with layers that follow one another outside of blocks put together, up to `CHAIN`."""
+    """Those of `block_units`, neighbours put together as long as a unit has no more than `CHAIN` layers."""
     owners = {layer.uses[0].node: layer.name for layer in layers}
     units: list[Unit] = []
     for unit in block_units(model, layers):
         last = units[-1] if units else None
-        chain = last is not None and len(unit.layers) == 1 and len(last.layers) < CHAIN and not _forks(last.nodes)
-        if last is not None and chain and _leads_only_to(last, unit):
-            units[-1] = _unit([*last.nodes, *unit.nodes], owners)
+        if last is not None and len(last.layers) + len(unit.layers) <= CHAIN and _leads_only_to(last, unit):
+            blocks = (*(last.blocks or (last,)), unit)
+            units[-1] = replace(_unit([*last.nodes, *unit.nodes], owners), blocks=blocks)
         else:
             units.append(unit)
     return units

@@ -111,17 +111,21 @@ def check_trainable(recipe: Recipe) -> None:
     """Raise RecipeError if the recipe asks for what needs gradients, and what these need is not installed."""
     if recipe.global_adaprune:
         require_torch("global AdaPrune")
-    if recipe.effort == "best":
+    if recipe.reconstruction:
+        require_torch("--reconstruction")
+    elif recipe.effort == "best" and recipe.reconstruction is None:
         require_torch("--effort best")
 
 
 def require_torch(what: str) -> None:
     """Raise RecipeError if what the user asked for needs gradients, and torch and onnx2torch are not installed."""
-    missing = [name for name in ("torch", "onnx2torch") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RecipeError(
-            f"{what} needs {' and '.join(missing)}, not installed; install onnx-obc[torch], or leave it out"
-        )
+    if missing := missing_for_training():
+        raise RecipeError(f"{what} needs {missing}, not installed; install onnx-obc[torch], or leave it out")
+
+
+def missing_for_training() -> str:
+    """What gradients need and is not installed, in words; empty if nothing is missing."""
+    return " and ".join(name for name in ("torch", "onnx2torch") if importlib.util.find_spec(name) is None)
 
 
 def train_all(

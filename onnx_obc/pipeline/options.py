@@ -116,9 +116,10 @@ class FinishOptions:
     effort: Annotated[
         Literal["fast", "normal", "best"],
         Doc(
-            "fast: layers are solved, no more. normal: those of few bits in order, and the statistics of outputs are "
-            "brought back to the dense model's, where that helps. best: parts of the model are trained towards its "
-            "outputs too, without labels; needs torch and onnx2torch."
+            "fast: layers are solved, no more. normal: those of few bits in order, the statistics of outputs are "
+            "brought back to the dense model's, where that helps, and where weights have zeros, parts of a small model "
+            "are trained for a minute or two towards its outputs, without labels, if torch is installed. best: parts "
+            "are trained at all levels, for longer; needs torch and onnx2torch."
         ),
     ] = "normal"
     sequential: Annotated[
@@ -126,6 +127,13 @@ class FinishOptions:
         Doc(
             "Solve layers in order, each on the inputs that the compressed ones before it produce, where that helps. "
             "[default: at fewer than 8 bits without zeros, where no budget is given and --effort is not fast]"
+        ),
+    ] = None
+    reconstruction: Annotated[
+        bool | None,
+        Doc(
+            "Train parts of the model towards what the dense ones compute. [default: with --effort best; with normal "
+            "where weights have zeros, no budget is given, and the model is small]"
         ),
     ] = None
     global_adaprune: Annotated[

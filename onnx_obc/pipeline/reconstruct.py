@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from ..calibration.capture import run_costs
 from ..calibration.samples import Batch
 from ..calibration.split import CORRECTING, TRAINING, first_samples
 from ..core.arrays import Array, Feed, Float32
@@ -15,19 +16,19 @@ from ..core.errors import ModelError, one_line
 from ..core.plural import counted
 from ..core.progress import Feedback, Progress, hundredths
 from ..core.solution import Solution
-from ..correction.reconstruction import Example, Reconstructed, Training, can_be_taken_apart, reconstruct, take
+from ..correction.reconstruction import MOST, Example, Reconstructed, Training, can_be_taken_apart, reconstruct, take
 from ..correction.sites import bias_sites
 from ..correction.statistics import WrittenLayer, correct
-from ..correction.torch_graph import check_agreement, places_of, to_torch
+from ..correction.torch_graph import TorchGraph, check_agreement, places_of, to_torch
 from ..correction.units import Unit, chain_units, layers_of
 from ..graph.edit import add_initializer, names_of, submodel, take_name
 from ..graph.fold import remove_unused
-from ..graph.layers import find_layers
+from ..graph.layers import Layer, find_layers
 from ..graph.write import WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
 from .attempts import compared, must_be_clear, of_whole_models, unless_clearly_worse, without_order
-from .correct import sites_of
+from .correct import missing_for_training, sites_of
 from .draft import TRAINED, Draft, make_draft
 from .layer import Solved, solving_device
 from .material import Material
@@ -36,10 +37,12 @@ from .recipe import Recipe
 from .solve import Solutions, in_profile
 from .write import write
 
-OPTION = "--effort best"
-STEPS = 400  # for each part
+STEPS = 400  # for each part, with --effort best
+BRIEF = 100  # without
+FEWEST, ENOUGH = 32, 128  # samples below which nothing is trained, and nothing that the user did not ask for
+FLOPS = 1e13  # of a training that the user did not ask for, at most: two minutes or so on two cores
+BACK_AND_FORTH = 3  # gradients take twice as long as outputs
 SPARED = 8  # one of so many samples stops the training
-FEWEST = 32  # samples below which nothing is trained
 VERSION = 1  # rises when training comes to something else: parts that are kept are then trained anew
 
 
@@ -50,10 +53,9 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
     start: what training begins with, where both were made layers solved each for itself: from layers solved in order it
     comes no further.
     """
-    if recipe.effort != "best" or not draft.plan.layers:
-        return draft
-    if material.feeds.count < FEWEST:
-        return _noted(draft, [f"{OPTION} trains on {FEWEST} samples or more, and {material.feeds.count} are there"])
+    reason = _untrained(draft.plan, material, recipe)
+    if reason is not None:
+        return _noted(draft, [reason] if reason else [])
     with feedback.watch("reconstruct"):
         trained, notes = _trained(start, material, recipe, feedback.progress)
     if trained is None:
@@ -73,6 +75,41 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
     return _noted(replace(chosen, corrections=(*before, attempt)), notes)
 
 
+def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
+    """Why nothing is trained, in words for the user, empty where he need not know; None if parts are.
+
+    Unless the recipe says so: `best` trains at every level, and `normal` where weights have zeros, which gain most, if
+    torch is there and it takes minutes at most: not from a database, from which many models are written in seconds, nor
+    in a time limit, nor after other solvers than the tool's own, which are there to be compared.
+    """
+    count, asked = material.feeds.count, recipe.reconstruction
+    if asked is False or not plan.layers or (asked is None and recipe.effort == "fast"):
+        return ""
+    if asked or recipe.effort == "best":
+        few = f"{_option(recipe)} trains on {FEWEST} samples or more, and {count} are there"
+        return few if count < FEWEST else None
+    sparse = any(choice.level.sparsity is not None for choice in plan.choices.values())
+    quick = material.trained is None and recipe.time_limit is None and not recipe.global_adaprune
+    if not sparse or not quick or recipe.solver not in ("auto", "exact", "ordered") or count < ENOUGH:
+        return ""
+    layers = find_layers(material.folded.model)[0]
+    costs = run_costs(material.folded.model, layers, material.feeds, recipe.execution()).values()
+    if sum(cost.flops or 0 for cost in costs) * BACK_AND_FORTH * MOST * BRIEF > FLOPS:
+        return "parts were not trained, as a model of this size takes long; --effort best does it"
+    if missing := missing_for_training():
+        why = f"that needs {missing}, not installed; install onnx-obc[torch]"
+        return f"parts were not trained, which lowers the loss where weights have zeros: {why}"
+    return None
+
+
+def _steps(recipe: Recipe) -> int:
+    return STEPS if recipe.effort == "best" else BRIEF
+
+
+def _option(recipe: Recipe) -> str:
+    return "--reconstruction" if recipe.reconstruction else f"--effort {recipe.effort}"
+
+
 def _noted(draft: Draft, notes: Sequence[str]) -> Draft:
     plan = draft.plan
     return replace(draft, source=replace(draft.source, plan=replace(plan, notes=(*plan.notes, *notes))))
@@ -85,19 +122,33 @@ def _trained(
     user should know."""
     own, blank = (in_profile(solutions, solutions.plan.choices, material.folded, recipe) for _ in range(2))
     walk = _Walk(own, material, recipe)
+    option = _option(recipe)
     left: dict[str, list[str]] = {}  # layers by why they are left as they are
+
+    def train(unit: Unit, tell: Callable[[float], None]) -> None:
+        names = [name for name in unit.layers if name in walk.trainable]
+        if not names:
+            return
+        try:
+            part = walk.part(unit, names)
+        except ModelError as error:  # of torch, which may know the operators of some blocks
+            for block in unit.blocks:
+                train(block, lambda share: None)
+            if not unit.blocks:
+                left.setdefault(str(error).removesuffix(f"; leave out {option}"), []).extend(names)
+            return
+        try:
+            walk.train(part, tell)
+        except ModelError as error:
+            left.setdefault(str(error), []).extend(names)
+
     for unit in walk.units:
         tell = hundredths(progress, "reconstruct", len(walk.units))
-        names = [name for name in unit.layers if name in walk.trainable]
-        if names:
-            try:
-                walk.train(unit, names, tell)
-            except ModelError as error:
-                left.setdefault(str(error).removesuffix(f"; leave out {OPTION}"), []).extend(names)
+        train(unit, tell)
         tell(1)
-    notes = [f"{counted(len(names), 'layer')} not trained by {OPTION}: {why}" for why, names in left.items()]
+    notes = [f"{counted(len(names), 'layer')} not trained by {option}: {why}" for why, names in left.items()]
     if not walk.better:
-        return None, [*notes, f"{OPTION}: no part of the model came nearer to the dense one by training"]
+        return None, [*notes, f"{option}: no part of the model came nearer to the dense one by training"]
     solved = {}
     for name, entry in blank.solved.items():
         solution, bias = walk.solved[name].solution, walk.added_to_bias(name)
@@ -106,6 +157,19 @@ def _trained(
             report = replace(report, notes=(*report.notes, TRAINED))
         solved[name] = replace(entry, solution=replace(solution, bias=bias), report=report)
     return replace(blank, solved=solved, stretches=walk.stretches), notes
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A unit that is to be trained. names: of the layers that are. kept: what training came to before. given: what the
+    compressed model gives it, feed by feed. graph, layers: in torch."""
+
+    unit: Unit
+    names: Sequence[str]
+    kept: Mapping[str, Array] | None
+    given: Sequence[Feed] = ()
+    graph: TorchGraph | None = None
+    layers: Sequence[Layer] = ()
 
 
 class _Walk:
@@ -149,47 +213,53 @@ class _Walk:
         half = replace(recipe.execution(), memory=recipe.memory_bytes() / 2)
         self._dense, self._compressed = Stepper(self._dense_model, feeds, half), Stepper(plan.model, feeds, half)
 
-    def train(self, unit: Unit, names: Sequence[str], progress: Callable[[float], None]) -> None:
-        """Train these layers of a part, in place, if that brings its output nearer to the dense one on samples held
-        out. Raises ModelError if torch cannot run the part as onnxruntime does."""
-        solutions = {name: self.solved[name].solution for name in names}
-        key, arrays = "", None
+    def part(self, unit: Unit, names: Sequence[str]) -> _Part:
+        """What training these layers of a unit takes. The compressed model runs up to it. Raises ModelError if torch
+        cannot run the unit as onnxruntime does."""
         if self._store is not None:
             key = self._store.key(self._key, unit.output, names)
-            arrays = self._store.recall(key)
-        if arrays is None:
-            result = self._result(unit, solutions, progress)
-            if self._store is not None:
-                self._store.keep(key, result.arrays())
+            if (arrays := self._store.recall(key)) is not None:
+                return _Part(unit, names, arrays)
+        read = [node.inputs[index] for node, index in unit.inputs.values()]
+        sources = list(dict.fromkeys(str(unquantized(value).name) for value in read if value is not None))
+        given = self._compressed.advance(sources)
+        model = submodel(self._floats, given[0], [unit.output])
+        layers = layers_of(model, [self.solved[name].layer for name in names])
+        places = [place.value for place in places_of(model, layers)[0]]  # given out too: biases move by their size
+        graph = to_torch(model, layers, _option(self._recipe), list(dict.fromkeys([unit.output, *places])))
+        check_agreement(graph, model, given[0], rounded=True)
+        return _Part(unit, names, None, given, graph, layers)
+
+    def train(self, part: _Part, progress: Callable[[float], None]) -> None:
+        """Train a part, in place, if that brings its output nearer to the dense one on samples held out. Raises
+        ModelError if torch fails."""
+        solutions = {name: self.solved[name].solution for name in part.names}
+        if part.kept is not None:
+            result = Reconstructed.restored(part.kept, solutions)
         else:
-            result = Reconstructed.restored(arrays, solutions)
+            result = self._result(part, solutions, progress)
+            if self._store is not None:
+                self._store.keep(self._store.key(self._key, part.unit.output, part.names), result.arrays())
         if result.after < result.before:
             self._take(result)
 
     def _result(
-        self, unit: Unit, solutions: Mapping[str, Solution], progress: Callable[[float], None]
+        self, part: _Part, solutions: Mapping[str, Solution], progress: Callable[[float], None]
     ) -> Reconstructed:
-        """What training these layers of a part comes to."""
-        recipe = self._recipe
-        read = [node.inputs[index] for node, index in unit.inputs.values()]
-        sources = list(dict.fromkeys(str(unquantized(value).name) for value in read if value is not None))
-        given = self._compressed.advance(sources)
+        """What training a part comes to."""
+        recipe, unit, graph = self._recipe, part.unit, part.graph
+        assert graph is not None
         wanted = self._dense.advance([unit.output])
-        examples = _examples(self._batches, given, [feed[unit.output] for feed in wanted])
-        part = submodel(self._floats, examples[0].feed, [unit.output])
-        layers = layers_of(part, [self.solved[name].layer for name in solutions])
-        places = [place.value for place in places_of(part, layers)[0]]  # given out too: biases move by their size
-        graph = to_torch(part, layers, OPTION, list(dict.fromkeys([unit.output, *places])))
-        check_agreement(graph, part, examples[0].feed, rounded=True)
+        examples = _examples(self._batches, part.given, [feed[unit.output] for feed in wanted])
         if examples[0].count and not can_be_taken_apart(graph, examples[0]):
             examples = [replace(example, count=0) for example in examples]
         training, spared = _spare(examples)
         scales = tuple(name for name in self._own_scales(unit) if name in graph.scales)
         shared = TARGETS[recipe.target].shared_scale
-        settings = Training(STEPS, recipe.seed, solving_device(recipe.device), recipe.threads, shared, scales)
+        settings = Training(_steps(recipe), recipe.seed, solving_device(recipe.device), recipe.threads, shared, scales)
         dense = {name: self.solved[name].layer.matrix() for name in solutions}
         try:
-            return reconstruct(graph, layers, dense, solutions, training, spared, settings, progress)
+            return reconstruct(graph, part.layers, dense, solutions, training, spared, settings, progress)
         except RuntimeError as error:  # of torch: also for want of memory
             raise ModelError(f"torch fails on what leads to {unit.output}: {one_line(error)}") from error
 
@@ -241,7 +311,7 @@ class _Walk:
 
 def _start(solutions: Solutions, recipe: Recipe) -> Iterator[object]:
     """All that training depends on, beside the model and the samples."""
-    yield [VERSION, STEPS, SPARED, recipe.seed, recipe.target, recipe.ranges]
+    yield [VERSION, _steps(recipe), SPARED, recipe.seed, recipe.target, recipe.ranges]
     yield [(one.value, one.bits, one.symmetric, one.dynamic) for one in solutions.plan.activations]
     for name, entry in solutions.solved.items():
         yield name
