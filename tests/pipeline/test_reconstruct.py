@@ -16,6 +16,7 @@ from onnx_obc import Recipe, compress, open_database
 from onnx_obc import build as build_database
 from onnx_obc.core.level import parse_choice
 from onnx_obc.core.progress import Feedback
+from onnx_obc.correction import units
 from onnx_obc.graph.write import activation_grid, activation_pairs
 from onnx_obc.pipeline import reconstruct as module
 from onnx_obc.pipeline.finish import Destination
@@ -31,6 +32,7 @@ make = onnx.helper.make_node
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STEPS", 40)
+    monkeypatch.setattr(module, "BRIEF", 40)
 
 
 def blocks(between: str = "Relu") -> onnx.ModelProto:
@@ -124,6 +126,55 @@ def test_few_samples_train_nothing_and_it_is_said() -> None:
     assert any(note.startswith("--effort best trains on 32 samples or more, and 18") for note in report.notes)
 
 
+SPARSE = {"weights": "float", "activations": "none", "sparsity": "2:4", "solver": "ordered"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"reconstruction": False},
+        {"effort": "fast"},
+        {"solver": "baseline"},
+        {"time_limit": 60.0},
+        {"sparsity": "none", "weights": "int8"},
+        {"effort": "best", "reconstruction": False},
+    ],
+    ids=["sparse", "told not to", "fast", "another solver", "a time limit", "no zeros", "best, told not to"],
+)
+def test_normal_trains_where_weights_have_zeros(changed: dict[str, object]) -> None:
+    report = compress(blocks(), X, Recipe.model_validate(SPARSE | changed)).report
+    assert (("reconstruction",) in tried(report)) == (not changed)
+    assert any(module.TRAINED in layer.notes for layer in report.layers) == (not changed)
+    assert not any("trained" in note for note in report.notes)
+
+
+def test_normal_trains_nothing_on_few_samples() -> None:
+    report = compress(blocks(), {"x": X["x"][:100]}, Recipe.model_validate(SPARSE)).report
+    assert ("reconstruction",) not in tried(report)
+
+
+@pytest.mark.parametrize("changed", [{"effort": "fast"}, {"sparsity": "none", "weights": "int2"}])
+def test_training_that_was_asked_for(changed: dict[str, object]) -> None:
+    report = compress(blocks(), X, Recipe.model_validate(SPARSE | {"reconstruction": True} | changed)).report
+    assert ("reconstruction",) in tried(report)
+
+
+def test_a_large_model_is_not_trained_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLOPS", 1e6)
+    report = compress(blocks(), X, Recipe.model_validate(SPARSE)).report
+    assert ("reconstruction",) not in tried(report)
+    assert any("not trained, as a model of this size takes long" in note for note in report.notes)
+
+
+def test_without_torch_the_report_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "missing_for_training", lambda: "onnx2torch")
+    report = compress(blocks(), X, Recipe.model_validate(SPARSE)).report
+    assert ("reconstruction",) not in tried(report)
+    (note,) = (note for note in report.notes if "not trained" in note)
+    assert "needs onnx2torch, not installed; install onnx-obc[torch]" in note
+
+
 def test_a_head_that_is_tied_to_its_table() -> None:
     nodes = [
         make("Gather", ["E", "ids"], ["e"]),
@@ -198,6 +249,7 @@ def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monke
         return reconstruct(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "reconstruct", counted)
+    monkeypatch.setattr(units, "CHAIN", 2)
     with pytest.raises(KeyboardInterrupt):
         database.write(profile, recipe, Destination(tmp_path / "never.onnx"))
     assert len(list((tmp_path / "db/trained").iterdir())) == 1 and not (tmp_path / "never.onnx").exists()
