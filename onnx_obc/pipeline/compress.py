@@ -39,7 +39,7 @@ def compress(
     evaluation: Evaluation | None = None,
     feedback: Feedback | None = None,
 ) -> Result:
-    """Compress a trained ONNX model on calibration data, without labels and without training.
+    """Compress a trained ONNX model on calibration data, without labels.
 
     model:       a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model; never changed.
     calibration: a path or text as on the command line, a dict of arrays, a list of feeds, or a function that yields

@@ -55,7 +55,7 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
     """
     reason = _untrained(draft.plan, material, recipe)
     if reason is not None:
-        return _noted(draft, [reason] if reason else [])
+        return _noted(draft, [reason]) if reason else draft
     with feedback.watch("reconstruct"):
         trained, notes = _trained(start, material, recipe, feedback.progress)
     if trained is None:
