@@ -147,7 +147,9 @@ def _recipe(fields: dict[str, Any], model: str, seed: int, scale: float) -> Reci
         fields["iterations"] = STEPS[model]
     if "iterations" in fields:
         fields["iterations"] = max(1, int(fields["iterations"] * scale))
-    return Recipe.model_validate({"sequential": False, **fields, "seed": seed, "verify": False})
+    return Recipe.model_validate(
+        {"sequential": False, "reconstruction": False, **fields, "seed": seed, "verify": False}
+    )
 
 
 def _too_long(rows: Rows, key: tuple[Any, ...]) -> bool:

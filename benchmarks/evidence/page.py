@@ -35,8 +35,9 @@ Cells read *score · output loss*: top-1 accuracy in %, or for MiniLM Spearman's
 KL(dense ‖ compressed) per sample in nats, or for MiniLM ‖y − ŷ‖² / ‖y‖² of its embeddings, which tells models apart
 that an accuracy on 500 images cannot. Mean ± standard deviation over three seeds, which draw the positions that make up
 the Hessians and the order of gradient steps; calibration samples are the same. ¹: one seed. Bold: the lowest output
-loss. Every method has the same samples, grids, damping and corrections of statistics. Weights have BatchNormalization
-folded in, as files that are deployed have: masks by magnitude depend on that.
+loss. Every method has the same samples, grids, damping and corrections of statistics, and no parts are trained
+afterwards. Weights have BatchNormalization folded in, as files that are deployed have: masks by magnitude depend on
+that.
 
 *In order*: each layer on the inputs that the compressed ones before it produce (`--sequential`, the tool's default for
 weights of 4, 3 and 2 bits), in these rows kept only where outputs on held-out samples come closer: where they do not,

@@ -4,8 +4,8 @@
     python -m benchmarks.quality.effort --only ResNet-20 --levels 2:4 int2-asym --efforts normal
 
 Levels that one command would make no other way are solved once into a database in --databases, where parts that were
-trained are kept too; those of few bits, which are solved in order, and those with a pattern, whose channels are
-reordered first, are made by one command each. A finished row is added to benchmarks/results/effort.jsonl at once, and
+trained are kept too; those of few bits, which are solved in order, and those with zeros, whose parts are trained, are
+made by one command each. A finished row is added to benchmarks/results/effort.jsonl at once, and
 rows that are there are not run again.
 """
 
@@ -33,7 +33,7 @@ LEVELS: dict[str, dict[str, Any] | None] = {  # what a recipe says of each; None
     "int4-asym": {"weights": "int4", "activations": "none"},
     "int3-asym": {"weights": "int3", "activations": "none"},
     "int2-asym": {"weights": "int2", "activations": "none"},
-    "sparse-0.60": None,
+    "sparse-0.60": {"weights": "float", "activations": "none", "sparsity": "0.6"},
     "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
     "2:4+8w8a": {"sparsity": "2:4"},
     "4:8": {"weights": "float", "activations": "none", "sparsity": "4:8"},
@@ -109,10 +109,10 @@ the loss is the mean KL divergence from the dense model on the same test data, f
 embeddings.
 
 Every layer is at the level, or without its pattern where that is impossible. `normal` corrects statistics, solves
-integer weights of few bits in order, and reorders channels for patterns; `best` trains parts of the model too. Levels
-of few bits and those with a pattern are made by one command each; 8w8a, 4w4a and sparse-0.60 were solved into a
-database before, so that their seconds are those of all that follows. Other work ran beside these, so that seconds are
-an upper bound. Models, calibration and evaluation are those of accuracy.md.
+integer weights of few bits in order, reorders channels for patterns, and trains parts of a small model, 100 steps each,
+where weights have zeros; `best` trains them at every level, 400 steps each. 8w8a and 4w4a were solved into a database
+before, so that their seconds are those of all that follows; all others are made by one command each. Other work ran
+beside these, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md.
 EfficientNet-Lite0 is scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
 
 {markdown(header, cells, left=2)}

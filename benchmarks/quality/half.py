@@ -26,7 +26,7 @@ NAMES = ("ResNet-20", "MiniLM")
 RECIPES: dict[str, dict[str, Any]] = {
     "8w8a": {},
     "int4": {"weights": "int4", "activations": "none", "sequential": False},
-    "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4"},
+    "2:4": {"weights": "float", "activations": "none", "sparsity": "2:4", "reconstruction": False},
 }
 WIDE, GIVEN, WRITTEN = "float32", "float16, given", "float16, written"
 

@@ -28,6 +28,7 @@ LEVELS: dict[str, dict[str, Any]] = {
     "block4-0.50": {"weights": "float", "sparsity": "block4:0.5"},
     "int4-b32": {"weights": "int4", "block": 32},
 }
+ALONE = {"activations": "none", "sequential": False, "reconstruction": False, "measure_speed": False}
 PAGE, TITLE = RESULTS / "beyond.md", "## Channel permutation"
 KIND = ("channel permutation",)
 
@@ -43,7 +44,7 @@ def run(subject: Subject, levels: Sequence[str], rows: Rows, scratch: Path) -> N
     dense = subject.score(subject.path, None) if wanted else None
     for level, reordered in wanted:
         assert dense is not None
-        recipe = Recipe(activations="none", sequential=False, measure_speed=False, **LEVELS[level])
+        recipe = Recipe.model_validate(ALONE | LEVELS[level])
         way = transform.permuted if reordered else (lambda folded, *_: (folded, ()))
         began = time.perf_counter()
         with mock.patch.object(transform, "permuted", way):

@@ -28,9 +28,9 @@ from onnx_obc import Recipe, compress, compress_to_budget, parse_budget
 
 RESULTS = Path(__file__).parents[1] / "results"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "each for itself": {"sequential": False},
-    "damping 0.01": {"sequential": False, "damp": 0.01},
-    "in order": {"sequential": True},
+    "each for itself": {"sequential": False, "reconstruction": False},
+    "damping 0.01": {"sequential": False, "reconstruction": False, "damp": 0.01},
+    "in order": {"sequential": True, "reconstruction": False},
 }
 AUTHORS = {"2:4": 0.0538, "4:8": 0.0368, "W2 asymmetric": 0.1026, "flops=3x": 0.0402, "flops=4x": 0.0861}
 

@@ -119,7 +119,7 @@ def post_training(bench: Bench, job: Job) -> dict[str, Any]:
     what: dict[str, Any] = {"weights": f"int{job.bits}"}
     if job.pruned:
         what = {"weights": "float", "sparsity": f"{1 - job.density:.4f}"}
-    recipe = Recipe(activations="none", sequential=False, threads=bench.threads, **what)
+    recipe = Recipe(activations="none", sequential=False, reconstruction=False, threads=bench.threads, **what)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
