@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # How far at most, if all steps went the same way: of a rate that falls to 0 along a cosine, half of it.
 CODE_TRAVEL = 0.4  # steps of the grid
-WEIGHT_TRAVEL = 1.6  # of the root mean square of a row
+WEIGHT_TRAVEL = 0.8  # of the root mean square of a row
 SCALE_TRAVEL = 0.4  # of a scale, of weights or of an activation
 BIAS_TRAVEL = 0.4  # of the root mean square of a layer's output
 CENTRE = 0.45  # of a step, how far from the middle of its cell a code starts at most
