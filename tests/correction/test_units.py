@@ -109,8 +109,9 @@ def test_chains_are_put_together_but_not_across_what_others_read() -> None:
     nodes = [make("Conv", [a, f"w_{b}"], [b], b, pads=[1] * 4) for a, b in pairwise(names)]
     weights = {f"w_{name}": random(3, 3, 3, 3) for name in names[1:]}
     model = ir.from_proto(build(nodes, {"v0": ("N", 3, 6, 6)}, {names[-1]: None}, weights))
-    sizes = [len(unit.layers) for unit in chain_units(model, find_layers(model)[0])]
-    assert sizes == [CHAIN, len(nodes) - CHAIN]
+    units = chain_units(model, find_layers(model)[0])
+    assert [len(unit.layers) for unit in units] == [CHAIN, len(nodes) - CHAIN]
+    assert [block.output for block in units[0].blocks] == names[1 : CHAIN + 1]
 
     nodes.append(make("Relu", ["v1"], ["side"]))  # so that v1 leaves the model
     model = ir.from_proto(build(nodes, {"v0": ("N", 3, 6, 6)}, {names[-1]: None, "side": None}, weights))
