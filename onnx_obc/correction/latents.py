@@ -18,7 +18,7 @@ from .torch_graph import as_seen, send, with_codes
 if TYPE_CHECKING:
     import torch
 
-# How far at most, if all steps went the same way: of a rate that falls to 0 along a cosine, half of it.
+# How far all steps together would go at the first rate; it falls to 0 along a cosine, so half as far at most.
 CODE_TRAVEL = 0.4  # steps of the grid
 WEIGHT_TRAVEL = 0.8  # of the root mean square of a row
 SCALE_TRAVEL = 0.4  # of a scale, of weights or of an activation

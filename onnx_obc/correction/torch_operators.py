@@ -74,6 +74,8 @@ def repair(module: nn.Module) -> nn.Module:
             setattr(module, name, _Slice())
         elif name in bounds:
             setattr(module, name, bounds[name])
+        elif isinstance(inner, nn.LayerNorm):  # onnx2torch reads the shape off a value where it may be free, as 0
+            inner.normalized_shape = tuple(inner.weight.shape)
     return module
 
 

@@ -1,4 +1,4 @@
-"""The parts of a model whose outputs are reconstructed one after the other: single layers, or residual blocks."""
+"""The parts of a model whose outputs are reconstructed one after the other: layers, residual blocks, or several."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def finish(
             draft = better(draft, alone, material, recipe)
     draft = reconstructed(draft, alone.source, material, recipe, feedback)
     draft = not_below_rounding(draft, material, recipe, feedback)
-    in_order = draft.source is ordered.source and alone is not ordered
+    in_order = draft.source.solved is ordered.source.solved and alone is not ordered
     output = destination.path
     with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=None if output is None else output.parent) as scratch:
         work = _Work(material, recipe, feedback, checks, Path(scratch), output, alone.source if in_order else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,11 +19,11 @@ from ..core.solution import Solution
 from ..correction.reconstruction import MOST, Example, Reconstructed, Training, can_be_taken_apart, reconstruct, take
 from ..correction.sites import bias_sites
 from ..correction.statistics import WrittenLayer, correct
-from ..correction.torch_graph import TorchGraph, check_agreement, places_of, to_torch
+from ..correction.torch_graph import check_agreement, places_of, to_torch
 from ..correction.units import Unit, chain_units, layers_of
 from ..graph.edit import add_initializer, names_of, submodel, take_name
 from ..graph.fold import remove_unused
-from ..graph.layers import Layer, find_layers
+from ..graph.layers import find_layers
 from ..graph.write import WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
@@ -39,11 +39,12 @@ from .write import write
 
 STEPS = 400  # for each part, with --effort best
 BRIEF = 100  # without
-FEWEST, ENOUGH = 32, 128  # samples below which nothing is trained, and nothing that the user did not ask for
-FLOPS = 1e13  # of a training that the user did not ask for, at most: two minutes or so on two cores
+FEWEST = 32  # samples below which nothing is trained
+UNASKED_SAMPLES = 128  # below which nothing is that the user did not ask for
+UNASKED_FLOPS = 1e13  # of that, at most: two minutes or so on two cores
 BACK_AND_FORTH = 3  # gradients take twice as long as outputs
 SPARED = 8  # one of so many samples stops the training
-VERSION = 1  # rises when training comes to something else: parts that are kept are then trained anew
+VERSION = 2  # rises when training comes to something else: parts that are kept are then trained anew
 
 
 def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Recipe, feedback: Feedback) -> Draft:
@@ -57,7 +58,13 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
     if reason is not None:
         return _noted(draft, [reason]) if reason else draft
     with feedback.watch("reconstruct"):
-        trained, notes = _trained(start, material, recipe, feedback.progress)
+        try:
+            trained, notes = _trained(start, material, recipe, feedback.progress)
+        except Exception as error:  # nobody loses what is solved by what he did not ask for
+            if recipe.reconstruction or recipe.effort == "best":
+                raise
+            why = f"{type(error).__name__}: {one_line(error)}"
+            trained, notes = None, [f"parts were not trained, as that failed ({why}); please report it"]
     if trained is None:
         return _noted(draft, notes)
     other = make_draft(material, trained, recipe, feedback)
@@ -90,15 +97,16 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
         return few if count < FEWEST else None
     sparse = any(choice.level.sparsity is not None for choice in plan.choices.values())
     quick = material.trained is None and recipe.time_limit is None and not recipe.global_adaprune
-    if not sparse or not quick or recipe.solver not in ("auto", "exact", "ordered") or count < ENOUGH:
+    if not sparse or not quick or recipe.solver not in ("auto", "exact", "ordered") or count < UNASKED_SAMPLES:
         return ""
     layers = find_layers(material.folded.model)[0]
     costs = run_costs(material.folded.model, layers, material.feeds, recipe.execution()).values()
-    if sum(cost.flops or 0 for cost in costs) * BACK_AND_FORTH * MOST * BRIEF > FLOPS:
+    flops = sum(2 * cost.parameters if cost.flops is None else cost.flops for cost in costs)
+    if flops * BACK_AND_FORTH * MOST * BRIEF > UNASKED_FLOPS:
         return "parts were not trained, as a model of this size takes long; --effort best does it"
     if missing := missing_for_training():
-        why = f"that needs {missing}, not installed; install onnx-obc[torch]"
-        return f"parts were not trained, which lowers the loss where weights have zeros: {why}"
+        gain = "training parts of the model lowers the loss where weights have zeros"
+        return f"{gain}; it needs {missing}, not installed: install onnx-obc[torch]"
     return None
 
 
@@ -108,6 +116,11 @@ def _steps(recipe: Recipe) -> int:
 
 def _option(recipe: Recipe) -> str:
     return "--reconstruction" if recipe.reconstruction else f"--effort {recipe.effort}"
+
+
+def _within(tell: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
+    """What tells the share that is done of one of so many equal parts of something."""
+    return lambda share: tell((number + share) / count)
 
 
 def _noted(draft: Draft, notes: Sequence[str]) -> Draft:
@@ -130,17 +143,13 @@ def _trained(
         if not names:
             return
         try:
-            part = walk.part(unit, names)
-        except ModelError as error:  # of torch, which may know the operators of some blocks
-            for block in unit.blocks:
-                train(block, lambda share: None)
-            if not unit.blocks:
-                left.setdefault(str(error).removesuffix(f"; leave out {option}"), []).extend(names)
-            return
-        try:
-            walk.train(part, tell)
+            return walk.train(unit, names, tell)
         except ModelError as error:
-            left.setdefault(str(error), []).extend(names)
+            why = str(error).removesuffix(f"; leave out {option}")
+        if not unit.blocks:
+            left.setdefault(why, []).extend(names)
+        for number, block in enumerate(unit.blocks):  # torch may know the operators of some
+            train(block, _within(tell, number, len(unit.blocks)))
 
     for unit in walk.units:
         tell = hundredths(progress, "reconstruct", len(walk.units))
@@ -157,19 +166,6 @@ def _trained(
             report = replace(report, notes=(*report.notes, TRAINED))
         solved[name] = replace(entry, solution=replace(solution, bias=bias), report=report)
     return replace(blank, solved=solved, stretches=walk.stretches), notes
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A unit that is to be trained. names: of the layers that are. kept: what training came to before. given: what the
-    compressed model gives it, feed by feed. graph, layers: in torch."""
-
-    unit: Unit
-    names: Sequence[str]
-    kept: Mapping[str, Array] | None
-    given: Sequence[Feed] = ()
-    graph: TorchGraph | None = None
-    layers: Sequence[Layer] = ()
 
 
 class _Walk:
@@ -212,46 +208,47 @@ class _Walk:
         feeds = [batch.feed for batch in self._batches]
         half = replace(recipe.execution(), memory=recipe.memory_bytes() / 2)
         self._dense, self._compressed = Stepper(self._dense_model, feeds, half), Stepper(plan.model, feeds, half)
+        self._ahead: dict[str, list[Array]] = {}  # by value, what the dense model computes there, feed by feed
 
-    def part(self, unit: Unit, names: Sequence[str]) -> _Part:
-        """What training these layers of a unit takes. The compressed model runs up to it. Raises ModelError if torch
-        cannot run the unit as onnxruntime does."""
+    def train(self, unit: Unit, names: Sequence[str], progress: Callable[[float], None]) -> None:
+        """Train these layers of a unit, in place, if that brings its output nearer to the dense one on samples held
+        out. Raises ModelError if torch cannot run the unit as onnxruntime does: its blocks can then be trained."""
+        solutions = {name: self.solved[name].solution for name in names}
+        key, arrays = "", None
         if self._store is not None:
             key = self._store.key(self._key, unit.output, names)
-            if (arrays := self._store.recall(key)) is not None:
-                return _Part(unit, names, arrays)
-        read = [node.inputs[index] for node, index in unit.inputs.values()]
-        sources = list(dict.fromkeys(str(unquantized(value).name) for value in read if value is not None))
-        given = self._compressed.advance(sources)
-        model = submodel(self._floats, given[0], [unit.output])
-        layers = layers_of(model, [self.solved[name].layer for name in names])
-        places = [place.value for place in places_of(model, layers)[0]]  # given out too: biases move by their size
-        graph = to_torch(model, layers, _option(self._recipe), list(dict.fromkeys([unit.output, *places])))
-        check_agreement(graph, model, given[0], rounded=True)
-        return _Part(unit, names, None, given, graph, layers)
-
-    def train(self, part: _Part, progress: Callable[[float], None]) -> None:
-        """Train a part, in place, if that brings its output nearer to the dense one on samples held out. Raises
-        ModelError if torch fails."""
-        solutions = {name: self.solved[name].solution for name in part.names}
-        if part.kept is not None:
-            result = Reconstructed.restored(part.kept, solutions)
-        else:
-            result = self._result(part, solutions, progress)
+            arrays = self._store.recall(key)
+        if arrays is None:
+            result = self._result(unit, solutions, progress)
+            arrays = result.arrays()
             if self._store is not None:
-                self._store.keep(self._store.key(self._key, part.unit.output, part.names), result.arrays())
+                self._store.keep(key, arrays)
+        else:
+            result = Reconstructed.restored(arrays, solutions)
+        if self._store is not None:  # what comes behind was trained on what this computes
+            self._key = self._store.key(key, *(part for pair in sorted(arrays.items()) for part in pair))
         if result.after < result.before:
             self._take(result)
 
     def _result(
-        self, part: _Part, solutions: Mapping[str, Solution], progress: Callable[[float], None]
+        self, unit: Unit, solutions: Mapping[str, Solution], progress: Callable[[float], None]
     ) -> Reconstructed:
-        """What training a part comes to."""
-        recipe, unit, graph = self._recipe, part.unit, part.graph
-        assert graph is not None
-        wanted = self._dense.advance([unit.output])
-        examples = _examples(self._batches, part.given, [feed[unit.output] for feed in wanted])
+        """What training these layers of a unit comes to."""
+        recipe = self._recipe
+        read = [node.inputs[index] for node, index in unit.inputs.values()]
+        sources = list(dict.fromkeys(str(unquantized(value).name) for value in read if value is not None))
+        given = self._compressed.advance(sources)
+        if lists := [name for name, value in given[0].items() if not isinstance(value, np.ndarray)]:
+            raise ModelError(f"what leads to {unit.output} reads {lists[0]}, which is not a tensor")
+        part = submodel(self._floats, given[0], [unit.output])
+        layers = layers_of(part, [self.solved[name].layer for name in solutions])
+        places = [place.value for place in places_of(part, layers)[0]]  # given out too: biases move by their size
+        graph = to_torch(part, layers, _option(recipe), list(dict.fromkeys([unit.output, *places])))
+        check_agreement(graph, part, given[0], rounded=True)
+        examples = _examples(self._batches, given, self._wanted(unit))
         if examples[0].count and not can_be_taken_apart(graph, examples[0]):
+            if unit.blocks:
+                raise ModelError(f"samples of what leads to {unit.output} cannot be taken apart")
             examples = [replace(example, count=0) for example in examples]
         training, spared = _spare(examples)
         scales = tuple(name for name in self._own_scales(unit) if name in graph.scales)
@@ -259,9 +256,18 @@ class _Walk:
         settings = Training(_steps(recipe), recipe.seed, solving_device(recipe.device), recipe.threads, shared, scales)
         dense = {name: self.solved[name].layer.matrix() for name in solutions}
         try:
-            return reconstruct(graph, part.layers, dense, solutions, training, spared, settings, progress)
+            return reconstruct(graph, layers, dense, solutions, training, spared, settings, progress)
         except RuntimeError as error:  # of torch: also for want of memory
             raise ModelError(f"torch fails on what leads to {unit.output}: {one_line(error)}") from error
+
+    def _wanted(self, unit: Unit) -> list[Array]:
+        """The dense model's output of a unit, feed by feed. Those of its blocks are kept, as they may be trained each
+        for itself."""
+        if unit.output not in self._ahead:
+            outputs = list(dict.fromkeys([*(block.output for block in unit.blocks), unit.output]))
+            run = self._dense.advance(outputs)
+            self._ahead = {name: [feed[name] for feed in run] for name in outputs}
+        return self._ahead[unit.output]
 
     def _take(self, result: Reconstructed) -> None:
         """Write what a part became into the model."""

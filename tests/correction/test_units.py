@@ -150,20 +150,21 @@ def test_paths_that_never_meet_again_are_no_block() -> None:
     assert in_short(block_units(model, layers)) == in_short(layer_units(model, layers))
 
 
-@pytest.mark.parametrize("make_units", [layer_units, block_units])
-def test_every_layer_is_in_one_unit_in_the_order_of_the_graph(make_units) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("make_units", "most"), [(layer_units, 1), (block_units, 3), (chain_units, 7)])
+def test_every_layer_is_in_one_unit_in_the_order_of_the_graph(make_units, most: int) -> None:  # type: ignore[no-untyped-def]
     model, _ = fold(read_model(MODEL))
     layers = find_layers(model)[0]
     units = make_units(model, layers)
     assert [name for unit in units for name in unit.layers] == [layer.name for layer in layers]
-    assert max(len(unit.layers) for unit in units) == (1 if make_units is layer_units else 3)
+    assert max(len(unit.layers) for unit in units) == most
 
 
+@pytest.mark.parametrize("make_units", [block_units, chain_units])
 @pytest.mark.parametrize("graph", [residual, attention])
-def test_a_part_computes_what_the_model_does(graph) -> None:  # type: ignore[no-untyped-def]
+def test_a_part_computes_what_the_model_does(graph, make_units) -> None:  # type: ignore[no-untyped-def]
     model = graph()
     feed = {v.name: random(2, *v.shape[1:]) for v in model.graph.inputs}
-    for unit in block_units(model, find_layers(model)[0]):
+    for unit in make_units(model, find_layers(model)[0]):
         whole = model.clone()
         values = {value.name: value for node in whole.graph for value in node.outputs}
         asked = [name for name in (*unit.inputs, unit.output) if name in values]

@@ -1,10 +1,11 @@
-"""`--effort best`, as a user calls it."""
+"""`--effort best` and `--reconstruction`, as a user calls them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ make = onnx.helper.make_node
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STEPS", 40)
-    monkeypatch.setattr(module, "BRIEF", 40)
+    monkeypatch.setattr(module, "BRIEF", 30)
 
 
 def blocks(between: str = "Relu") -> onnx.ModelProto:
@@ -126,6 +127,24 @@ def test_few_samples_train_nothing_and_it_is_said() -> None:
     assert any(note.startswith("--effort best trains on 32 samples or more, and 18") for note in report.notes)
 
 
+def test_a_part_that_reads_a_list_of_tensors_is_named_and_the_rest_goes_on() -> None:
+    nodes = [
+        make("SplitToSequence", ["x", "eight"], ["parts"], axis=1),
+        make("SequenceAt", ["parts", "one"], ["right"]),
+        make("MatMul", ["right", "w0"], ["a"], "first"),
+        make("SequenceInsert", ["parts", "a"], ["more"]),
+        make("ConcatFromSequence", ["more"], ["all"], axis=1),
+        make("MatMul", ["all", "w1"], ["y"], "second"),
+    ]
+    weights = {"w0": random(8, 4) / 3, "w1": random(20, 8) / 4, "one": np.array(1), "eight": np.array(8)}
+    model = build(nodes, {"x": ("N", 16)}, {"y": ("N", 8)}, weights)
+    recipe = Recipe(weights="int2", activations="none", effort="best", solver="baseline")
+    report = compress(model, {"x": random(160, 16)}, recipe).report
+    (note,) = (note for note in report.notes if "not trained" in note)
+    assert note.startswith("1 layer not trained by --effort best: ") and "parts" in note and "not a tensor" in note
+    assert sum(module.TRAINED in layer.notes for layer in report.layers) == 1
+
+
 SPARSE = {"weights": "float", "activations": "none", "sparsity": "2:4", "solver": "ordered"}
 
 
@@ -139,14 +158,18 @@ SPARSE = {"weights": "float", "activations": "none", "sparsity": "2:4", "solver"
         {"time_limit": 60.0},
         {"sparsity": "none", "weights": "int8"},
         {"effort": "best", "reconstruction": False},
+        {"global_adaprune": 1},
     ],
-    ids=["sparse", "told not to", "fast", "another solver", "a time limit", "no zeros", "best, told not to"],
+    ids=[
+        *("sparse", "told not to", "fast", "another solver", "a time limit", "no zeros", "best, told not to"),
+        "global AdaPrune",
+    ],
 )
 def test_normal_trains_where_weights_have_zeros(changed: dict[str, object]) -> None:
     report = compress(blocks(), X, Recipe.model_validate(SPARSE | changed)).report
     assert (("reconstruction",) in tried(report)) == (not changed)
     assert any(module.TRAINED in layer.notes for layer in report.layers) == (not changed)
-    assert not any("trained" in note for note in report.notes)
+    assert not any("not trained" in note for note in report.notes)
 
 
 def test_normal_trains_nothing_on_few_samples() -> None:
@@ -161,7 +184,7 @@ def test_training_that_was_asked_for(changed: dict[str, object]) -> None:
 
 
 def test_a_large_model_is_not_trained_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLOPS", 1e6)
+    monkeypatch.setattr(module, "UNASKED_FLOPS", 1e6)
     report = compress(blocks(), X, Recipe.model_validate(SPARSE)).report
     assert ("reconstruction",) not in tried(report)
     assert any("not trained, as a model of this size takes long" in note for note in report.notes)
@@ -171,8 +194,64 @@ def test_without_torch_the_report_says_what_is_missing(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "missing_for_training", lambda: "onnx2torch")
     report = compress(blocks(), X, Recipe.model_validate(SPARSE)).report
     assert ("reconstruction",) not in tried(report)
-    (note,) = (note for note in report.notes if "not trained" in note)
-    assert "needs onnx2torch, not installed; install onnx-obc[torch]" in note
+    (note,) = (note for note in report.notes if "training parts" in note)
+    assert "needs onnx2torch, not installed: install onnx-obc[torch]" in note
+
+
+def test_it_trains_for_longer_at_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def noted(*arguments: Any) -> object:
+        steps.append(arguments[6].steps)
+        return reconstruct(*arguments)
+
+    monkeypatch.setattr(module, "reconstruct", noted)
+    for effort in ("normal", "best"):
+        compress(blocks(), X, Recipe.model_validate(SPARSE | {"effort": effort}))
+    assert steps == [module.BRIEF, module.STEPS] == [30, 40]
+
+
+def test_models_from_a_database_are_not_trained_unasked(tmp_path: Path) -> None:
+    recipe = Recipe(solver="ordered", device="cpu")
+    build_database(blocks(), X, "2:4", tmp_path / "db", recipe)
+    database = open_database(tmp_path / "db")
+    profile = {name: parse_choice("2:4") for name in database.choices}
+    for asked in (None, True):
+        changed = recipe.model_copy(update={"reconstruction": asked})
+        report = database.write(profile, changed, Destination(tmp_path / "out.onnx")).report
+        assert (("reconstruction",) in tried(report)) == bool(asked)
+
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_what_nobody_asked_for_does_not_end_a_run(asked: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> object:
+        raise TypeError("no such thing")
+
+    monkeypatch.setattr(module, "reconstruct", fails)
+    recipe = Recipe.model_validate(SPARSE | {"reconstruction": asked})
+    if asked:
+        with pytest.raises(TypeError):
+            compress(blocks(), X, recipe)
+        return
+    report = compress(blocks(), X, recipe).report
+    assert "parts were not trained, as that failed (TypeError: no such thing); please report it" in report.notes
+
+
+def test_blocks_are_trained_alone_where_the_whole_part_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for want of memory."""
+
+    def small(*arguments: Any) -> object:
+        if len(arguments[1]) > 2:
+            raise RuntimeError("out of memory")
+        return reconstruct(*arguments)
+
+    monkeypatch.setattr(module, "reconstruct", small)
+    told: list[tuple[int, int]] = []
+    feedback = Feedback(lambda stage, done, total: told.append((done, total)) if stage == "reconstruct" else None)
+    report = compress(blocks(), X, Recipe.model_validate(SPARSE | {"effort": "best"}), feedback=feedback).report
+    assert all(module.TRAINED in layer.notes for layer in report.layers)
+    assert not any("not trained" in note for note in report.notes)
+    assert sum(done for done, _ in told) == told[0][1]
 
 
 def test_a_head_that_is_tied_to_its_table() -> None:
@@ -201,10 +280,11 @@ def test_a_batch_that_the_graph_fixes(feeds: int) -> None:
         make("Relu", ["a"], ["r"]),
         make("Reshape", ["r", "split"], ["s"]),
         make("MatMul", ["s", "w1"], ["c"], "second"),
-        make("Reshape", ["c", "flat"], ["y"]),
+        make("Reshape", ["c", "flat"], ["f"]),
+        make("Add", ["f", "x"], ["y"]),
     ]
-    weights = {"w0": random(16, 32), "w1": random(8, 8), "split": np.array([32, 4, 8]), "flat": np.array([32, 32])}
-    model = build(nodes, {"x": (32, 16)}, {"y": (32, 32)}, weights)
+    weights = {"w0": random(16, 32), "w1": random(8, 4), "split": np.array([32, 4, 8]), "flat": np.array([32, 16])}
+    model = build(nodes, {"x": (32, 16)}, {"y": (32, 16)}, weights)
     recipe = Recipe(weights="int2", activations="none", effort="best", solver="baseline")
     report = compress(model, {"x": random(32 * (feeds + 1), 16)}, recipe).report
     told = [note for note in report.notes if "one feed that cannot be taken apart" in note]
