@@ -56,7 +56,7 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
     """
     reason = _untrained(draft.plan, material, recipe)
     if reason is not None:
-        return _noted(draft, [reason]) if reason else draft
+        return noted(draft, [reason]) if reason else draft
     with feedback.watch("reconstruct"):
         try:
             trained, notes = _trained(start, material, recipe, feedback.progress)
@@ -66,7 +66,7 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
             why = f"{type(error).__name__}: {one_line(error)}"
             trained, notes = None, [f"parts were not trained, as that failed ({why}); please report it"]
     if trained is None:
-        return _noted(draft, notes)
+        return noted(draft, notes)
     other = make_draft(material, trained, recipe, feedback)
     count = sum(entry.report.notes[-1:] == (TRAINED,) for entry in trained.solved.values())
     with feedback.watch("correct"):
@@ -79,7 +79,7 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
         chosen, before = other, (*without_order(of_whole_models(draft.corrections)), *other.corrections)
     else:
         chosen, before = draft, draft.corrections
-    return _noted(replace(chosen, corrections=(*before, attempt)), notes)
+    return noted(replace(chosen, corrections=(*before, attempt)), notes)
 
 
 def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
@@ -123,7 +123,8 @@ def _within(tell: Callable[[float], None], number: int, count: int) -> Callable[
     return lambda share: tell((number + share) / count)
 
 
-def _noted(draft: Draft, notes: Sequence[str]) -> Draft:
+def noted(draft: Draft, notes: Sequence[str]) -> Draft:
+    """The draft with more that the user should know."""
     plan = draft.plan
     return replace(draft, source=replace(draft.source, plan=replace(plan, notes=(*plan.notes, *notes))))
 

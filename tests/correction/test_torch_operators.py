@@ -51,6 +51,20 @@ def test_smaller_and_larger(operator: str, operands: list[str], bound: bool) -> 
     assert any(isinstance(inner, _Bound) for inner in graph.module.modules()) == bound
 
 
+def test_normalization_over_an_axis_whose_size_no_value_tells() -> None:
+    nodes = [
+        make("MatMul", ["x", "w"], ["c"], "product"),
+        make("Reshape", ["c", "where"], ["r"]),
+        make("LayerNormalization", ["r", "scale", "shift"], ["y"], "norm"),
+    ]
+    weights = {"w": random(3, 8), "where": np.array([0, -1]), "scale": random(8), "shift": random(8, seed=1)}
+    model = ir.from_proto(build(nodes, {"x": ("N", 3)}, {"y": None}, weights))
+    for value in (node.outputs[0] for node in model.graph):
+        value.shape = ir.Shape([None, None])
+    graph = to_torch(model, find_layers(model)[0], "--effort best", ["y"])
+    check_agreement(graph, model, {"x": random(4, 3)})
+
+
 def test_smaller_of_integers_stays_an_integer() -> None:
     """As where exporters cut a length short: a slice takes no floats."""
     nodes = [

@@ -20,6 +20,7 @@ from onnx_obc.core.progress import Feedback
 from onnx_obc.pipeline.draft import Draft
 from onnx_obc.pipeline.mixed import Mixed
 from onnx_obc.pipeline.plan import make_plan, prepare
+from onnx_obc.pipeline.reconstruct import noted
 from onnx_obc.pipeline.sequential import solve_sequentially
 from onnx_obc.pipeline.solve import Solutions
 from onnx_obc.runtime.judge import Loss
@@ -196,11 +197,14 @@ def test_layers_that_were_solved_are_not_lost_for_want_of_room(monkeypatch: pyte
         compress(two_products(), {"x": X}, Recipe(weights="int4", device="cpu", sequential=True))
 
 
-@pytest.mark.parametrize("begins", ["reconstruct._trained", "finish.mix_precisions"])
+@pytest.mark.parametrize(
+    ("begins", "notes"),
+    [("reconstruct._trained", ()), ("finish.mix_precisions", ()), ("finish.mix_precisions", ("x",))],
+)
 def test_what_goes_on_from_layers_takes_those_solved_each_for_itself(
-    begins: str, monkeypatch: pytest.MonkeyPatch
+    begins: str, notes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training, and the search for layers to be left in float."""
+    """Training, and the search for layers to be left in float, whatever training had to tell."""
     pytest.importorskip("torch")
     given: list[Solutions] = []
 
@@ -210,6 +214,8 @@ def test_what_goes_on_from_layers_takes_those_solved_each_for_itself(
 
     monkeypatch.setattr(f"onnx_obc.pipeline.{begins}", begin)
     monkeypatch.setattr("onnx_obc.pipeline.draft.unless_clearly_worse", lambda one: replace(one, kept=True))
+    if notes:
+        monkeypatch.setattr("onnx_obc.pipeline.finish.reconstructed", lambda draft, *_: noted(draft, notes))
     more: dict[str, Any] = {"effort": "best"} if begins == "reconstruct._trained" else {"min_quality": "90dB"}
     recipe = Recipe(weights="int2", activations="none", device="cpu", **more)
     try:
