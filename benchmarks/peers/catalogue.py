@@ -100,7 +100,7 @@ PEERS: dict[str, Peer] = {
             Offer("W8A8", "static min/max"),
             Offer("W8A8", "static entropy"),
             Offer("W8A8", "static min/max, bias correction"),
-            Offer("W8A8", "dynamic"),
+            Offer("W8A8", "dynamic", TEXT),
             Offer("W4 in blocks", "int4, blocks of 32"),
             Offer("W4 in blocks", "int4 GPTQ, blocks of 32"),
             Offer("W4 in blocks", "int4 Qronos, blocks of 32"),
@@ -109,7 +109,7 @@ PEERS: dict[str, Peer] = {
             Offer("2:4", "2:4 Wanda"),
             Offer("2:4", "2:4 SparseGPT"),
         ),
-        "4 bits only in blocks of 32; no plain 3- or 2-bit integers",
+        "dynamic only of MatMul and Gemm; 4 bits only in blocks of 32; no plain 3- or 2-bit integers",
     ),
     "quark": Peer(
         "amd-quark",
