@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.arrays import Float32
+from ..core.arrays import Array, Float32
 from ..core.solution import Solution
 from ..graph.layers import Layer
 from .torch_graph import as_seen, send, with_codes
@@ -75,9 +75,7 @@ class Weights:
         weights = solution.weights  # (groups, rows, columns)
         self._layer, self._solution = layer, solution
         kept = np.ones(weights.shape, np.bool_) if solution.mask is None else solution.mask
-        count = np.maximum(kept.sum(axis=2, keepdims=True), 1)
-        rms = np.sqrt(np.square(weights, dtype=np.float64).sum(axis=2, keepdims=True) / count)  # (groups, rows, 1)
-        self._start, self._unit = send(weights, device), send(rms * kept, device)
+        self._start, self._unit = send(weights, device), send(_rms_of(weights, kept) * kept, device)
         self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
@@ -112,29 +110,37 @@ class Codes:
         kept = np.ones(codes.shape, np.bool_) if solution.mask is None else solution.mask
         centre = (codes - zero).astype(np.float32)  # of each cell
         start = np.clip(dense / scale, centre - CENTRE, centre + CENTRE) * kept
+        unit = np.ones((*codes.shape[:2], 1), np.float32)  # steps of the grid, (groups, rows, 1)
+        if solution.mask is not None:  # those that are left make up for zeros, however fine the grid is
+            unit = np.maximum(unit, WEIGHT_TRAVEL / CODE_TRAVEL * _rms_of(centre, kept))
         self._width = codes.shape[2] if grid.block is None else grid.block
         self._kept = send(kept, device)
         self._low, self._high = (send(end - zero, device) for end in (grid.qmin, grid.qmax))
-        self._steps = torch.nn.Parameter(send(start, device))
+        self._start, self._unit = send(start, device), send(unit, device)
+        self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
         self._scale = send(grid.scale, device)  # (groups, rows), or (groups, rows · blocks)
         shape = (1, 1) if shared_scale else self._scale.shape
         self._factor = torch.nn.Parameter(torch.zeros(shape, device=device))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
         """What is trained, each with its travel."""
-        return [(self._steps, CODE_TRAVEL), (self._factor, SCALE_TRAVEL)]
+        return [(self._moved, CODE_TRAVEL), (self._factor, SCALE_TRAVEL)]
+
+    def _steps(self) -> torch.Tensor:
+        return self._start + self._moved * self._unit
 
     def _whole(self) -> torch.Tensor:
         """How many steps from the zero point every weight lies."""
         import torch
 
-        rounded = self._steps + (self._steps.round() - self._steps).detach()
+        steps = self._steps()
+        rounded = steps + (steps.round() - steps).detach()
         return torch.minimum(torch.maximum(rounded, self._low), self._high) * self._kept
 
     def now(self) -> torch.Tensor:
         """The weight, in the shape that nodes see."""
         scale = self._scale * (1 + self._factor)
-        spread = scale.repeat_interleave(self._width, dim=1).reshape(self._steps.shape)
+        spread = scale.repeat_interleave(self._width, dim=1).reshape(self._start.shape)
         return as_seen(self._layer, self._whole() * spread)
 
     def keep_in_range(self) -> None:
@@ -142,7 +148,8 @@ class Codes:
         import torch
 
         with torch.no_grad():
-            self._steps.copy_(torch.minimum(torch.maximum(self._steps, self._low - 0.49), self._high + 0.49))
+            inside = torch.minimum(torch.maximum(self._steps(), self._low - 0.49), self._high + 0.49)
+            self._moved.copy_((inside - self._start) / self._unit)
 
     def solution(self) -> Solution:
         """The layer as it is now."""
@@ -151,3 +158,10 @@ class Codes:
         scale = (self._scale * (1 + self._factor.detach())).cpu().numpy()
         grid = replace(grid, scale=np.maximum(scale, np.finfo(np.float32).tiny))
         return with_codes(self._solution, grid, self._whole())
+
+
+def _rms_of(rows: Float32, kept: Array) -> Array:
+    """The root mean square of what is kept of each row, (groups, rows, 1)."""
+    count = np.maximum(kept.sum(axis=2, keepdims=True), 1)
+    rms: Array = np.sqrt(np.square(rows * kept, dtype=np.float64).sum(axis=2, keepdims=True) / count)
+    return rms
