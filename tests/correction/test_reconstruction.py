@@ -66,6 +66,14 @@ def test_the_output_comes_nearer_and_the_level_stays(level: Level) -> None:
             assert np.array_equal(solution.grid.zero_point, start.grid.zero_point)  # type: ignore[union-attr]
 
 
+def test_codes_beside_zeros_gain_what_floats_do_however_fine_their_grid_is() -> None:
+    gains = {}
+    for name in ("2:4", "2:4+int8"):
+        _, result = train(parse_level(name))
+        gains[name] = 1 - result.after / result.before
+    assert gains["2:4"] > 0.1 and gains["2:4+int8"] > 0.9 * gains["2:4"], gains
+
+
 def test_what_is_returned_has_the_error_that_is_told() -> None:
     """By onnxruntime, on the samples that were held out."""
     layers, found = train(LEVELS["int2-asym"])
