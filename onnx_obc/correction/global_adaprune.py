@@ -19,6 +19,7 @@ from ..core.arrays import Array, Feed, Float32, Int32
 from ..core.errors import ModelError
 from ..core.solution import Solution
 from ..graph.layers import Layer
+from .latents import rms_of
 from .torch_graph import TorchGraph, check_agreement, send, to_torch
 
 if TYPE_CHECKING:
@@ -232,8 +233,7 @@ def _of_layer(layer: Layer, solution: Solution, device: str) -> _Latent:
     weights, mask, grid = solution.weights, solution.mask, solution.grid  # (groups, rows, columns)
     shape = weights.shape
     kept = np.ones(shape, np.bool_) if mask is None else mask
-    count = np.maximum(kept.sum(axis=2, keepdims=True), 1)
-    rms = np.sqrt((weights.astype(np.float64) ** 2).sum(axis=2, keepdims=True) / count)  # (groups, rows, 1)
+    rms = rms_of(weights, kept)  # (groups, rows, 1)
     rms[rms == 0] = rms.max() or 1.0
 
     def seen(array: Array) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Weights:
         weights = solution.weights  # (groups, rows, columns)
         self._layer, self._solution = layer, solution
         kept = np.ones(weights.shape, np.bool_) if solution.mask is None else solution.mask
-        self._start, self._unit = send(weights, device), send(_rms_of(weights, kept) * kept, device)
+        self._start, self._unit = send(weights, device), send(rms_of(weights, kept) * kept, device)
         self._moved = torch.nn.Parameter(torch.zeros_like(self._start))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
@@ -112,7 +112,7 @@ class Codes:
         start = np.clip(dense / scale, centre - CENTRE, centre + CENTRE) * kept
         unit = np.ones((*codes.shape[:2], 1), np.float32)  # steps of the grid, (groups, rows, 1)
         if solution.mask is not None:  # those that are left make up for zeros, however fine the grid is
-            unit = np.maximum(unit, WEIGHT_TRAVEL / CODE_TRAVEL * _rms_of(centre, kept))
+            unit = np.maximum(unit, WEIGHT_TRAVEL / CODE_TRAVEL * rms_of(centre, kept))
         self._width = codes.shape[2] if grid.block is None else grid.block
         self._kept = send(kept, device)
         self._low, self._high = (send(end - zero, device) for end in (grid.qmin, grid.qmax))
@@ -160,7 +160,7 @@ class Codes:
         return with_codes(self._solution, grid, self._whole())
 
 
-def _rms_of(rows: Float32, kept: Array) -> Array:
+def rms_of(rows: Float32, kept: Array) -> Array:
     """The root mean square of what is kept of each row, (groups, rows, 1)."""
     count = np.maximum(kept.sum(axis=2, keepdims=True), 1)
     rms: Array = np.sqrt(np.square(rows * kept, dtype=np.float64).sum(axis=2, keepdims=True) / count)

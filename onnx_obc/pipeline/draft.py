@@ -21,6 +21,7 @@ from .attempts import (
 from .correct import correct_statistics, sites_of, train_all
 from .layer import EmbeddingReport, Solved
 from .material import Material
+from .options import OWN
 from .plan import Folded, Plan
 from .recipe import Recipe
 from .solve import Solutions, in_profile
@@ -83,7 +84,7 @@ def rounded(solutions: Solutions, folded: Folded, recipe: Recipe) -> Solutions |
     """
     plan, choices = solutions.plan, solutions.plan.choices
     plain = {layer.name for layer in plan.layers if is_plain(choices[layer.name])}
-    if not plain or recipe.solver not in ("auto", "exact", "ordered") or recipe.global_adaprune:
+    if not plain or recipe.solver not in OWN or recipe.global_adaprune:
         return None
     found = in_profile(solutions, choices, folded, recipe)
     if len(found.solved) < len(plan.layers):  # what is left of a level, its input in float, may not be one by itself

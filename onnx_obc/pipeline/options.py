@@ -18,6 +18,7 @@ Weights: TypeAlias = Literal["float", "int8", "int7", "int6", "int5", "int4", "i
 BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
 Cast: TypeAlias = Literal["none", "float32"]
 LEARNED = ("adaround", "adaquant", "brecq")  # solvers that learn rounding by gradients on parts of the model
+OWN = ("auto", "exact", "ordered")  # solvers of the tool's own; the others are there to be compared with
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from ..solver import solve
 from ..solver.linalg.threads import one_blas_thread
 from .attempts import CorrectionReport, compared, unless_clearly_worse
 from .layer import method_of, prepare_layer
+from .options import OWN
 from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .solve import capture_chunk
 from .write import quantize_activations
 
-OWN = ("auto", "exact", "ordered")  # solvers; those to compare with get the layers as they are
 HELD = 11  # bytes of a weight: what solving gives, 9, which is held until all layers are solved, and two models written
 
 

@@ -32,6 +32,7 @@ from .correct import missing_for_training, sites_of
 from .draft import TRAINED, Draft, make_draft
 from .layer import Solved, solving_device
 from .material import Material
+from .options import OWN
 from .plan import Plan
 from .recipe import Recipe
 from .solve import Solutions, in_profile
@@ -61,7 +62,7 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
         try:
             trained, notes = _trained(start, material, recipe, feedback.progress)
         except Exception as error:  # nobody loses what is solved by what he did not ask for
-            if recipe.reconstruction or recipe.effort == "best":
+            if _asked(recipe):
                 raise
             why = f"{type(error).__name__}: {one_line(error)}"
             trained, notes = None, [f"parts were not trained, as that failed ({why}); please report it"]
@@ -89,15 +90,15 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     torch is there and it takes minutes at most: not from a database, from which many models are written in seconds, nor
     in a time limit, nor after other solvers than the tool's own, which are there to be compared.
     """
-    count, asked = material.feeds.count, recipe.reconstruction
-    if asked is False or not plan.layers or (asked is None and recipe.effort == "fast"):
+    count, asked = material.feeds.count, _asked(recipe)
+    if recipe.reconstruction is False or not plan.layers or (not asked and recipe.effort == "fast"):
         return ""
-    if asked or recipe.effort == "best":
+    if asked:
         few = f"{_option(recipe)} trains on {FEWEST} samples or more, and {count} are there"
         return few if count < FEWEST else None
     sparse = any(choice.level.sparsity is not None for choice in plan.choices.values())
     quick = material.trained is None and recipe.time_limit is None and not recipe.global_adaprune
-    if not sparse or not quick or recipe.solver not in ("auto", "exact", "ordered") or count < UNASKED_SAMPLES:
+    if not sparse or not quick or recipe.solver not in OWN or count < UNASKED_SAMPLES:
         return ""
     layers = find_layers(material.folded.model)[0]
     costs = run_costs(material.folded.model, layers, material.feeds, recipe.execution()).values()
@@ -108,6 +109,11 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
         gain = "training parts of the model lowers the loss where weights have zeros"
         return f"{gain}; it needs {missing}, not installed: install onnx-obc[torch]"
     return None
+
+
+def _asked(recipe: Recipe) -> bool:
+    """Whether the user asked for training, and not for none."""
+    return recipe.effort == "best" if recipe.reconstruction is None else recipe.reconstruction
 
 
 def _steps(recipe: Recipe) -> int:

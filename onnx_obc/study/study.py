@@ -27,7 +27,7 @@ from ..database.open import Database, open_database
 from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs, read_model
 from ..pipeline.layer import Prepared, method_of, prepare_layer, trusted_method
-from ..pipeline.options import MethodOptions
+from ..pipeline.options import OWN, MethodOptions
 from ..pipeline.plan import Folded, prepare
 from ..pipeline.recipe import Recipe
 from ..pipeline.solve import capture_chunk
@@ -107,7 +107,7 @@ def study_model(
     """
     recipe, feedback = recipe or Recipe(), feedback or Feedback()
     options.check(calibration is not None)
-    if recipe.solver not in ("auto", "exact", "ordered"):
+    if recipe.solver not in OWN:
         raise RecipeError(
             f"--solver {recipe.solver}: a study solves layers, and shows the baseline beside; leave it out"
         )
