@@ -100,6 +100,7 @@ def test_no_two_files_import_each_other() -> None:
         visit(name, ())
 
 
+@pytest.mark.slow
 def test_imports_of_our_own_are_relative() -> None:
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -140,6 +141,7 @@ def test_functions_take_eight_parameters_at_most(path: Path) -> None:
             assert len([a for a in arguments if a.arg not in ("self", "cls")]) <= 8, f"{path}:{node.lineno} {node.name}"
 
 
+@pytest.mark.slow
 def test_the_architecture_page_has_the_imports() -> None:
     rows = [line.split("|")[1:-1] for line in (ROOT / "docs" / "architecture.md").read_text("utf-8").splitlines()]
     written = {cells[0].strip(" `"): cells[-1].strip() for cells in rows if len(cells) == 4 and "`" in cells[0]}

@@ -220,6 +220,7 @@ def test_rows_of_a_table_that_the_model_computes(folder: Path, capsys: pytest.Ca
     assert refuse(capsys).startswith("error: 'places' looks up row 5 of a table with rows 0 to 4: the data holds ids")
 
 
+@pytest.mark.slow
 def test_infinity_in_samples_that_are_held_out_is_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = GOOD["x"].copy()
     values[[59, 39], 1] = np.inf  # both of the last hand
@@ -372,6 +373,7 @@ def test_misspelt_commands(slip: str, command: str, folder: Path, capsys: pytest
         assert "did you mean" not in refused(capsys, other, "out.onnx", "--calib", "x.npz")
 
 
+@pytest.mark.slow
 def test_outputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("link.onnx").symlink_to("in.onnx")
     assert "it is the model itself; name another file" in refuse(capsys, output="in.onnx")
@@ -396,6 +398,7 @@ def test_the_weights_of_the_model_are_not_replaced_by_those_of_the_result(
     assert run_cli("in.onnx", "other.onnx", "--calib", "x.npz") == 0
 
 
+@pytest.mark.slow
 def test_what_is_read_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("link.npz").symlink_to("x.npz")
     Path("r.yaml").write_text("weights: int4\n")

@@ -95,6 +95,7 @@ def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "1 position for 4 columns" in printed and "1 layer, 1 solution solved" in printed
 
 
+@pytest.mark.slow
 def test_corrections_say_what_they_were_judged_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"])]
     weights = {"w": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32), "b": np.ones(8, np.float32)}
@@ -291,6 +292,7 @@ def test_compress_is_a_command_too(seen: dict[str, Any]) -> None:
         assert {**seen, "feedback": None} == {**first, "feedback": None}
 
 
+@pytest.mark.slow
 def test_the_same_words_in_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx.save(small(), tmp_path / "in.onnx")
     np.save(tmp_path / "x.npy", np.eye(4, dtype=np.float32))
@@ -325,6 +327,7 @@ def test_answers_that_need_no_model_load_nothing_heavy(arguments: list[str]) -> 
     assert loaded_by(arguments, (*heavy, "cyclopts")) == ["cyclopts"]
 
 
+@pytest.mark.slow
 def test_inspect_loads_no_solver_and_no_runtime() -> None:
     heavy = ("numba", "pydantic", "torch", "scipy", "matplotlib")
     assert loaded_by(["inspect", str(MODEL)], (*heavy, "onnx_ir")) == ["onnx_ir"]
@@ -342,6 +345,7 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2:4: C/groups = 1 is not a multiple of 4: 5 layers" in shown
 
 
+@pytest.mark.slow
 def test_a_decoder_with_caches_is_looked_at_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dense, out = tmp_path / "decoder.onnx", tmp_path / "out.onnx"
     onnx.save(decoder(), dense)

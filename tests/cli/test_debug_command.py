@@ -64,6 +64,7 @@ def test_the_recipe_has_a_name_of_its_own(compressed: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == "" and [p.name for p in Path().iterdir()] == ["small-fix.yaml"]
 
 
+@pytest.mark.slow
 def test_the_same_file_twice(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("debug", MODEL, MODEL, *DATA, "--fix", 1) == 0
     said = capsys.readouterr().out
@@ -123,6 +124,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, compressed: Path, capsy
         assert "cannot write into" in refused(capsys, "debug", MODEL, compressed, *DATA, *option, "locked/x")
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_nothing(
     compressed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

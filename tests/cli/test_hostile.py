@@ -55,6 +55,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RECIPES)
 def test_recipes(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, message = RECIPES[case]

@@ -15,6 +15,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_weights_alone_write_a_page_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("study", MODEL, "--bits", "4,2") == 0
     said = capsys.readouterr().out

@@ -126,6 +126,7 @@ def test_the_objective_is_that_of_the_models_in_onnxruntime() -> None:
     assert found.losses[1] < found.losses[0]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_result_and_another_does_not() -> None:
     model, layers = dense()
     before = {x.name: pruned(x, Level(Unstructured(0.6))) for x in layers}
@@ -136,6 +137,7 @@ def test_the_same_seed_gives_the_same_result_and_another_does_not() -> None:
     assert all(np.array_equal(one.biases[name], same.biases[name]) for name in one.biases)
 
 
+@pytest.mark.slow
 def test_layers_without_a_solution_stay_with_their_biases() -> None:
     model, layers = dense()
     before = {x.name: pruned(x, Level(Unstructured(0.6))) for x in layers[2:4]}

@@ -112,6 +112,7 @@ def test_what_the_activation_function_hides_is_free() -> None:
     assert errors[0] < errors[1]
 
 
+@pytest.mark.slow
 def test_brecq_of_one_layer_without_fisher_information_is_adaround() -> None:
     model, x = gemm(16, 8, "Relu"), inputs(16)
     level = parse_level("int3-asym")
@@ -122,6 +123,7 @@ def test_brecq_of_one_layer_without_fisher_information_is_adaround() -> None:
     assert (one.codes == plain.codes).all() and (one.codes == ones.codes).all()
 
 
+@pytest.mark.slow
 def test_outputs_of_more_weight_are_met_better() -> None:
     """Of two layers that share their input the second's outputs count for nothing: its choices are never pulled."""
     model, x = gemm(12, 2), 4 * inputs(12)

@@ -75,6 +75,7 @@ def test_a_second_build_solves_nothing_and_changes_nothing(copy: Path, whole: Pa
     assert files(copy) == files(whole)
 
 
+@pytest.mark.slow
 def test_levels_can_be_added(copy: Path) -> None:
     built = build(MODEL, CALIBRATION, "int4", copy, data=FEW)
     assert (built.solved, built.reused, built.captured) == (20, 75, False)
@@ -91,6 +92,7 @@ def test_other_options_or_data_make_it_anew(copy: Path) -> None:
     assert (built.solved, built.reused, built.captured) == (20, 0, True)
 
 
+@pytest.mark.slow
 def test_the_damping_is_chosen_with_the_hessian_unless_it_is_given(whole: Path, copy: Path) -> None:
     def dampings(folder: Path) -> dict[str, float | None]:
         return {file.name: read_arrays(file)[1]["damping"] for file in folder.glob("hessians/*")}
@@ -208,6 +210,7 @@ def test_other_versions_are_refused(schema: int, said: str, copy: Path) -> None:
         open_database(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "foreign"])
 def test_damage_is_found_and_mended_by_building_again(damage: str, copy: Path, whole: Path) -> None:
     first, second = sorted(copy.glob("layers/*/int8.safetensors"))[:2]
@@ -242,6 +245,7 @@ def test_a_deleted_manifest_is_made_anew(copy: Path, whole: Path) -> None:
     assert files(copy) == files(whole)
 
 
+@pytest.mark.slow
 def test_tables_of_times_belong_to_a_database(copy: Path) -> None:
     """They do not keep a manifest from being made anew, and those for other data go."""
     (copy / "timings").mkdir()

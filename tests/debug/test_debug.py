@@ -66,6 +66,7 @@ def test_a_return_gains_what_a_file_without_it_shows(healthy: Path) -> None:
     assert found.returns[0].loss == pytest.approx(0, abs=1e-12) and found.returns[0].gained == pytest.approx(found.loss)
 
 
+@pytest.mark.slow
 def test_a_file_is_equal_to_itself() -> None:
     found = debug_models(MODEL, MODEL, CALIBRATION, data=FEW)
     assert found.equal and found.loss == 0 and not found.returns and found.first is None
@@ -212,6 +213,7 @@ def test_random_numbers_and_one_sample_are_said(healthy: Path) -> None:
     assert any("one sample" in note for note in one.notes) and len(one.worst) == 1
 
 
+@pytest.mark.slow
 def test_models_of_the_same_form_but_other_weights_are_told() -> None:
     other = onnx.load(MODEL)
     for tensor in other.graph.initializer:

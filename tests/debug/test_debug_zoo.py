@@ -20,6 +20,7 @@ CHOSEN = ("gemm-alpha-beta", "shared-three-ways", "unranked", "pads", "unet", "t
 SLOW = ("bert", "gpt2-past", "whisper-decoder", "vit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=pytest.mark.slow if c.name in SLOW else ()) for c in CASES if c.name in (*CHOSEN, *SLOW)],

@@ -150,6 +150,7 @@ def test_embeddings(segments: bool) -> None:
     assert {node.op_type for node in model.graph} >= {"Gather", "SkipLayerNormalization", "ReduceSum"}
 
 
+@pytest.mark.slow
 def test_operators_in_onnxs_domain_that_only_onnxruntime_has() -> None:
     nodes = [
         helper.make_node("SimplifiedLayerNormalization", ["x", "g"], ["n"], axis=-1),

@@ -50,6 +50,7 @@ def test_onnxruntime_has_a_kernel_for_them(tmp_path: Path, bits: int, block: int
     assert all(one == {"axis": 0, "block_size": block} for one in sizes) and model.opset_import[0].version >= 21
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "attributes"), [("Gemm", {}), ("Gemm", {"transB": 1}), ("MatMul", {})])
 def test_blocks_lie_along_the_inputs(tmp_path: Path, op: str, attributes: dict[str, int]) -> None:
     """Also of a weight that the Gemm turns: it is turned in the file, as MatMulNBits takes no other."""
@@ -62,6 +63,7 @@ def test_blocks_lie_along_the_inputs(tmp_path: Path, op: str, attributes: dict[s
     assert not any(a.name == "transB" and a.i for node in nodes if node.op_type == op for a in node.attribute)
 
 
+@pytest.mark.slow
 def test_they_lose_less_and_cost_their_scales() -> None:
     few, many = (
         compress(products(), X, Recipe(weights="int3", block=block, activations="none", asymmetric=False)).report
@@ -72,6 +74,7 @@ def test_they_lose_less_and_cost_their_scales() -> None:
     assert first.bytes_after == 128 * 64 * 3 // 8 + 4 * 64 * 8  # true bits, and eight scales a row
 
 
+@pytest.mark.slow
 def test_corrections_and_training_keep_the_integers(tmp_path: Path) -> None:
     for options in ({"sequential": False}, {"sequential": True}):
         recipe = Recipe(weights="int4", block=16, activations="none", **options)

@@ -220,6 +220,7 @@ def test_a_report_is_plain_numbers(tmp_path: Path) -> None:
     assert math.isfinite(plain["totals"]["mean_loss_relative"])
 
 
+@pytest.mark.slow
 def test_too_few_samples_is_a_note() -> None:
     report = compress(small(), {"x": np.eye(4, dtype=np.float32)}, data=DataOptions(samples=100)).report
     assert any("4 of 100 samples asked for" in note for note in report.notes), report.notes

@@ -307,6 +307,7 @@ def test_a_metric_is_measured_of_files_that_are_not_verified() -> None:
     assert metric is not None and metric.dense == 1
 
 
+@pytest.mark.slow
 def test_a_metric_that_does_not_fit_is_refused_before_a_database_is_built(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], labelled: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_model_in_half_precision(kind: str, stored: bool, level: str, tmp_path
         assert agreement_db(outputs(network(opset=22)), outputs(written)) > DECIBELS[level]
 
 
+@pytest.mark.slow
 def test_scales_are_written_in_the_type_that_a_layer_computes_in() -> None:
     given = in_half(network(), TensorProto.FLOAT16)
     model = ir.to_proto(compress(given, FEEDS, RECIPES["int4"]).model)
@@ -183,6 +184,7 @@ def test_float16_for_deepsparse_is_refused() -> None:
         compress(network(), FEEDS, Recipe(target="deepsparse", float16=True))
 
 
+@pytest.mark.slow
 def test_a_model_in_half_precision_needs_no_float16() -> None:
     result = compress(
         in_half(network(), TensorProto.FLOAT16), FEEDS, RECIPES["int4"].model_copy(update={"float16": True})

@@ -141,6 +141,7 @@ def digits() -> Material:
     return Material(MODEL, folded, calibrating, held_out, *describe(samples, calibrating, held_out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
 def test_switches_are_the_written_model(digits: Material, target: str) -> None:
     recipe = RECIPE.model_copy(update={"target": target, "effort": "fast"})

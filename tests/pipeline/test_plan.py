@@ -66,6 +66,7 @@ def test_what_the_target_refuses_is_left_out() -> None:
     assert "int4" in found.left_out[0].reason
 
 
+@pytest.mark.slow
 def test_a_layer_that_cannot_take_the_pattern_becomes_integers_without_it() -> None:
     model = read_model(MODEL)
     found = make_plan(prepare(model), Recipe(sparsity="2:4", weights="int4"))

@@ -96,6 +96,7 @@ def test_a_shared_weight_runs_in_its_kernel(weights: str) -> None:
     assert "each has a copy" in " ".join(report.layers[0].notes)
 
 
+@pytest.mark.slow
 def test_a_constant_on_the_left_for_openvino() -> None:
     model = build([helper.make_node("MatMul", ["a", "x"], ["y"])], {"x": (16, 6)}, {"y": (8, 6)}, {"a": random(8, 16)})
     report = compress(model, feeds(16, 6), Recipe.model_validate({"target": "openvino"})).report

@@ -102,6 +102,7 @@ def test_what_is_written_passes_all_checks(options: dict[str, object]) -> None:
     assert ("reconstruction",) in tried(report)
 
 
+@pytest.mark.slow
 def test_an_operator_that_torch_does_not_know_is_named_and_the_rest_goes_on() -> None:
     report = compress(
         blocks("Mish"), X, Recipe(weights="int2", activations="none", effort="best", solver="baseline")
@@ -127,6 +128,7 @@ def test_few_samples_train_nothing_and_it_is_said() -> None:
     assert any(note.startswith("--effort best trains on 32 samples or more, and 18") for note in report.notes)
 
 
+@pytest.mark.slow
 def test_a_part_that_reads_a_list_of_tensors_is_named_and_the_rest_goes_on() -> None:
     nodes = [
         make("SplitToSequence", ["x", "eight"], ["parts"], axis=1),
@@ -148,6 +150,7 @@ def test_a_part_that_reads_a_list_of_tensors_is_named_and_the_rest_goes_on() -> 
 SPARSE = {"weights": "float", "activations": "none", "sparsity": "2:4", "solver": "ordered"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -172,17 +175,20 @@ def test_normal_trains_where_weights_have_zeros(changed: dict[str, object]) -> N
     assert not any("not trained" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_normal_trains_nothing_on_few_samples() -> None:
     report = compress(blocks(), {"x": X["x"][:100]}, Recipe.model_validate(SPARSE)).report
     assert ("reconstruction",) not in tried(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"effort": "fast"}, {"sparsity": "none", "weights": "int2"}])
 def test_training_that_was_asked_for(changed: dict[str, object]) -> None:
     report = compress(blocks(), X, Recipe.model_validate(SPARSE | {"reconstruction": True} | changed)).report
     assert ("reconstruction",) in tried(report)
 
 
+@pytest.mark.slow
 def test_a_large_model_is_not_trained_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UNASKED_FLOPS", 1e6)
     report = compress(blocks(), X, Recipe.model_validate(SPARSE)).report
@@ -190,6 +196,7 @@ def test_a_large_model_is_not_trained_unasked(monkeypatch: pytest.MonkeyPatch) -
     assert any("not trained, as a model of this size takes long" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_without_torch_the_report_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "missing_for_training", lambda: "onnx2torch")
     report = compress(blocks(), X, Recipe.model_validate(SPARSE)).report
@@ -198,6 +205,7 @@ def test_without_torch_the_report_says_what_is_missing(monkeypatch: pytest.Monke
     assert "needs onnx2torch, not installed: install onnx-obc[torch]" in note
 
 
+@pytest.mark.slow
 def test_it_trains_for_longer_at_best(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
 
@@ -211,6 +219,7 @@ def test_it_trains_for_longer_at_best(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps == [module.BRIEF, module.STEPS] == [30, 40]
 
 
+@pytest.mark.slow
 def test_models_from_a_database_are_not_trained_unasked(tmp_path: Path) -> None:
     recipe = Recipe(solver="ordered", device="cpu")
     build_database(blocks(), X, "2:4", tmp_path / "db", recipe)
@@ -222,6 +231,7 @@ def test_models_from_a_database_are_not_trained_unasked(tmp_path: Path) -> None:
         assert (("reconstruction",) in tried(report)) == bool(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [None, True])
 def test_what_nobody_asked_for_does_not_end_a_run(asked: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> object:
@@ -237,6 +247,7 @@ def test_what_nobody_asked_for_does_not_end_a_run(asked: bool | None, monkeypatc
     assert "parts were not trained, as that failed (TypeError: no such thing); please report it" in report.notes
 
 
+@pytest.mark.slow
 def test_blocks_are_trained_alone_where_the_whole_part_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for want of memory."""
 
@@ -254,6 +265,7 @@ def test_blocks_are_trained_alone_where_the_whole_part_cannot_be(monkeypatch: py
     assert sum(done for done, _ in told) == told[0][1]
 
 
+@pytest.mark.slow
 def test_a_head_that_is_tied_to_its_table() -> None:
     nodes = [
         make("Gather", ["E", "ids"], ["e"]),

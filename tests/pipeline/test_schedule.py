@@ -84,6 +84,7 @@ def test_the_baseline_has_no_bound_and_the_exact_solver_has() -> None:
     assert all(layer.loss_bound is not None and 0 < layer.loss_bound <= layer.loss_measured for layer in exact.layers)
 
 
+@pytest.mark.slow
 def test_few_positions_are_not_refined_unless_asked() -> None:
     few = {"x": random(30, 300)}
     reports = []
@@ -97,6 +98,7 @@ def test_few_positions_are_not_refined_unless_asked() -> None:
     assert reports[1].loss_predicted < reports[1].loss_greedy
 
 
+@pytest.mark.slow
 def test_refinement_lowers_the_loss_and_says_by_how_much() -> None:
     (plain, _), (refined, _) = run(refine="none"), run(refine=4)
     for before, after in zip(plain.layers, refined.layers, strict=True):

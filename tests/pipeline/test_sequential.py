@@ -91,6 +91,7 @@ def test_the_first_layer_is_solved_as_ever() -> None:
     assert attempt.kept == (not np.array_equal(*(found["second.weight_quantized"] for found in codes)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "kept"),
     [
@@ -143,12 +144,14 @@ def test_memory_does_not_matter() -> None:
     assert all(np.array_equal(one[name], two[name]) for name in one if "quantized" in name)
 
 
+@pytest.mark.slow
 def test_one_sample_is_enough_to_run() -> None:
     for sequential in (False, True):
         result = compress(small(), {"x": np.ones((1, 4), np.float32)}, Recipe(weights="int4", sequential=sequential))
         assert all(check.passed for check in result.report.checks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "tried"),
     [
@@ -197,6 +200,7 @@ def test_layers_that_were_solved_are_not_lost_for_want_of_room(monkeypatch: pyte
         compress(two_products(), {"x": X}, Recipe(weights="int4", device="cpu", sequential=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begins", "notes"),
     [("reconstruct._trained", ()), ("finish.mix_precisions", ()), ("finish.mix_precisions", ("x",))],

@@ -53,6 +53,7 @@ def outputs(model: ir.Model | onnx.ModelProto, x: Array) -> list[Array]:
     return run(ir.to_proto(model) if isinstance(model, ir.Model) else model, {"x": x})
 
 
+@pytest.mark.slow
 def test_a_stage_that_no_sample_reaches() -> None:
     x = np.clip(random(48, 16), -3, 3)
     result = compress(two_stages(), {"x": x})
@@ -63,6 +64,7 @@ def test_a_stage_that_no_sample_reaches() -> None:
     assert agreement_db(outputs(two_stages(), x)[0], outputs(result.model, x)[0]) > 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "deepsparse", "tensorrt"])
 def test_an_activation_that_is_always_zero(target: str) -> None:
     recipe = Recipe.model_validate({"target": target, "layers": [{"match": "*"}]})

@@ -46,6 +46,7 @@ def test_tasks_are_asked_for_shortly_before_they_begin(two: LocalWorkers) -> Non
     assert len(asked) == 10
 
 
+@pytest.mark.slow
 def test_what_is_shared_arrives(two: LocalWorkers, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(7))
     shared = [two.share(np.zeros(5)), two.share_file(tmp_path / "file")]

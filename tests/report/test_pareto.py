@@ -18,6 +18,7 @@ def test_the_front() -> None:
     assert front([]) == []
 
 
+@pytest.mark.slow
 def test_the_plot_and_its_table(tmp_path: Path) -> None:
     points = [Point(f"bops={x}x", f"m{x}.onnx", 1 / x, 2 / x, 0.9, 0.3, None, x / 100, 1000 // x) for x in (4, 8, 16)]
     files = write_pareto(points, tmp_path / "out-pareto")

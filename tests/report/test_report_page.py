@@ -176,6 +176,7 @@ def test_a_page_loads_nothing_and_runs_only_its_own_script() -> None:
     assert "http" not in page.text.replace("http-equiv", "")
 
 
+@pytest.mark.slow
 def test_pages_grow_little_with_layers() -> None:
     few, many = (len(page_of(make_report(count)).text) for count in (100, 500))
     assert (many - few) / 400 < 1500

@@ -98,6 +98,7 @@ def test_a_page_is_whole_and_loads_nothing(name: str, tmp_path: Path) -> None:
     assert len(identities) == len(set(identities))
 
 
+@pytest.mark.slow
 def test_the_sections_of_a_page(tmp_path: Path) -> None:
     whole = page_of(CASES["with chunks"](), tmp_path)
     order = ["plane", "bits", "kurtosis", "conventions", "all", "whole", "caveats", "repeat"]

@@ -151,6 +151,7 @@ def test_of_equal_losses_the_cheapest_is_taken() -> None:
     assert choose(losses, [cheap, dear], 5) == (1, 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=4), min_size=1, max_size=4),

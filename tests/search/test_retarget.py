@@ -57,6 +57,7 @@ def test_what_the_database_was_built_with_cannot_be_changed(tmp_path: Path) -> N
     assert result.report.recipe["damp"] == 0.02 and result.report.outputs == ()
 
 
+@pytest.mark.slow
 def test_build_and_search_in_one_keep_the_database_where_it_is_wanted(tmp_path: Path) -> None:
     options = SearchOptions(levels="int8,int4", database=tmp_path / "db")
     outputs = [tmp_path / "out.onnx"]

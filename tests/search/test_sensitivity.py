@@ -100,6 +100,7 @@ def digits() -> tuple[ir.Model, list[Batch]]:
     return model, [Batch({"image": image[:16]}, 0, 16), Batch({"image": image[16:]}, 16, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["residual", "digits"])
 def test_they_are_those_of_whole_models(which: str) -> None:
     if which == "digits":

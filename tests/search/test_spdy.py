@@ -100,6 +100,7 @@ def test_spdy_leaves_a_profile_that_does_not_work() -> None:
     assert picked != plain and loss == 1
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_every_try_is_counted() -> None:
     losses, costs, limit = sparsity_problem(5, 30)
     runs = []
@@ -117,6 +118,7 @@ def test_the_seed_decides_and_every_try_is_counted() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.slow
 def test_what_helps_is_followed_up() -> None:
     """As long as tries help, no end comes after `patience` of them."""
     losses, costs, limit = sparsity_problem(5, 30)

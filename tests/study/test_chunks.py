@@ -63,6 +63,7 @@ def test_other_chunks() -> None:
     assert len(chunk_columns(9 * 2, 2, 12, seeded())) == 9
 
 
+@pytest.mark.slow
 def test_what_is_drawn_belongs_to_the_layer() -> None:
     for problem in drawn():
         assert problem.hessian.shape == (36, 36) and problem.weight.shape == (36,)

@@ -73,6 +73,7 @@ def test_the_scale_of_weights_changes_nothing(paper: tuple[BudgetRow, ...]) -> N
         assert ours.tensor.rows == pytest.approx(theirs.tensor.rows, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_compressed_files_come_out_equally_large() -> None:
     random = np.random.default_rng(1)
     rows = problem()
@@ -140,6 +141,7 @@ def test_verdicts() -> None:
         assert same.margin == 0 and not same.proven
 
 
+@pytest.mark.slow
 def test_a_proof_on_some_rows_is_not_one_of_the_layer() -> None:
     """Rows of very different energy share a mask: a sample that misses the heavy ones proves what is not so."""
     random = np.random.default_rng(0)

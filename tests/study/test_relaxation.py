@@ -31,6 +31,7 @@ def slack(problem):
     return 1e-12 * float(delta @ np.abs(problem.hessian) @ delta)
 
 
+@pytest.mark.slow
 def test_bound_optimum_heuristic():
     """On 300 problems, the degenerate ones among them."""
     shares = []

@@ -38,6 +38,7 @@ def samples(count: int = 200) -> dict[str, np.ndarray]:
     return {"x": random(count, 12, seed=2)}
 
 
+@pytest.mark.slow
 def test_a_whole_study(tmp_path: Path) -> None:
     stages = set()
     feedback = Feedback(lambda stage, done, total: stages.add(stage))
@@ -61,6 +62,7 @@ def test_a_whole_study(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r-3bit.yaml", "r-4bit.yaml"]
 
 
+@pytest.mark.slow
 def test_the_recipe_gives_the_layers_their_verdicts(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     found = study_model(model(), samples(), StudyOptions(bits=(4,), size="paper", recipe=file))
@@ -103,6 +105,7 @@ def test_rows_without_an_answer_say_why() -> None:
     assert "never reaches it" in str(dead.layers[1].reason)  # behind a Relu of what is never positive
 
 
+@pytest.mark.slow
 def test_too_few_positions_are_said() -> None:
     found = study_model(model(), samples(8), StudyOptions(bits=(4,)))
     assert any("null space" in note for note in found.layers[0].notes)
@@ -137,6 +140,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         study_model(model(), {"x": random(20, 11)})
 
 
+@pytest.mark.slow
 def test_solutions_come_from_a_database(tmp_path: Path) -> None:
     build_database(model(), samples(), "int4,int8", tmp_path / "db", Recipe(refine="none"))
     options = StudyOptions(bits=(4,), rows=6)

@@ -125,6 +125,7 @@ def test_where_pruning_overtakes_with_the_generalised_gaussian(bits: int) -> Non
     assert is_printed(found.parameter, SHAPES[bits][0]) and is_printed(found.kurtosis, SHAPES[bits][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", rows(COMBINED), ids=" ".join)
 def test_both_together(row: list[str]) -> None:
     family, bits, mask, together, value_bits, share = row

@@ -73,6 +73,7 @@ def check(op: str, scales: tuple[float, float, float], **options: object) -> Non
     assert agreement_db(expected, optimized) > 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul"])
 @pytest.mark.parametrize("effort", ["normal", "fast"])
 def test_biases_of_dead_and_empty_rows(op: str, effort: str) -> None:
@@ -86,6 +87,7 @@ def test_whatever_the_scale_of_inputs_weights_and_biases(op: str, scales: tuple[
     check(op, scales)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"asymmetric": True}, {"target": "openvino"}])
 def test_other_grids(options: dict[str, object]) -> None:
     check("Conv", (255, 1e-2, 1), **options)
@@ -102,6 +104,7 @@ def test_rows_that_need_nothing_stay_as_they_are() -> None:
     assert not any("rows are next to nothing" in note for note in compressed.report.layers[1].notes)
 
 
+@pytest.mark.slow
 def test_a_bias_is_within_int32() -> None:
     graph = compress(network("Conv", 1, 1), {"x": np.abs(random(48, 8, 6, 6))}).model.graph
     node = next(node for node in graph if node.name == "first")

@@ -171,6 +171,7 @@ def test_a_lowered_file_that_is_another_model_is_found(tmp_path: Path) -> None:
         assert check_lowered(model, tmp_path / "m.onnx", feed, Recipe(device="cpu")).passed == passed
 
 
+@pytest.mark.slow
 def test_refusals_say_why() -> None:
     for options, said in (
         ({"weights": "int4", "asymmetric": False}, "reads no int4"),

@@ -56,6 +56,7 @@ def test_kernels_cover_the_products_and_have_times(tmp_path: Path) -> None:
     assert all(source < index for index, kernel in enumerate(kernels) for source in kernel.sources)
 
 
+@pytest.mark.slow
 def test_products_of_matrices(tmp_path: Path) -> None:
     model, path = text_like(), tmp_path / "q.onnx"
     ids = np.random.default_rng(0).integers(0, 64, (64, 6))

@@ -246,6 +246,7 @@ def test_only_tensorrt_has_that_form() -> None:
         Recipe(weight_form="qdq")
 
 
+@pytest.mark.slow
 def test_files_of_onnxruntimes_quantizer(tmp_path: Path) -> None:
     name = np.load(CALIBRATION).files[0]
     images = np.load(CALIBRATION)[name]

@@ -230,6 +230,7 @@ def test_an_order_that_hides_the_pattern_is_undone() -> None:
     assert best_order([cost], 0, 1)[1] < 1e-6
 
 
+@pytest.mark.slow
 def test_outputs_come_closer_in_the_pipeline() -> None:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((16, 32)).astype(np.float32) * np.where(np.arange(32) < 16, 3, 0.3).astype(np.float32)

@@ -160,6 +160,7 @@ def test_in_one_command(
     assert latency["measured"] == speed["ratio"] and latency["runtime"].startswith("onnxruntime")
 
 
+@pytest.mark.slow
 def test_bad_input(database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "t.json"
     search = (

@@ -97,6 +97,7 @@ def test_never_exceeds_the_optimum(text, seed, decay, damping):
     assert solve(weights, damped, level).loss >= 0.99 * best or level.bits  # the optimum is one
 
 
+@pytest.mark.slow
 def test_is_a_good_part_of_the_optimum(capsys):
     """Where inputs are correlated as in real layers; a bound that says nothing would pass all other tests."""
     with capsys.disabled():

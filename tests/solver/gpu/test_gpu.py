@@ -218,6 +218,7 @@ def test_results_do_not_depend_on_the_batch(precision):
             np.testing.assert_allclose(one, other, rtol=1e-4 if precision == "float32" else 1e-9, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_batch_that_runs_out_of_memory_is_halved(monkeypatch):
     weights, hessian = layer(3, 5, 70)
     damped, tried = damp(hessian), []
@@ -279,6 +280,7 @@ def test_rows_that_have_finished_take_part_in_nothing():
     assert sorted(trace.pivot[0, :40].tolist()) == list(range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 4])
 def test_a_step_asks_the_device_for_no_number(block):
     """Else it could not be captured; tensors on `meta` have no numbers to give."""

@@ -21,6 +21,7 @@ def test_invert(columns):
     assert damped.dead == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [5, 512, 700, 1300])
 def test_the_factor_is_that_of_the_hessian_by_decreasing_diagonal(columns):
     _, hessian = layer(columns=columns, samples=2 * columns)

@@ -120,6 +120,7 @@ def test_between_the_baseline_and_the_exact_solver(level):
         assert (solution.weights == solution.grid.dequantize(solution.codes)).all()
 
 
+@pytest.mark.slow
 def test_threads_change_nothing():
     weights, hessian = layer(2, 300, 200, samples=800)
     damped = damp(hessian)
