@@ -3,9 +3,9 @@
     python -m benchmarks.quality.effort                         # everything: hours on two cores
     python -m benchmarks.quality.effort --only ResNet-20 --levels 2:4 int2-asym --efforts normal
 
-Levels that one command would make no other way are solved once into a database in --databases, where parts that were
-trained are kept too; those of few bits, which are solved in order, and those with zeros, whose parts are trained, are
-made by one command each. A finished row is added to benchmarks/results/effort.jsonl at once, and
+8w8a, which one command would make no other way, is solved once into a database in --databases, where parts that were
+trained are kept too; the levels of few bits, which are solved in order or whose parts are trained, and those with zeros,
+are made by one command each. A finished row is added to benchmarks/results/effort.jsonl at once, and
 rows that are there are not run again.
 """
 
@@ -29,7 +29,7 @@ from onnx_obc.pipeline.report import Report
 
 LEVELS: dict[str, dict[str, Any] | None] = {  # what a recipe says of each; None: solved into a database
     "8w8a": None,
-    "4w4a": None,
+    "4w4a": {"weights": "int4", "activations": "int4"},
     "int4-asym": {"weights": "int4", "activations": "none"},
     "int3-asym": {"weights": "int3", "activations": "none"},
     "int2-asym": {"weights": "int2", "activations": "none"},
@@ -110,8 +110,8 @@ embeddings.
 
 Every layer is at the level, or without its pattern where that is impossible. `normal` corrects statistics, solves
 integer weights of few bits in order, reorders channels for patterns, and trains parts of a small model, 100 steps each,
-where weights have zeros; `best` trains them at every level, 400 steps each. 8w8a and 4w4a were solved into a database
-before, so that their seconds are those of all that follows; all others are made by one command each. Other work ran
+where weights have zeros or inputs 4 bits; `best` trains them at every level, 400 steps each. 8w8a was solved into a
+database before, so that its seconds are those of all that follows; all others are made by one command each. Other work ran
 beside these, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md.
 EfficientNet-Lite0 is scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
 

@@ -118,7 +118,7 @@ class FinishOptions:
         Literal["fast", "normal", "best"],
         Doc(
             "fast: layers are solved, no more. normal: those of few bits in order, the statistics of outputs are "
-            "brought back to the dense model's, where that helps, and where weights have zeros, parts of a small model "
+            "brought back to the dense model's, where that helps, and where weights have zeros or inputs 4 bits, parts of a small model "
             "are trained for a minute or two towards its outputs, without labels, if torch is installed. best: parts "
             "are trained at all levels, for longer; needs torch and onnx2torch."
         ),
@@ -134,7 +134,7 @@ class FinishOptions:
         bool | None,
         Doc(
             "Train parts of the model towards what the dense ones compute. [default: with --effort best; with normal "
-            "where weights have zeros, no budget is given, and the model is small]"
+            "where weights have zeros or inputs 4 bits, no budget is given, and the model is small]"
         ),
     ] = None
     global_adaprune: Annotated[

@@ -13,6 +13,7 @@ from ..calibration.samples import Batch
 from ..calibration.split import CORRECTING, TRAINING, first_samples
 from ..core.arrays import Array, Feed, Float32
 from ..core.errors import ModelError, one_line
+from ..core.level import Choice
 from ..core.plural import counted
 from ..core.progress import Feedback, Progress, hundredths
 from ..core.solution import Solution
@@ -27,7 +28,7 @@ from ..graph.layers import find_layers
 from ..graph.write import WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
-from .attempts import compared, must_be_clear, of_whole_models, unless_clearly_worse, without_order
+from .attempts import PLAIN_BITS, compared, must_be_clear, of_whole_models, unless_clearly_worse, without_order
 from .correct import missing_for_training, sites_of
 from .draft import TRAINED, Draft, make_draft
 from .layer import Solved, solving_device
@@ -86,8 +87,8 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
 def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     """Why nothing is trained, in words for the user, empty where he need not know; None if parts are.
 
-    Unless the recipe says so: `best` trains at every level, and `normal` where weights have zeros, which gain most, if
-    torch is there and it takes minutes at most: not from a database, from which many models are written in seconds, nor
+    Unless the recipe says so: `best` trains at every level, and `normal` where weights have zeros or inputs fewer than
+    8 bits, which gain most, if torch is there and it takes minutes at most: not from a database, from which many models are written in seconds, nor
     in a time limit, nor after other solvers than the tool's own, which are there to be compared.
     """
     count, asked = material.feeds.count, _asked(recipe)
@@ -96,9 +97,9 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     if asked:
         few = f"{_option(recipe)} trains on {FEWEST} samples or more, and {count} are there"
         return few if count < FEWEST else None
-    sparse = any(choice.level.sparsity is not None for choice in plan.choices.values())
+    coarse = any(_gains_most(choice) for choice in plan.choices.values())
     quick = material.trained is None and recipe.time_limit is None and not recipe.global_adaprune
-    if not sparse or not quick or recipe.solver not in OWN or count < UNASKED_SAMPLES:
+    if not coarse or not quick or recipe.solver not in OWN or count < UNASKED_SAMPLES:
         return ""
     layers = find_layers(material.folded.model)[0]
     costs = run_costs(material.folded.model, layers, material.feeds, recipe.execution()).values()
@@ -106,9 +107,15 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     if flops * BACK_AND_FORTH * MOST * BRIEF > UNASKED_FLOPS:
         return "parts were not trained, as a model of this size takes long; --effort best does it"
     if missing := missing_for_training():
-        gain = "training parts of the model lowers the loss where weights have zeros"
+        gain = "training parts of the model lowers the loss where weights have zeros or inputs fewer than 8 bits"
         return f"{gain}; it needs {missing}, not installed: install onnx-obc[torch]"
     return None
+
+
+def _gains_most(choice: Choice) -> bool:
+    """Whether weights have zeros, or inputs fewer than PLAIN_BITS."""
+    bits = choice.activation_bits
+    return choice.level.sparsity is not None or (bits is not None and bits < PLAIN_BITS)
 
 
 def _asked(recipe: Recipe) -> bool:
