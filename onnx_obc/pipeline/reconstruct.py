@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from ..calibration.capture import run_costs
-from ..calibration.samples import Batch
 from ..calibration.split import CORRECTING, TRAINING, first_samples
 from ..core.arrays import Array, Feed, Float32
 from ..core.errors import ModelError, one_line
@@ -88,12 +87,16 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     """Why nothing is trained, in words for the user, empty where he need not know; None if parts are.
 
     Unless the recipe says so: `best` trains at every level, and `normal` where weights have zeros or inputs fewer than
-    8 bits, which gain most, if torch is there and it takes minutes at most: not from a database, from which many models are written in seconds, nor
-    in a time limit, nor after other solvers than the tool's own, which are there to be compared.
+    8 bits, which gain most, if torch is there and it takes minutes at most: not from a database, from which many models
+    are written in seconds, nor in a time limit, nor after other solvers than the tool's own, which are there to be
+    compared.
     """
-    count, asked = material.feeds.count, _asked(recipe)
+    asked = _asked(recipe)
     if recipe.reconstruction is False or not plan.layers or (not asked and recipe.effort == "fast"):
         return ""
+    first = next(material.feeds.read(0, material.feeds.count))
+    held = max(_shared_length(first.feed.values()) // first.count, 1)  # by what counts as one: Python may give batches
+    count = material.feeds.count * held
     if asked:
         few = f"{_option(recipe)} trains on {FEWEST} samples or more, and {count} are there"
         return few if count < FEWEST else None
@@ -103,7 +106,7 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
         return ""
     layers = find_layers(material.folded.model)[0]
     costs = run_costs(material.folded.model, layers, material.feeds, recipe.execution()).values()
-    flops = sum(2 * cost.parameters if cost.flops is None else cost.flops for cost in costs)
+    flops = sum(2 * cost.parameters if cost.flops is None else cost.flops for cost in costs) / held
     if flops * BACK_AND_FORTH * MOST * BRIEF > UNASKED_FLOPS:
         return "parts were not trained, as a model of this size takes long; --effort best does it"
     if missing := missing_for_training():
@@ -218,8 +221,7 @@ class _Walk:
             self._key = self._store.key(*_start(solutions, recipe))
         self._floats = _with_floats(plan, self.solved, written)
         samples = first_samples(material.feeds, TRAINING)
-        self._batches = list(samples.read(0, samples.count))
-        feeds = [batch.feed for batch in self._batches]
+        feeds = list(samples.feeds())
         half = replace(recipe.execution(), memory=recipe.memory_bytes() / 2)
         self._dense, self._compressed = Stepper(self._dense_model, feeds, half), Stepper(plan.model, feeds, half)
         self._ahead: dict[str, list[Array]] = {}  # by value, what the dense model computes there, feed by feed
@@ -259,8 +261,9 @@ class _Walk:
         places = [place.value for place in places_of(part, layers)[0]]  # given out too: biases move by their size
         graph = to_torch(part, layers, _option(recipe), list(dict.fromkeys([unit.output, *places])))
         check_agreement(graph, part, given[0], rounded=True)
-        examples = _examples(self._batches, given, self._wanted(unit))
-        if examples[0].count and not can_be_taken_apart(graph, examples[0]):
+        examples = _examples(given, self._wanted(unit))
+        largest = max(examples, key=lambda example: example.count)
+        if largest.count and not can_be_taken_apart(graph, largest):
             if unit.blocks:
                 raise ModelError(f"samples of what leads to {unit.output} cannot be taken apart")
             examples = [replace(example, count=0) for example in examples]
@@ -340,17 +343,19 @@ def _start(solutions: Solutions, recipe: Recipe) -> Iterator[object]:
         yield entry.solution.bias
 
 
-def _examples(batches: Sequence[Batch], given: Sequence[Feed], targets: Sequence[Array]) -> list[Example]:
+def _examples(given: Sequence[Feed], targets: Sequence[Array]) -> list[Example]:
     """What a part is trained on. Feeds are taken apart only if in all of them every array has its samples in front."""
-    whole = all(
-        array.ndim and len(array) == batch.count
-        for batch, feed, target in zip(batches, given, targets, strict=True)
-        for array in (*feed.values(), target)
-    )
+    counts = [_shared_length([*feed.values(), target]) for feed, target in zip(given, targets, strict=True)]
     return [
-        Example(feed, target, batch.count if whole else 0)
-        for batch, feed, target in zip(batches, given, targets, strict=True)
+        Example(feed, target, count if all(counts) else 0)
+        for feed, target, count in zip(given, targets, counts, strict=True)
     ]
+
+
+def _shared_length(arrays: Iterable[Array]) -> int:
+    """The length of the first axes of all arrays, 0 where they differ."""
+    lengths = {len(array) if array.ndim else 0 for array in arrays}
+    return lengths.pop() if len(lengths) == 1 else 0
 
 
 def _spare(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:

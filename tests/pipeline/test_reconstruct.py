@@ -188,6 +188,14 @@ def test_normal_trains_nothing_on_few_samples() -> None:
 
 
 @pytest.mark.slow
+def test_batches_from_python_are_the_samples_in_them() -> None:
+    feeds = [{"x": X["x"][start : start + 16]} for start in range(0, len(X["x"]), 16)]
+    report = compress(blocks(), feeds, Recipe.model_validate(SPARSE)).report
+    assert len(feeds) < module.FEWEST and ("reconstruction",) in tried(report)
+    assert any(module.TRAINED in layer.notes for layer in report.layers)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"effort": "fast"}, {"sparsity": "none", "weights": "int2"}])
 def test_training_that_was_asked_for(changed: dict[str, object]) -> None:
     report = compress(blocks(), X, Recipe.model_validate(SPARSE | {"reconstruction": True} | changed)).report
