@@ -16,7 +16,7 @@ that those that the solver had to choose between move first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.arrays import Array, Feed, Float32
+from ..core.errors import ModelError
 from ..core.machine import workers
 from ..core.solution import Solution
 from ..graph.layers import Layer
@@ -37,6 +38,7 @@ HALVES = 2  # parts of a step that run at the same time, on any machine: so many
 ELEMENTS = 1_000_000  # of a part's input in one step, about
 FEWEST, MOST = 4, 32  # samples in a step, as far as a feed has so many
 LOOKS = 6  # at the samples held out
+SPARED = 8  # one of so many samples is
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +209,43 @@ def reconstruct(
     moved = {name: bias.now().detach().cpu().numpy() for name, bias in biases.items()}
     found = {name: latent.solution() for name, latent in latents.items()}
     return Reconstructed(found, moved, {name: scale.stretch() for name, scale in scales.items()}, before, best)
+
+
+def examples_of(given: Sequence[Feed], targets: Sequence[Array]) -> list[Example]:
+    """What a part is trained on. Feeds are taken apart only if in all of them every array has its samples in front."""
+    counts = [shared_length([*feed.values(), target]) for feed, target in zip(given, targets, strict=True)]
+    return [
+        Example(feed, target, count if all(counts) else 0)
+        for feed, target, count in zip(given, targets, counts, strict=True)
+    ]
+
+
+def shared_length(arrays: Iterable[Array]) -> int:
+    """The length of the first axes of all arrays, 0 where they differ."""
+    lengths = {len(array) if array.ndim else 0 for array in arrays}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def spare(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Those to train on, and those that stop the training: every so many-th feed, or sample where feeds are few.
+
+    Raises ModelError where none can be spared.
+    """
+    if len(examples) >= SPARED:
+        return [x for n, x in enumerate(examples) if n % SPARED], list(examples[::SPARED])
+    training, spared = [], []
+    for example in examples:
+        if example.count < SPARED:
+            training.append(example)
+            continue
+        out = np.arange(example.count) % SPARED == 0
+        training.append(take(example, np.flatnonzero(~out)))
+        spared.append(take(example, np.flatnonzero(out)))
+    if spared:
+        return training, spared
+    if len(examples) < 2:
+        raise ModelError("all samples come in one feed that cannot be taken apart; give a smaller --batch")
+    return training[1:], training[:1]
 
 
 def _step_samples(examples: Sequence[Example]) -> int:

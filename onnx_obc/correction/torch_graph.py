@@ -324,19 +324,20 @@ def _convert(proto: onnx.ModelProto, option: str) -> torch.nn.Module:
         with _torchvision_or_none():
             import onnx2torch
 
-        from .torch_operators import node_errors, register, repair
+        from .torch_operators import node_errors, register, repair, simplify
     except ImportError as error:
         raise ModelError(
             f"{option} needs {error.name}, which is not installed; install onnx-obc[torch], or leave it out"
         ) from error
     register(proto)
+    uppers = simplify(proto)
     try:
         module: torch.nn.Module = onnx2torch.convert(proto)
     except Exception as error:
         known = node_errors(proto)
         cause = "; ".join(known) or f"onnx2torch cannot convert the model: {one_line(error)}"
         raise ModelError(f"{cause}; leave out {option}") from error
-    return repair(module)
+    return repair(module, uppers)
 
 
 def _slot(module: Any, node: ir.Node, index: int, name: str) -> Slot | None:
@@ -348,7 +349,7 @@ def _slot(module: Any, node: ir.Node, index: int, name: str) -> Slot | None:
         return None
     inner: Any = module.get_submodule(name)
     path = name
-    if isinstance(inner, nn.Sequential):  # uneven padding stands before the convolution
+    if isinstance(inner, nn.Sequential):  # padding stands before the convolution
         path = f"{name}.{len(inner) - 1}"
         inner = inner[-1]
     field = "weight" if index == 1 else "bias"

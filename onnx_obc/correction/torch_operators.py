@@ -7,7 +7,7 @@ This file is imported only where onnx2torch is to be used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,27 @@ def register(model: onnx.ModelProto) -> None:
             add_converter(operator, version)(converter)
 
 
+def simplify(model: onnx.ModelProto) -> dict[str, bool]:
+    """Take attributes from a model, in place, that onnx2torch does not know: `allowzero`, which only matters to arrays
+    without elements, and SAME_UPPER and SAME_LOWER from convolutions and maximum pools.
+
+    By node that had one of these two, whether it was the former. `repair` pads in their place.
+    """
+    uppers: dict[str, bool] = {}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "allowzero" and node.op_type == "Reshape":
+                attribute.i = 0
+            if (
+                attribute.name == "auto_pad"
+                and node.op_type in ("Conv", "MaxPool")
+                and attribute.s.startswith(b"SAME_")
+            ):
+                uppers[node.name] = attribute.s == b"SAME_UPPER"
+                attribute.s = b"NOTSET"
+    return uppers
+
+
 def node_errors(model: onnx.ModelProto) -> list[str]:
     """A sentence for each operator of a model that cannot be converted."""
     opsets, graph = {entry.domain: entry.version for entry in model.opset_import}, OnnxGraph(model.graph)
@@ -64,11 +85,16 @@ def node_errors(model: onnx.ModelProto) -> list[str]:
     return list(found.values())
 
 
-def repair(module: nn.Module) -> nn.Module:
-    """Replace, in place, the modules of onnx2torch that fail where the operator would not, or take long."""
+def repair(module: nn.Module, uppers: Mapping[str, bool]) -> nn.Module:
+    """Replace, in place, the modules of onnx2torch that fail where the operator would not, or take long.
+
+    uppers: what `simplify` took from the model.
+    """
     bounds = _bounds(module)
     for name, inner in list(module.named_children()):
-        if isinstance(inner, OnnxFlatten):
+        if name in uppers:
+            setattr(module, name, nn.Sequential(_SamePad(inner, uppers[name]), inner))
+        elif isinstance(inner, OnnxFlatten):
             setattr(module, name, _Flatten(inner.axis))
         elif isinstance(inner, OnnxSlice):
             setattr(module, name, _Slice())
@@ -114,6 +140,26 @@ class _Bound(nn.Module):
 
     def forward(self, *operands: torch.Tensor) -> torch.Tensor:
         return torch.clamp(operands[self.index], self.low, self.high)
+
+
+class _SamePad(nn.Module):
+    """Padding that gives a window operator an output for every stride; of an odd number, one more lies at the end, or,
+    unless `upper`, at the beginning."""
+
+    def __init__(self, window: Any, upper: bool) -> None:
+        super().__init__()
+        self.upper, self.value = upper, 0.0 if hasattr(window, "weight") else -math.inf
+        self.windows = [window.kernel_size, window.stride, window.dilation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pads: list[int] = []  # torch has the last axis first
+        sizes = x.shape[2:]
+        spans = [(each,) * len(sizes) if isinstance(each, int) else each for each in self.windows]
+        for size, kernel, stride, dilation in zip(sizes, *spans, strict=True):
+            total = max((math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            less, more = total // 2, total - total // 2
+            pads = [*((less, more) if self.upper else (more, less)), *pads]
+        return nn.functional.pad(x, pads, value=self.value)
 
 
 class _Flatten(nn.Module):

@@ -16,7 +16,17 @@ from ..core.level import Choice
 from ..core.plural import counted
 from ..core.progress import Feedback, Progress, hundredths
 from ..core.solution import Solution
-from ..correction.reconstruction import MOST, Example, Reconstructed, Training, can_be_taken_apart, reconstruct, take
+from ..correction.reconstruction import (
+    MOST,
+    SPARED,
+    Reconstructed,
+    Training,
+    can_be_taken_apart,
+    examples_of,
+    reconstruct,
+    shared_length,
+    spare,
+)
 from ..correction.sites import bias_sites
 from ..correction.statistics import WrittenLayer, correct
 from ..correction.torch_graph import check_agreement, places_of, to_torch
@@ -44,7 +54,6 @@ FEWEST = 32  # samples below which nothing is trained
 UNASKED_SAMPLES = 128  # below which nothing is that the user did not ask for
 UNASKED_FLOPS = 1e13  # of that, at most: two minutes or so on two cores
 BACK_AND_FORTH = 3  # gradients take twice as long as outputs
-SPARED = 8  # one of so many samples stops the training
 VERSION = 2  # rises when training comes to something else: parts that are kept are then trained anew
 
 
@@ -95,7 +104,7 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     if recipe.reconstruction is False or not plan.layers or (not asked and recipe.effort == "fast"):
         return ""
     first = next(material.feeds.read(0, material.feeds.count))
-    held = max(_shared_length(first.feed.values()) // first.count, 1)  # by what counts as one: Python may give batches
+    held = max(shared_length(first.feed.values()) // first.count, 1)  # by what counts as one: Python may give batches
     count = material.feeds.count * held
     if asked:
         few = f"{_option(recipe)} trains on {FEWEST} samples or more, and {count} are there"
@@ -224,6 +233,8 @@ class _Walk:
         feeds = list(samples.feeds())
         half = replace(recipe.execution(), memory=recipe.memory_bytes() / 2)
         self._dense, self._compressed = Stepper(self._dense_model, feeds, half), Stepper(plan.model, feeds, half)
+        alone = [part for unit in self.units for part in (unit, *unit.blocks)]
+        self._sources = {part: _sources(part) for part in alone}
         self._ahead: dict[str, list[Array]] = {}  # by value, what the dense model computes there, feed by feed
 
     def train(self, unit: Unit, names: Sequence[str], progress: Callable[[float], None]) -> None:
@@ -251,9 +262,9 @@ class _Walk:
     ) -> Reconstructed:
         """What training these layers of a unit comes to."""
         recipe = self._recipe
-        read = [node.inputs[index] for node, index in unit.inputs.values()]
-        sources = list(dict.fromkeys(str(unquantized(value).name) for value in read if value is not None))
-        given = self._compressed.advance(sources)
+        parts = list(self._sources)
+        later = {name for part in parts[parts.index(unit) + 1 :] for name in self._sources[part]}
+        given = self._compressed.advance(self._sources[unit], later)
         if lists := [name for name, value in given[0].items() if not isinstance(value, np.ndarray)]:
             raise ModelError(f"what leads to {unit.output} reads {lists[0]}, which is not a tensor")
         part = submodel(self._floats, given[0], [unit.output])
@@ -261,13 +272,13 @@ class _Walk:
         places = [place.value for place in places_of(part, layers)[0]]  # given out too: biases move by their size
         graph = to_torch(part, layers, _option(recipe), list(dict.fromkeys([unit.output, *places])))
         check_agreement(graph, part, given[0], rounded=True)
-        examples = _examples(given, self._wanted(unit))
+        examples = examples_of(given, self._wanted(unit))
         largest = max(examples, key=lambda example: example.count)
         if largest.count and not can_be_taken_apart(graph, largest):
             if unit.blocks:
                 raise ModelError(f"samples of what leads to {unit.output} cannot be taken apart")
             examples = [replace(example, count=0) for example in examples]
-        training, spared = _spare(examples)
+        training, spared = spare(examples)
         scales = tuple(name for name in self._own_scales(unit) if name in graph.scales)
         shared = TARGETS[recipe.target].shared_scale
         settings = Training(_steps(recipe), recipe.seed, solving_device(recipe.device), recipe.threads, shared, scales)
@@ -343,41 +354,10 @@ def _start(solutions: Solutions, recipe: Recipe) -> Iterator[object]:
         yield entry.solution.bias
 
 
-def _examples(given: Sequence[Feed], targets: Sequence[Array]) -> list[Example]:
-    """What a part is trained on. Feeds are taken apart only if in all of them every array has its samples in front."""
-    counts = [_shared_length([*feed.values(), target]) for feed, target in zip(given, targets, strict=True)]
-    return [
-        Example(feed, target, count if all(counts) else 0)
-        for feed, target, count in zip(given, targets, counts, strict=True)
-    ]
-
-
-def _shared_length(arrays: Iterable[Array]) -> int:
-    """The length of the first axes of all arrays, 0 where they differ."""
-    lengths = {len(array) if array.ndim else 0 for array in arrays}
-    return lengths.pop() if len(lengths) == 1 else 0
-
-
-def _spare(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Those to train on, and those that stop the training: every so many-th feed, or sample where feeds are few.
-
-    Raises ModelError where none can be spared.
-    """
-    if len(examples) >= SPARED:
-        return [x for n, x in enumerate(examples) if n % SPARED], list(examples[::SPARED])
-    training, spared = [], []
-    for example in examples:
-        if example.count < SPARED:
-            training.append(example)
-            continue
-        out = np.arange(example.count) % SPARED == 0
-        training.append(take(example, np.flatnonzero(~out)))
-        spared.append(take(example, np.flatnonzero(out)))
-    if spared:
-        return training, spared
-    if len(examples) < 2:
-        raise ModelError("all samples come in one feed that cannot be taken apart; give a smaller --batch")
-    return training[1:], training[:1]
+def _sources(unit: Unit) -> list[str]:
+    """The values in float that a unit of a written model reads, itself or through pairs that quantize them."""
+    read = [node.inputs[index] for node, index in unit.inputs.values()]
+    return list(dict.fromkeys(str(unquantized(value).name) for value in read if value is not None))
 
 
 def _with_floats(plan: Plan, solved: Mapping[str, Solved], written: Sequence[WrittenWeight]) -> ir.Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -39,8 +39,10 @@ class Stepper:
         names = {str(value.name) for value in model.graph.inputs}
         self._live: list[Feed] = [{name: feed[name] for name in feed if name in names} for feed in feeds]
 
-    def advance(self, names: Sequence[str]) -> list[Feed]:
+    def advance(self, names: Sequence[str], keep: Collection[str] = ()) -> list[Feed]:
         """Run what these values need and has not run yet, on every feed, and return them, feed by feed.
+
+        keep: values that are kept too, once they are known, though no later node may read them.
 
         Raises ModelError if onnxruntime fails, ValueError if a value has been dropped: ask for values in the order of
         the graph, or together.
@@ -50,7 +52,7 @@ class Stepper:
         produced = {str(v.name): _is_constant(node, reads) for node in nodes for v in node.outputs}
         pending = [node for node in self._model.graph if node not in self._done and node not in nodes]
         later = {str(value.name) for node in pending for value in reads[node]}
-        later |= {str(value.name) for value in self._model.graph.outputs}
+        later |= {str(value.name) for value in self._model.graph.outputs} | set(keep)
         kept = [name for name, constant in produced.items() if name in later and name not in names and not constant]
         fetched = [name for name in dict.fromkeys(names) if name in produced]
         results: list[Feed] = [{} for _ in self._live]

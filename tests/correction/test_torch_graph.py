@@ -41,6 +41,8 @@ def product(nodes: Sequence[onnx.NodeProto], **weights: Array) -> onnx.ModelProt
 MODELS = {
     "conv": conv(),
     "conv with uneven padding": conv(pads=[0, 1, 2, 1], strides=[2, 2]),
+    "conv that pads at the end": conv(auto_pad="SAME_UPPER", strides=[2, 2]),
+    "conv that pads at the beginning": conv(weight=(6, 4, 2, 3), auto_pad="SAME_LOWER"),
     "grouped conv": conv(weight=(6, 2, 3, 3), group=2, dilations=[2, 2], auto_pad="VALID"),
     "transposed conv": conv("ConvTranspose", (4, 3, 2, 2), group=2, strides=[2, 2]),
     "gemm": gemm(),
@@ -109,6 +111,20 @@ OPERATORS = {
         17,
         {"shape": np.array([24, 6])},
     ),
+    "zeros in a shape that are meant": (
+        [make("Reshape", ["x", "shape"], ["h"], allowzero=1)],
+        21,
+        {"shape": np.array([4, 6, 6])},
+    ),
+    "pool that pads": (
+        [
+            make("Neg", ["x"], ["n"]),
+            make("MaxPool", ["n"], ["p"], "lower", kernel_shape=[4], auto_pad="SAME_LOWER"),
+            make("MaxPool", ["p"], ["h"], "upper", kernel_shape=[4], strides=[1], auto_pad="SAME_UPPER"),
+        ],
+        17,
+        {},
+    ),
     "slice backwards": (
         [make("Slice", ["x", "starts", "ends", "axes", "steps"], ["h"])],
         17,
@@ -136,8 +152,8 @@ def test_unknown_operators_are_named() -> None:
     model = around([make("GlobalLpPool", ["x"], ["p"]), make("Mul", ["x", "p"], ["h"])], 17)
     with pytest.raises(ModelError, match=r"operator GlobalLpPool \(ai.onnx, opset 17\); leave out --global-adaprune"):
         to_torch(model, find_layers(model)[0], "--global-adaprune")
-    model = ir.from_proto(conv(auto_pad="SAME_UPPER"))
-    with pytest.raises(ModelError, match=r"cannot convert the operator Conv .*SAME_UPPER"):
+    model = ir.from_proto(conv("ConvTranspose", (4, 3, 2, 2), group=2, auto_pad="SAME_UPPER"))
+    with pytest.raises(ModelError, match=r"cannot convert the operator ConvTranspose .*SAME_UPPER"):
         to_torch(model, find_layers(model)[0], "--global-adaprune")
     nodes = [make("FusedGelu", ["x"], ["h"], domain="com.example")]
     proto = build([*nodes, make("MatMul", ["h", "w"], ["y"])], {"x": (4, 6)}, {"y": None}, {"w": random(6, 5)})

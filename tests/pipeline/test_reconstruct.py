@@ -150,6 +150,23 @@ def test_a_part_that_reads_a_list_of_tensors_is_named_and_the_rest_goes_on() -> 
 SPARSE = {"weights": "float", "activations": "none", "sparsity": "2:4", "solver": "ordered"}
 
 
+@pytest.mark.slow
+def test_a_layer_whose_input_was_quantized_for_others_before() -> None:
+    nodes = [
+        make("Tanh", ["x"], ["t"]),
+        make("MatMul", ["t", "w0"], ["a"], "first"),
+        make("Relu", ["a"], ["r"]),
+        make("MatMul", ["r", "w1"], ["b"], "second"),
+        make("MatMul", ["t", "w2"], ["c"], "third"),
+    ]
+    weights = {"w0": random(8, 8), "w1": random(8, 8), "w2": random(8, 8)}
+    model = build(nodes, {"x": ("N", 8)}, {"a": ("N", 8), "b": ("N", 8), "c": ("N", 8)}, weights)
+    recipe = Recipe(weights="int4", activations="int8", effort="best", solver="baseline")
+    report = compress(model, {"x": random(160, 8)}, recipe).report
+    assert ("reconstruction",) in tried(report)
+    assert sum(module.TRAINED in layer.notes for layer in report.layers) >= 1
+
+
 FOUR_BITS = {"sparsity": "none", "weights": "int4", "activations": "int4"}
 PLAIN = {"sparsity": "none", "weights": "int8", "activations": "int8"}
 

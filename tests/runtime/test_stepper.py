@@ -108,3 +108,16 @@ def test_values_that_were_changed_are_kept_like_others(memory: float) -> None:
     for found, feed in zip(stepper.advance(["r"]), FEEDS, strict=True):
         w = onnx.numpy_helper.to_array(branched().graph.initializer[0])
         np.testing.assert_allclose(found["r"], np.maximum(2 * feed["x"] @ (0.1 * w), 0), rtol=1e-4, atol=1e-5)
+
+
+def test_what_no_node_reads_any_more_is_kept_if_told_to() -> None:
+    model = ir.from_proto(branched())
+    for keep in ([], ["g"]):
+        stepper = Stepper(model, FEEDS)
+        stepper.advance(["r"], keep)
+        stepper.advance(["s"], keep)
+        if keep:
+            assert [feed["g"].shape for feed in stepper.advance(["g"])] == [(3, 4), (3, 4), (2, 4)]
+        else:
+            with pytest.raises(ValueError, match="g was dropped"):
+                stepper.advance(["g"])
