@@ -118,9 +118,9 @@ class FinishOptions:
         Literal["fast", "normal", "best"],
         Doc(
             "fast: layers are solved, no more. normal: those of few bits in order, the statistics of outputs are "
-            "brought back to the dense model's, where that helps, and where weights have zeros or inputs 4 bits, parts of a small model "
-            "are trained for a minute or two towards its outputs, without labels, if torch is installed. best: parts "
-            "are trained at all levels, for longer; needs torch and onnx2torch."
+            "brought back to the dense model's, where that helps, and where weights have zeros or inputs 4 bits, parts "
+            "of a small model are trained for a minute or two towards its outputs, without labels, if torch is "
+            "installed. best: parts are trained at all levels, for longer; needs torch and onnx2torch."
         ),
     ] = "normal"
     sequential: Annotated[

@@ -104,7 +104,7 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     if recipe.reconstruction is False or not plan.layers or (not asked and recipe.effort == "fast"):
         return ""
     first = next(material.feeds.read(0, material.feeds.count))
-    held = max(shared_length(first.feed.values()) // first.count, 1)  # by what counts as one: Python may give batches
+    held = max(shared_length(first.feed.values()) // first.count, 1)  # samples in one: Python's feeds may be batches
     count = material.feeds.count * held
     if asked:
         few = f"{_option(recipe)} trains on {FEWEST} samples or more, and {count} are there"
@@ -233,8 +233,8 @@ class _Walk:
         feeds = list(samples.feeds())
         half = replace(recipe.execution(), memory=recipe.memory_bytes() / 2)
         self._dense, self._compressed = Stepper(self._dense_model, feeds, half), Stepper(plan.model, feeds, half)
-        alone = [part for unit in self.units for part in (unit, *unit.blocks)]
-        self._sources = {part: _sources(part) for part in alone}
+        parts = [part for unit in self.units for part in (unit, *unit.blocks)]
+        self._sources = {part: _sources(part) for part in parts}  # in the order in which they may be asked for
         self._ahead: dict[str, list[Array]] = {}  # by value, what the dense model computes there, feed by feed
 
     def train(self, unit: Unit, names: Sequence[str], progress: Callable[[float], None]) -> None:
