@@ -4,9 +4,9 @@
     python -m benchmarks.quality.effort --only ResNet-20 --levels 2:4 int2-asym --efforts normal
 
 8w8a, which one command would make no other way, is solved once into a database in --databases, where parts that were
-trained are kept too; the levels of few bits, which are solved in order or whose parts are trained, and those with zeros,
-are made by one command each. A finished row is added to benchmarks/results/effort.jsonl at once, and
-rows that are there are not run again.
+trained are kept too; levels of few bits, which are solved in order or whose parts are trained, and those with zeros are
+made by one command each. A finished row is added to benchmarks/results/effort.jsonl at once, and rows that are there
+are not run again.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ embeddings.
 Every layer is at the level, or without its pattern where that is impossible. `normal` corrects statistics, solves
 integer weights of few bits in order, reorders channels for patterns, and trains parts of a small model, 100 steps each,
 where weights have zeros or inputs 4 bits; `best` trains them at every level, 400 steps each. 8w8a was solved into a
-database before, so that its seconds are those of all that follows; all others are made by one command each. Other work ran
-beside these, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md.
+database before, so that its seconds are those of all that follows; all others are made by one command each. Other work
+ran beside these, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md.
 EfficientNet-Lite0 is scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
 
 {markdown(header, cells, left=2)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..calibration.capture import run_costs
 from ..calibration.split import CORRECTING, TRAINING, first_samples
-from ..core.arrays import Array, Feed, Float32
+from ..core.arrays import Array, Float32
 from ..core.errors import ModelError, one_line
 from ..core.level import Choice
 from ..core.plural import counted
