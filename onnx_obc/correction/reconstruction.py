@@ -38,7 +38,7 @@ HALVES = 2  # parts of a step that run at the same time, on any machine: so many
 ELEMENTS = 1_000_000  # of a part's input in one step, about
 FEWEST, MOST = 4, 32  # samples in a step, as far as a feed has so many
 LOOKS = 6  # at the samples held out
-SPARED = 8  # one of so many samples is
+SPARED = 8  # one of so many samples is held out, to stop the training of a part
 
 
 @dataclass(frozen=True, eq=False)

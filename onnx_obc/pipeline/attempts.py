@@ -54,12 +54,17 @@ def is_plain(choice: Choice) -> bool:
     return choice.level.bits == PLAIN_BITS and choice.level.sparsity is None
 
 
+def rounds_inputs_coarsely(choice: Choice) -> bool:
+    """Whether a layer's input becomes integers of fewer than PLAIN_BITS."""
+    return choice.activation_bits is not None and choice.activation_bits < PLAIN_BITS
+
+
 def of_few_bits(choices: Mapping[str, Choice]) -> bool:
     """Whether weights are integers, some of fewer than PLAIN_BITS, without zeros, and inputs have at least so many."""
     levels = [choice.level for choice in choices.values()]
     integers = all(level.sparsity is None for level in levels)
-    inputs = all(choice.activation_bits is None or choice.activation_bits >= PLAIN_BITS for choice in choices.values())
-    return integers and inputs and any(level.bits is not None and level.bits < PLAIN_BITS for level in levels)
+    fine = not any(map(rounds_inputs_coarsely, choices.values()))
+    return integers and fine and any(level.bits is not None and level.bits < PLAIN_BITS for level in levels)
 
 
 def unless_clearly_worse(attempt: CorrectionReport) -> CorrectionReport:

@@ -12,7 +12,6 @@ from ..calibration.capture import run_costs
 from ..calibration.split import CORRECTING, TRAINING, first_samples
 from ..core.arrays import Array, Float32
 from ..core.errors import ModelError, one_line
-from ..core.level import Choice
 from ..core.plural import counted
 from ..core.progress import Feedback, Progress, hundredths
 from ..core.solution import Solution
@@ -37,7 +36,14 @@ from ..graph.layers import find_layers
 from ..graph.write import WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
-from .attempts import PLAIN_BITS, compared, must_be_clear, of_whole_models, unless_clearly_worse, without_order
+from .attempts import (
+    compared,
+    must_be_clear,
+    of_whole_models,
+    rounds_inputs_coarsely,
+    unless_clearly_worse,
+    without_order,
+)
 from .correct import missing_for_training, sites_of
 from .draft import TRAINED, Draft, make_draft
 from .layer import Solved, solving_device
@@ -95,13 +101,11 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
 def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     """Why nothing is trained, in words for the user, empty where he need not know; None if parts are.
 
-    Unless the recipe says so: `best` trains at every level, and `normal` where weights have zeros or inputs fewer than
-    8 bits, which gain most, if torch is there and it takes minutes at most: not from a database, from which many models
-    are written in seconds, nor in a time limit, nor after other solvers than the tool's own, which are there to be
-    compared.
+    Unless the recipe says so: `best` trains at every level, and `normal` where most is gained (see `_by_default`), if
+    torch is there and it takes minutes at most.
     """
     asked = _asked(recipe)
-    if recipe.reconstruction is False or not plan.layers or (not asked and recipe.effort == "fast"):
+    if not plan.layers or not (asked or _by_default(plan, material, recipe)):
         return ""
     first = next(material.feeds.read(0, material.feeds.count))
     held = max(shared_length(first.feed.values()) // first.count, 1)  # samples in one: Python's feeds may be batches
@@ -109,9 +113,7 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     if asked:
         few = f"{_option(recipe)} trains on {FEWEST} samples or more, and {count} are there"
         return few if count < FEWEST else None
-    coarse = any(_gains_most(choice) for choice in plan.choices.values())
-    quick = material.trained is None and recipe.time_limit is None and not recipe.global_adaprune
-    if not coarse or not quick or recipe.solver not in OWN or count < UNASKED_SAMPLES:
+    if count < UNASKED_SAMPLES:
         return ""
     layers = find_layers(material.folded.model)[0]
     costs = run_costs(material.folded.model, layers, material.feeds, recipe.execution()).values()
@@ -124,10 +126,18 @@ def _untrained(plan: Plan, material: Material, recipe: Recipe) -> str | None:
     return None
 
 
-def _gains_most(choice: Choice) -> bool:
-    """Whether weights have zeros, or inputs fewer than PLAIN_BITS."""
-    bits = choice.activation_bits
-    return choice.level.sparsity is not None or (bits is not None and bits < PLAIN_BITS)
+def _by_default(plan: Plan, material: Material, recipe: Recipe) -> bool:
+    """Whether parts are trained though nobody asked for it, if there are samples and time: where weights have zeros or
+    inputs fewer than 8 bits, which gain most.
+
+    Not from a database, from which many models are written in seconds, nor in a time limit, nor after other solvers
+    than the tool's own, which are there to be compared.
+    """
+    if recipe.reconstruction is False or recipe.effort == "fast" or recipe.solver not in OWN:
+        return False
+    if material.trained is not None or recipe.time_limit is not None or recipe.global_adaprune:
+        return False
+    return any(x.level.sparsity is not None or rounds_inputs_coarsely(x) for x in plan.choices.values())
 
 
 def _asked(recipe: Recipe) -> bool:
