@@ -20,6 +20,7 @@ from onnx_obc.core.progress import Feedback
 from onnx_obc.correction import units
 from onnx_obc.graph.write import activation_grid, activation_pairs
 from onnx_obc.pipeline import reconstruct as module
+from onnx_obc.pipeline import training_walk
 from onnx_obc.pipeline.finish import Destination
 from onnx_obc.pipeline.report import Report
 
@@ -57,6 +58,11 @@ X = {"x": random(160, 8, 6, 6)}
 
 def tried(report: Report) -> list[tuple[str, ...]]:
     return [attempt.kinds for attempt in report.corrections]
+
+
+def loss_after(report: Report) -> float:
+    """On samples held out, with parts trained."""
+    return next(attempt.loss_after for attempt in report.corrections if attempt.kinds == ("reconstruction",))
 
 
 @pytest.mark.slow
@@ -237,17 +243,25 @@ def test_without_torch_the_report_says_what_is_missing(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_it_trains_for_longer_at_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_trains_briefly_and_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More steps do not always come nearer: the better of both goes on."""
     steps: list[int] = []
 
     def noted(*arguments: Any) -> object:
         steps.append(arguments[6].steps)
         return reconstruct(*arguments)
 
-    monkeypatch.setattr(module, "reconstruct", noted)
-    for effort in ("normal", "best"):
-        compress(blocks(), X, Recipe.model_validate(SPARSE | {"effort": effort}))
-    assert steps == [module.BRIEF, module.STEPS] == [30, 40]
+    monkeypatch.setattr(training_walk, "reconstruct", noted)
+    reports = {
+        effort: compress(blocks(), X, Recipe.model_validate(SPARSE | {"effort": effort})).report
+        for effort in ("normal", "best")
+    }
+    assert steps == [30, 30, 40]
+    assert loss_after(reports["best"]) < loss_after(reports["normal"])
+    monkeypatch.setattr(module, "STEPS", 1)
+    best = compress(blocks(), X, Recipe.model_validate(SPARSE | {"effort": "best"})).report
+    assert loss_after(best) == loss_after(reports["normal"])
+    assert any(note.startswith("parts were trained in 30 steps each: ") for note in best.notes)
 
 
 @pytest.mark.slow
@@ -268,7 +282,7 @@ def test_what_nobody_asked_for_does_not_end_a_run(asked: bool | None, monkeypatc
     def fails(*_: object) -> object:
         raise TypeError("no such thing")
 
-    monkeypatch.setattr(module, "reconstruct", fails)
+    monkeypatch.setattr(training_walk, "reconstruct", fails)
     recipe = Recipe.model_validate(SPARSE | {"reconstruction": asked})
     if asked:
         with pytest.raises(TypeError):
@@ -287,7 +301,7 @@ def test_blocks_are_trained_alone_where_the_whole_part_cannot_be(monkeypatch: py
             raise RuntimeError("out of memory")
         return reconstruct(*arguments)
 
-    monkeypatch.setattr(module, "reconstruct", small)
+    monkeypatch.setattr(training_walk, "reconstruct", small)
     told: list[tuple[int, int]] = []
     feedback = Feedback(lambda stage, done, total: told.append((done, total)) if stage == "reconstruct" else None)
     report = compress(blocks(), X, Recipe.model_validate(SPARSE | {"effort": "best"}), feedback=feedback).report
@@ -359,7 +373,7 @@ def test_ranges_of_activations_are_trained() -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe(effort="best", solver="baseline", device="cpu")
+    recipe = Recipe(reconstruction=True, solver="baseline", device="cpu")
     build_database(blocks(), X, "int2-asym,4w4a", tmp_path / "db", recipe)
     database = open_database(tmp_path / "db")
     profile = {name: parse_choice("4w4a") for name in database.choices}
@@ -371,7 +385,7 @@ def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monke
             raise KeyboardInterrupt
         return reconstruct(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "reconstruct", counted)
+    monkeypatch.setattr(training_walk, "reconstruct", counted)
     monkeypatch.setattr(units, "CHAIN", 2)
     with pytest.raises(KeyboardInterrupt):
         database.write(profile, recipe, Destination(tmp_path / "never.onnx"))
