@@ -75,11 +75,11 @@ def reconstructed(draft: Draft, start: Solutions, material: Material, recipe: Re
         return noted(
             draft, [*notes, f"{_option(recipe)}: no part of the model came nearer to the dense one by training"]
         )
-    attempt, other, steps = min(tried, key=lambda made: made[0].loss_after)
-    if steps != _steps(recipe)[-1]:
-        notes = [*notes, f"parts were trained in {steps} steps each: more bring held-out samples no nearer"]
+    attempt, other, steps = min(tried, key=lambda made: (not made[0].kept, made[0].loss_after))
     if attempt.kept:
         chosen, before = other, (*without_order(of_whole_models(draft.corrections)), *other.corrections)
+        if steps != _steps(recipe)[-1]:
+            notes = [*notes, f"parts were trained in {steps} steps each: more bring held-out samples no nearer"]
     else:
         chosen, before = draft, draft.corrections
     return noted(replace(chosen, corrections=(*before, attempt)), notes)
