@@ -94,9 +94,10 @@ def peers() -> str:
         if ours and others:
             best = min(others, key=lambda row: row["loss"])
             shown = [f"{score(row['score'], row['metric'])} · {row['loss']:.4f}" for row in (ours[0], best)]
+            speeds = [f"{row['speed']['onnxruntime']['ratio']:.1f}" for row in (ours[0], best)]
             seconds = [f"{row['cpu_seconds']:.0f}" for row in (ours[0], best)]
-            cells.append([model, level, *shown, f"{best['peer']}, {best['method']}", *seconds])
-    header = ("model", "level", "onnx-obc", "best of the others", "which", "CPU s, ours", "theirs")
+            cells.append([model, level, *shown, f"{best['peer']}, {best['method']}", *speeds, *seconds])
+    header = ("model", "level", "onnx-obc", "best of the others", "which", "×, ours", "theirs", "CPU s, ours", "theirs")
     return markdown(header, cells, left=2)
 
 

@@ -109,6 +109,7 @@ PEERS: dict[str, Peer] = {
             Offer("2:4", "2:4 Wanda"),
             Offer("2:4", "2:4 SparseGPT"),
         ),
+        "sums of residual blocks stay in float, which is nearer to the dense model and slower than it in onnxruntime; "
         "dynamic only of MatMul and Gemm; 4 bits only in blocks of 32; no plain 3- or 2-bit integers",
     ),
     "quark": Peer(
