@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.tables import markdown
-from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.catalogue import OURSELVES, not_run
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -88,22 +88,16 @@ def peers() -> str:
     """At each level, this tool with its defaults beside the other quantizer of lowest output loss; †: some method of
     the others was not run there."""
     every = [row for row in rows("peers") if "loss" in row and "score" in row]
-    ran = {(row["model"], row["level"], row["peer"], row["method"]) for row in rows("peers")}
     cells = []
     for model, level in dict.fromkeys((row["model"], row["level"]) for row in every):
         here = [row for row in every if (row["model"], row["level"]) == (model, level)]
-        ours = [row for row in here if row["peer"] == "onnx-obc"]
-        others = [row for row in here if row["peer"] != "onnx-obc"]
+        ours = [row for row in here if row["peer"] == OURSELVES]
+        others = [row for row in here if row["peer"] != OURSELVES]
         if ours and others:
             best = min(others, key=lambda row: row["loss"])
             shown = [f"{score(row['score'], row['metric'])} · {row['loss']:.4f}" for row in (ours[0], best)]
-            offers = {
-                (model, level, peer, offer.method)
-                for peer, about in PEERS.items()
-                for offer in about.offers
-                if offer.level == level and model in offer.models
-            }
-            mark = "" if offers <= ran else "†"
+            unrun = {offer.level for peer, offer in not_run(rows("peers"), model) if peer != OURSELVES}
+            mark = "†" if level in unrun else ""
             speeds = [f"{row['speed']['onnxruntime']['ratio']:.1f}" for row in (ours[0], best)]
             seconds = [f"{row['cpu_seconds']:.0f}" for row in (ours[0], best)]
             cells.append([model, level + mark, *shown, f"{best['peer']}, {best['method']}", *speeds, *seconds])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.common.subjects import NAMES
 
@@ -109,7 +110,7 @@ PEERS: dict[str, Peer] = {
             Offer("2:4", "2:4 Wanda"),
             Offer("2:4", "2:4 SparseGPT"),
         ),
-        "sums of residual blocks stay in float, which is nearer to the dense model and slower than it in onnxruntime; "
+        "sums of residual blocks stay in float, nearer to the dense model and slower in onnxruntime; "
         "dynamic only of MatMul and Gemm; 4 bits only in blocks of 32; no plain 3- or 2-bit integers",
     ),
     "quark": Peer(
@@ -145,3 +146,14 @@ PEERS: dict[str, Peer] = {
         "3- and 2-bit weights only simulated, in a file of floats; no sparsity",
     ),
 }
+
+
+def not_run(rows: Iterable[Mapping[str, Any]], model: str) -> list[tuple[str, Offer]]:
+    """The tools and methods that are listed for a model and have no row."""
+    ran = {(row["level"], row["peer"], row["method"]) for row in rows if row["model"] == model}
+    return [
+        (peer, offer)
+        for peer, about in PEERS.items()
+        for offer in about.offers
+        if model in offer.models and (offer.level, peer, offer.method) not in ran
+    ]

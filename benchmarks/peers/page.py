@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.common.subjects import NAMES
 from benchmarks.common.tables import machine, markdown
-from benchmarks.peers.catalogue import LEVELS, OURSELVES, PEERS, TEXT
+from benchmarks.peers.catalogue import LEVELS, OURSELVES, PEERS, TEXT, not_run
 from benchmarks.peers.evaluate import ENGINES, ROUNDS
 
 Row = Mapping[str, Any]
@@ -143,13 +143,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def unmeasured(rows: Sequence[Row], model: str) -> str:
     """The methods that the catalogue lists for a model and that have no row."""
-    ran = {(row["level"], row["peer"], row["method"]) for row in rows}
-    missing = [
-        f"{peer} {offer.method} ({offer.level})"
-        for peer, about in PEERS.items()
-        for offer in about.offers
-        if model in offer.models and (offer.level, peer, offer.method) not in ran
-    ]
+    missing = [f"{peer} {offer.method} ({offer.level})" for peer, offer in not_run(rows, model)]
     return f"Not run: {'; '.join(missing)}." if missing else "Every method was run."
 
 
