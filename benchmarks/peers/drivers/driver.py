@@ -40,6 +40,14 @@ class Task:
             for i in range(len(next(iter(feed.values()))))
         ]
 
+    def samples_of_one_shape(self) -> list[Feed]:
+        """All samples, sentences padded to the longest and masked: for methods that join the activations of all."""
+        samples = self.samples()
+        if any(array.ndim != 2 for array in samples[0].values()):
+            return samples
+        longest = max(array.shape[1] for sample in samples for array in sample.values())
+        return [{n: np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for n, a in sample.items()} for sample in samples]
+
 
 Method: TypeAlias = Callable[[Task], None]
 

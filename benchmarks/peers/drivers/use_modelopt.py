@@ -8,7 +8,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 from driver import Feed, Method, Task, main
 from modelopt.onnx.quantization import quantize
 from onnxruntime.quantization.calibrate import CalibrationDataReader
@@ -31,20 +30,11 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         self._left = iter(self._feeds)
 
 
-def padded(feeds: list[Feed]) -> list[Feed]:
-    """Sentences padded to the longest, masked: AWQ joins the activations of all feeds."""
-    if any(array.ndim != 2 for array in feeds[0].values()):
-        return feeds
-    most = max(array.shape[1] for feed in feeds for array in feed.values())
-    return [{n: np.pad(a, ((0, 0), (0, most - a.shape[1]))) for n, a in feed.items()} for feed in feeds]
-
-
 def run(task: Task, mode: str, **settings: Any) -> None:
-    feeds = padded(task.feeds()) if mode == "int4" else task.feeds()
     quantize(
         str(task.model),
         quantize_mode=mode,
-        calibration_data_reader=Reader(feeds),
+        calibration_data_reader=Reader(task.samples_of_one_shape() if mode == "int4" else task.feeds()),
         calibration_eps=["cpu"],
         output_path=str(task.output),
         **settings,

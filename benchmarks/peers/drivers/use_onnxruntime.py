@@ -46,11 +46,13 @@ def preprocessed(task: Task, then: Callable[[Path], None]) -> None:
 
 
 def static(task: Task, calibrate: CalibrationMethod, weights: QuantType = QuantType.QInt8) -> None:
+    histogram = calibrate is not CalibrationMethod.MinMax  # it joins the activations of all feeds
+
     def quantize(path: Path) -> None:
         quantize_static(
             str(path),
             str(task.output),
-            Reader(task.feeds()),
+            Reader(task.samples_of_one_shape() if histogram else task.feeds()),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
