@@ -51,11 +51,13 @@ from .files import (
     read_manifest,
     write_manifest,
 )
+from .orders import FILE as ORDERS
+from .orders import find_order, read_order, write_order
 from .spread import capture_and_solve_with, hessian_file_bytes, solution_file_bytes
 
 DAMPINGS = 2  # rises when other dampings are chosen for the same Hessians
 MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
-PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", "ranges", *MADE}
+PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", ORDERS, "ranges", *MADE}
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,19 @@ def build(
         write_samples(target / "samples.safetensors", feeds, source)
 
     method, schedule = _schedule(layers, choices, earlier, recipe, feedback)
-    manifest = replace(manifest, ordered=schedule.ordered)
+    order = earlier.orders if earlier is not None else None
+    if earlier is None or earlier.ordered is None or not (order is None or has_arrays(target / ORDERS, order)):
+        order = write_order(target, folded, find_order(folded, choices, calibrating, held_out, recipe, feedback))
+    folded, _, _ = read_order(target, order, folded)
+    layers, _ = find_layers(folded.model)
+    manifest = replace(manifest, ordered=schedule.ordered, orders=order)
     write_manifest(target, manifest)
     chunks = _chunks(folded, layers, wanted, choices, calibrating, recipe)
     hessian_key = content_key(
         key, source, recipe.all_positions, recipe.seed, POSITIONS_PER_COLUMN, recipe.damp is None and DAMPINGS
     )
+    if order is not None:
+        hessian_key = content_key(hessian_key, order)
     store = _Folder(target, entries, choices, hessian_key, recipe, method, schedule)
     solving = {name: found[1:] for name, found in choices.items()}
     at_a_level = [layer for layer in layers if solving[layer.name]]

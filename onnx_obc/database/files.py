@@ -5,6 +5,7 @@ A folder that can be moved and copied, described in docs/database.md:
     manifest.json                       what the database is of, its layers, and the key of every solution
     model.onnx                          the dense model
     samples.safetensors                 feeds for sensitivities, corrections and comparisons
+    orders.safetensors                  the order of channels that layers are solved in
     ranges/NUMBER.safetensors           histograms of activations
     hessians/LAYER.safetensors          the Hessian of one layer's input, shared by layers that read the same
     layers/LAYER/LEVEL.safetensors      one solution
@@ -68,7 +69,8 @@ class Manifest:
 
     complete: every solution is there. levels: all choices of the level sets, whether or not each layer can take each.
     ranges: the key of each file of ranges, by its name without ending. ordered: the layers that the ordered solver
-    solves, and on how many rows each is compared with the exact one; decided once, so that builds agree.
+    solves, and on how many rows each is compared with the exact one. orders: the key of the file of orders; None:
+    channels stay as the model has them. Both are decided once, so that builds agree.
     """
 
     schema: int
@@ -82,6 +84,7 @@ class Manifest:
     ranges: Mapping[str, str]
     layers: tuple[LayerEntry, ...]
     ordered: Mapping[str, int] | None = None
+    orders: str | None = None
 
 
 def content_key(*parts: object) -> str:
@@ -256,6 +259,7 @@ def _check(manifest: Manifest) -> None:
     _demand(all(isinstance(x, str) for x in (*manifest.recipe["skip"], *manifest.calibration["notes"])))
     _demand(all(_is_name(name) for name in manifest.ranges))
     _demand(manifest.ordered is None or all(type(rows) is int for rows in manifest.ordered.values()))
+    _demand(manifest.orders is None or isinstance(manifest.orders, str))
     for text in manifest.levels:
         parse_choice(text)
     for x in manifest.layers:

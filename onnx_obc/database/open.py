@@ -15,9 +15,11 @@ from ..core.arrays import Float32
 from ..core.errors import DatabaseError
 from ..core.level import FLOAT, Choice, parse_choice
 from ..core.progress import Feedback
+from ..correction.transforms.channel_permutation import group_size
 from ..graph.cost import Cost
 from ..graph.layers import Layer, find_layers
 from ..graph.model import read_model
+from ..pipeline.attempts import CorrectionReport
 from ..pipeline.examine import Examiner
 from ..pipeline.finish import Destination, Result, finish
 from ..pipeline.kept import Shelf
@@ -32,6 +34,7 @@ from ..targets.registry import TARGETS
 from ..targets.target import Target
 from .calibration import read_ranges, read_samples
 from .files import LayerEntry, Manifest, level_file, model_key, read_manifest, read_solution
+from .orders import read_order
 from .trained import TrainedParts
 
 
@@ -39,8 +42,10 @@ from .trained import TrainedParts
 class Database:
     """A database that was opened: all of it but the solutions, which are read when they are needed.
 
-    folded: the model. layers: of the folded graph, each with an entry in the manifest. samples: `calibration` and
-    `held_out`. choices: what every layer can become, dense first. costs: of the dense layers, for the first sample.
+    folded: the model, its channels in the database's order. layers: of the folded graph, each with an entry in the
+    manifest. samples: `calibration` and `held_out`. choices: what every layer can become, dense first. costs: of the
+    dense layers, for the first sample. transforms, notes: what was tried to find the order, and what else there is to
+    tell of it.
     """
 
     folder: Path
@@ -52,6 +57,8 @@ class Database:
     costs: Mapping[str, Cost]
     samples: Mapping[str, Samples]
     ranges: Mapping[str, RangeObserver]
+    transforms: tuple[CorrectionReport, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def dense(self) -> ir.Model:
@@ -106,12 +113,14 @@ class Database:
         else:
             solutions, rival = stitch(self, profile, recipe, feedback), _rival(self, profile, recipe)
         about = dict(self.manifest.calibration)
-        notes = list(about.pop("notes"))
+        notes = [*about.pop("notes"), *self.notes]
         named = str(self.folder / "model.onnx") if source is None else source
         held_out = self.samples["held_out"]
         parts = TrainedParts(self.folder / "trained", self.manifest.model, self.manifest.samples)
         calibrating = self.samples["calibration"]
-        material = Material(named, self.folded, calibrating, held_out, about, notes, examiner, trained=parts)
+        in_groups = any(group_size(choice.level) is not None for choice in solutions.plan.choices.values())
+        tried = self.transforms if in_groups else ()
+        material = Material(named, self.folded, calibrating, held_out, about, notes, examiner, tried, trained=parts)
         checks = [check_graph(self.dense, solutions.plan.model, held_out, recipe)] if recipe.verify else []
         return finish(material, solutions, recipe, destination, feedback, checks, rival)
 
@@ -134,7 +143,7 @@ def open_database(folder: str | Path) -> Database:
         raise DatabaseError(
             f"{folder / 'model.onnx'} is not the model that the database was built from; build it again"
         )
-    folded = prepare(dense)
+    folded, transforms, notes = read_order(folder, manifest.orders, prepare(dense))
     layers, _ = find_layers(folded.model)
     entries = {entry.name: entry for entry in manifest.layers}
     if [layer.name for layer in layers] != list(entries):
@@ -153,6 +162,8 @@ def open_database(folder: str | Path) -> Database:
         costs=run_costs(folded.model, layers, samples["calibration"]),
         samples=samples,
         ranges=ranges,
+        transforms=transforms,
+        notes=notes,
     )
 
 

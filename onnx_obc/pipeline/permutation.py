@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +12,7 @@ from ..calibration.capture import plan_chunks, probe
 from ..calibration.ranges import RangeObserver
 from ..calibration.samples import Samples
 from ..calibration.split import CORRECTING, first_samples
-from ..core.arrays import Float64
+from ..core.arrays import Float64, Int64
 from ..core.level import Choice
 from ..core.plural import counted
 from ..core.progress import Feedback
@@ -35,30 +35,66 @@ from .write import quantize_activations
 HELD = 11  # bytes of a weight: what solving gives, 9, which is held until all layers are solved, and two models written
 
 
+@dataclass(frozen=True)
+class Reordering:
+    """What was found of the channels of a folded model.
+
+    orders: by the piece of its axes, where each channel comes from; none: they stay as they are. tried: how outputs
+    changed. note: why nothing was tried, where it might have helped.
+    """
+
+    orders: Mapping[int, Int64] = field(default_factory=dict)
+    tried: tuple[CorrectionReport, ...] = ()
+    note: str | None = None
+
+
 def permuted(
     folded: Folded, plan: Plan, calibrating: Samples, held_out: Samples, recipe: Recipe, feedback: Feedback
 ) -> tuple[Folded, tuple[CorrectionReport, ...]]:
     """The model with its channels reordered for the patterns of its layers, if that helps, and what was tried.
 
+    plan: what its layers are to become. See `find_orders`.
+    """
+    found = find_orders(folded, plan, calibrating, held_out, recipe, feedback)
+    if found.note is not None:
+        folded = replace(folded, notes=(*folded.notes, found.note))
+    return reordered(folded, found.orders), found.tried
+
+
+def reordered(folded: Folded, orders: Mapping[int, Int64]) -> Folded:
+    """The model with its channels in these orders, which its metadata tells."""
+    if not orders:
+        return folded
+    model = folded.model.clone()
+    reorder(model, orders)
+    note_orders(model, orders, folded.given)
+    return replace(folded, model=model)
+
+
+def find_orders(
+    folded: Folded, plan: Plan, calibrating: Samples, held_out: Samples, recipe: Recipe, feedback: Feedback
+) -> Reordering:
+    """Orders of channels for the patterns of a model's layers, if they help.
+
     plan: what its layers are to become. Judged on models in which the layers that are to gain by it, and no others, are
     solved, by the ordered solver on few samples, and on the outputs for the samples held out. By its cost to all
     layers an order is better to begin with, so that it is undone only if outputs are clearly worse, by more than the
-    standard error of the difference. Not tried where these layers, solved, take more than `Recipe.memory_bytes`,
-    which the model's notes tell then.
+    standard error of the difference. Not tried where these layers, solved, take more than `Recipe.memory_bytes`.
     """
     levels = {name: choice.level for name, choice in plan.choices.items()}
     if not recipe.correct or recipe.solver not in OWN:
-        return folded, ()
+        return Reordering()
     tables = {tie.layer: tie.table.weight_name for tie in plan.ties}
     readers = find_readers(folded.model, find_layers(folded.model)[0], levels, tables)
     if not readers:
-        return folded, ()
+        return Reordering()
     layers = {one.layer.name: one.layer for found in readers.values() for one in found}
     needed, memory = sum(layer.weight.size for layer in layers.values()) * HELD, recipe.memory_bytes()
     if needed > memory:
         solved = f"the solutions of {counted(len(layers), 'layer')} at once, {needed / 2**30:.1f} GiB"
-        note = f"channels were not reordered: it takes {solved}, and --memory allows {memory / 2**30:.1f}"
-        return replace(folded, notes=(*folded.notes, note)), ()
+        return Reordering(
+            note=f"channels were not reordered: it takes {solved}, and --memory allows {memory / 2**30:.1f}"
+        )
     with feedback.watch("correct"):
         samples, execution = first_samples(calibrating, CORRECTING), recipe.execution()
         profile = {name: plan.choices[name] for name in layers}
@@ -71,16 +107,12 @@ def permuted(
                 orders[piece] = order
             feedback.progress("transform", 1, len(readers))
         if not orders:
-            return folded, ()
-        model = folded.model.clone()
-        reorder(model, orders)
-        note_orders(model, orders, folded.given)
-        other = replace(folded, model=model)
-        after, _ = _solved(other, profile, samples, recipe, feedback)
+            return Reordering()
+        after, _ = _solved(reordered(folded, orders), profile, samples, recipe, feedback)
         kind = "channel permutation"
         tried = compared(kind, len(orders), (before, after), folded.dense, held_out, execution, False)
         tried = unless_clearly_worse(tried)
-    return (other if tried.kept else folded), (tried,)
+    return Reordering(orders if tried.kept else {}, (tried,))
 
 
 @one_blas_thread()

@@ -128,6 +128,8 @@ def study_model(
         if options.prove and not relaxation_installed():
             notes.append("where exact search runs out of time, bounds are its own: pip install 'onnx-obc[study]'")
         database = _database(options, folded)
+        if database is not None:  # its channels may have another order
+            folded, layers = database.folded, list(database.layers)
         how = _Calibrated(folded, options, recipe, method_of(recipe), levels, calibrating, held_out, database, feedback)
     rows = {layer.name: LayerRow(layer.name, layer.op, layer.groups, layer.rows, layer.columns) for layer in layers}
     chunks: list[ChunkRow] = []
@@ -269,6 +271,6 @@ def _database(options: StudyOptions, folded: Folded) -> Database | None:
     if options.database is None:
         return None
     database = open_database(options.database)
-    if database.manifest.model != model_key(folded.dense):
+    if database.manifest.model != model_key(folded.given):
         raise DatabaseError(f"{options.database} is a database of another model; name its own, or leave it out")
     return database
