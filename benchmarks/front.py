@@ -12,10 +12,12 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.tables import markdown
+from benchmarks.peers.catalogue import LEVELS as LEVELS_OF_PEERS
 from benchmarks.peers.catalogue import OURSELVES, not_run
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +91,7 @@ def peers() -> str:
     the others was not run there."""
     every = [row for row in rows("peers") if "loss" in row and "score" in row]
     cells = []
-    for model, level in dict.fromkeys((row["model"], row["level"]) for row in every):
+    for model, level in product(dict.fromkeys(row["model"] for row in every), LEVELS_OF_PEERS):
         here = [row for row in every if (row["model"], row["level"]) == (model, level)]
         ours = [row for row in here if row["peer"] == OURSELVES]
         others = [row for row in here if row["peer"] != OURSELVES]

@@ -42,6 +42,10 @@ def run(
         onnx.save(sim.to_onnx_qdq(prequantize_constants=True), task.output)
     else:
         sim.fold_param_quantizers()
+        for quantizer in sim.qc_quantize_op_dict.values():
+            if quantizer.bitwidth == bits:  # folded, but the export refuses its bits all the same
+                quantizer.enabled = False
+                quantizer.set_bitwidth(8)
         onnx.save(sim.to_onnx_qdq(), task.output)
 
 
