@@ -10,10 +10,11 @@ import onnx
 import pytest
 import yaml
 from digits import CALIBRATION, MODEL
+from half_models import in_half
 from onnx import helper
 from small_graphs import build, random
 
-from onnx_obc import Recipe, compress
+from onnx_obc import Recipe, compress, open_database
 from onnx_obc import build as build_database
 from onnx_obc.core.errors import CalibrationError, DatabaseError, ModelError, RecipeError
 from onnx_obc.core.progress import Feedback
@@ -151,6 +152,17 @@ def test_solutions_come_from_a_database(tmp_path: Path) -> None:
     other = model(random(12, 16, seed=9))
     with pytest.raises(DatabaseError, match="another model"):
         study_model(other, samples(), StudyOptions(database=tmp_path / "db"))
+
+
+def test_a_database_of_a_model_in_half_precision_with_its_channels_reordered(tmp_path: Path) -> None:
+    """What is recalled belongs to the rows and columns that are studied, which have the database's order."""
+    given = in_half(model(), onnx.TensorProto.FLOAT16)
+    build_database(given, samples(), "2:4,int8", tmp_path / "db", Recipe(device="cpu"))
+    database = open_database(tmp_path / "db")
+    assert database.manifest.orders is not None and database.transforms[0].kept
+    found = study_model(given, samples(), StudyOptions(bits=(8,), database=tmp_path / "db"), Recipe(device="cpu"))
+    quantized = [way for layer in found.layers for row in layer.budgets for way in row.ways if way.kind == "quantize"]
+    assert len(quantized) == 2 and all(way.snr > 30 for way in quantized)  # of other rows it would be noise
 
 
 def test_an_interrupt_leaves_what_was_finished() -> None:
