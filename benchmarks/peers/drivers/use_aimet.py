@@ -44,7 +44,7 @@ def run(
         sim.fold_param_quantizers()
         for quantizer in sim.qc_quantize_op_dict.values():
             if quantizer.bitwidth == bits:  # folded, but the export refuses its bits all the same
-                quantizer.enabled = False
+                quantizer.enabled = quantizer._is_encoding_frozen = False  # AdaRound froze it
                 quantizer.set_bitwidth(8)
         onnx.save(sim.to_onnx_qdq(), task.output)
 
