@@ -44,7 +44,7 @@ def find_order(
         if grouped := [choice for choice in options if group_size(choice.level) is not None]:
             profile[name] = min(grouped, key=lambda choice: abs(_zeros(choice.level) - HALF))
     if not profile:
-        return Reordering()
+        return Reordering(folded)
     return find_orders(folded, make_plan(folded, recipe, profile), calibrating, held_out, recipe, feedback)
 
 

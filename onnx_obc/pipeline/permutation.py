@@ -39,10 +39,11 @@ HELD = 11  # bytes of a weight: what solving gives, 9, which is held until all l
 class Reordering:
     """What was found of the channels of a folded model.
 
-    orders: by the piece of its axes, where each channel comes from; none: they stay as they are. tried: how outputs
-    changed. note: why nothing was tried, where it might have helped.
+    folded: the model in the order that was found. orders: by the piece of its axes, where each channel comes from;
+    none: they stay as they are. tried: how outputs changed. note: why nothing was tried, where it might have helped.
     """
 
+    folded: Folded
     orders: Mapping[int, Int64] = field(default_factory=dict)
     tried: tuple[CorrectionReport, ...] = ()
     note: str | None = None
@@ -57,8 +58,8 @@ def permuted(
     """
     found = find_orders(folded, plan, calibrating, held_out, recipe, feedback)
     if found.note is not None:
-        folded = replace(folded, notes=(*folded.notes, found.note))
-    return reordered(folded, found.orders), found.tried
+        return replace(folded, notes=(*folded.notes, found.note)), ()
+    return found.folded, found.tried
 
 
 def reordered(folded: Folded, orders: Mapping[int, Int64]) -> Folded:
@@ -83,18 +84,17 @@ def find_orders(
     """
     levels = {name: choice.level for name, choice in plan.choices.items()}
     if not recipe.correct or recipe.solver not in OWN:
-        return Reordering()
+        return Reordering(folded)
     tables = {tie.layer: tie.table.weight_name for tie in plan.ties}
     readers = find_readers(folded.model, find_layers(folded.model)[0], levels, tables)
     if not readers:
-        return Reordering()
+        return Reordering(folded)
     layers = {one.layer.name: one.layer for found in readers.values() for one in found}
     needed, memory = sum(layer.weight.size for layer in layers.values()) * HELD, recipe.memory_bytes()
     if needed > memory:
         solved = f"the solutions of {counted(len(layers), 'layer')} at once, {needed / 2**30:.1f} GiB"
-        return Reordering(
-            note=f"channels were not reordered: it takes {solved}, and --memory allows {memory / 2**30:.1f}"
-        )
+        note = f"channels were not reordered: it takes {solved}, and --memory allows {memory / 2**30:.1f}"
+        return Reordering(folded, note=note)
     with feedback.watch("correct"):
         samples, execution = first_samples(calibrating, CORRECTING), recipe.execution()
         profile = {name: plan.choices[name] for name in layers}
@@ -107,12 +107,13 @@ def find_orders(
                 orders[piece] = order
             feedback.progress("transform", 1, len(readers))
         if not orders:
-            return Reordering()
-        after, _ = _solved(reordered(folded, orders), profile, samples, recipe, feedback)
+            return Reordering(folded)
+        other = reordered(folded, orders)
+        after, _ = _solved(other, profile, samples, recipe, feedback)
         kind = "channel permutation"
         tried = compared(kind, len(orders), (before, after), folded.dense, held_out, execution, False)
         tried = unless_clearly_worse(tried)
-    return Reordering(orders if tried.kept else {}, (tried,))
+    return Reordering(other, orders, (tried,)) if tried.kept else Reordering(folded, tried=(tried,))
 
 
 @one_blas_thread()
