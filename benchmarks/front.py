@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.tables import markdown
-from benchmarks.peers.catalogue import LEVELS as LEVELS_OF_PEERS
 from benchmarks.peers.catalogue import OURSELVES, not_run
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +35,7 @@ LEVELS = {
     "block4 0.5": "block4-0.50",
     "sparse 0.6": "sparse-0.60",
 }  # as the benchmarks of accuracy and of efforts name them
+BESIDE_OTHERS = ("W8A8", "W4", "2:4")  # of the levels that benchmarks.peers compares
 BITS = {8: "W8A8", 4: "W4 asymmetric", 3: "W3 asymmetric", 2: "W2 asymmetric"}
 Row = dict[str, Any]
 
@@ -87,11 +87,11 @@ def levels() -> str:
 
 
 def peers() -> str:
-    """At each level, this tool with its defaults beside the other quantizer of lowest output loss; †: some method of
+    """At a few levels, this tool with its defaults beside the other quantizer of lowest output loss; †: some method of
     the others was not run there."""
     every = [row for row in rows("peers") if "loss" in row and "score" in row]
     cells = []
-    for model, level in product(dict.fromkeys(row["model"] for row in every), LEVELS_OF_PEERS):
+    for model, level in product(dict.fromkeys(row["model"] for row in every), BESIDE_OTHERS):
         here = [row for row in every if (row["model"], row["level"]) == (model, level)]
         ours = [row for row in here if row["peer"] == OURSELVES]
         others = [row for row in here if row["peer"] != OURSELVES]

@@ -148,8 +148,9 @@ def build(
         write_samples(target / "samples.safetensors", feeds, source)
 
     method, schedule = _schedule(layers, choices, earlier, recipe, feedback)
-    order = earlier.orders if earlier is not None else None
-    if earlier is None or earlier.ordered is None or not (order is None or has_arrays(target / ORDERS, order)):
+    if earlier is not None and _order_is_whole(target, earlier):
+        order = earlier.orders
+    else:
         order = write_order(target, folded, find_order(folded, choices, calibrating, held_out, recipe, feedback))
     folded, _, _ = read_order(target, order, folded)
     layers, _ = find_layers(folded.model)
@@ -308,6 +309,13 @@ def _open_folder(folder: Path) -> Manifest | None:
         if names and not {"model.onnx"} <= names <= PARTS:  # no manifest yet, or it was deleted
             raise DatabaseError(f"{folder} is a folder with other files in it, not a database; name another folder")
     return manifest
+
+
+def _order_is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether an earlier build looked for an order of channels, and what it found is there; it writes how layers are
+    solved at the same moment."""
+    looked = manifest.ordered is not None
+    return looked and (manifest.orders is None or has_arrays(folder / ORDERS, manifest.orders))
 
 
 def _holds(path: Path, key: str) -> bool:
