@@ -40,13 +40,13 @@ class Task:
             for i in range(len(next(iter(feed.values()))))
         ]
 
-    def samples_of_one_shape(self) -> list[Feed]:
-        """All samples, sentences padded to the longest and masked: for methods that join the activations of all."""
-        samples = self.samples()
-        if any(array.ndim != 2 for array in samples[0].values()):
-            return samples
-        longest = max(array.shape[1] for sample in samples for array in sample.values())
-        return [{n: np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for n, a in sample.items()} for sample in samples]
+
+def padded(feeds: list[Feed]) -> list[Feed]:
+    """Sentences padded to the longest and masked, images as they are: for methods that join the activations of all."""
+    if any(array.ndim != 2 for array in feeds[0].values()):
+        return feeds
+    longest = max(array.shape[1] for feed in feeds for array in feed.values())
+    return [{n: np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for n, a in feed.items()} for feed in feeds]
 
 
 Method: TypeAlias = Callable[[Task], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from driver import Feed, Method, Task, main
+from driver import Feed, Method, Task, main, padded
 from modelopt.onnx.quantization import quantize
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
@@ -34,7 +34,7 @@ def run(task: Task, mode: str, **settings: Any) -> None:
     quantize(
         str(task.model),
         quantize_mode=mode,
-        calibration_data_reader=Reader(task.samples_of_one_shape() if mode == "int4" else task.feeds()),
+        calibration_data_reader=Reader(padded(task.feeds()) if mode == "int4" else task.feeds()),
         calibration_eps=["cpu"],
         output_path=str(task.output),
         **settings,

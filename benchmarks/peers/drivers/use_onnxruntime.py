@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from driver import Feed, Method, Task, main
+from driver import Feed, Method, Task, main, padded
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -52,7 +52,7 @@ def static(task: Task, calibrate: CalibrationMethod, weights: QuantType = QuantT
         quantize_static(
             str(path),
             str(task.output),
-            Reader(task.samples_of_one_shape() if histogram else task.feeds()),
+            Reader(padded(task.samples()) if histogram else task.feeds()),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
