@@ -1,4 +1,4 @@
-"""The figures of README.md and docs/choosing.md: each stands between `<!-- NAME -->` and `<!-- / -->`.
+"""The figures of README.md, docs/choosing.md and docs/results.md: each stands between `<!-- NAME -->` and `<!-- / -->`.
 
 python -m benchmarks.front           # writes them, and the plot
 python -m benchmarks.front --check   # says which of them are not those of the results, and fails
@@ -12,17 +12,17 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.tables import markdown
-from benchmarks.peers.catalogue import OURSELVES, not_run
+from benchmarks.peers.catalogue import LEVELS as LEVELS_OF_PEERS
+from benchmarks.peers.page import beside_others
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOT = ROOT / "docs" / "results" / "front.svg"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "choosing.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "choosing.md", ROOT / "docs" / "results.md")
 MODELS = ("ResNet-20", "ResNet-56", "EfficientNet-Lite0", "MiniLM")
 LEVELS = {
     "W8A8": "8w8a",
@@ -87,24 +87,13 @@ def levels() -> str:
 
 
 def peers() -> str:
-    """At a few levels, this tool with its defaults beside the other quantizer of lowest output loss; †: some method of
-    the others was not run there."""
-    every = [row for row in rows("peers") if "loss" in row and "score" in row]
-    cells = []
-    for model, level in product(dict.fromkeys(row["model"] for row in every), BESIDE_OTHERS):
-        here = [row for row in every if (row["model"], row["level"]) == (model, level)]
-        ours = [row for row in here if row["peer"] == OURSELVES]
-        others = [row for row in here if row["peer"] != OURSELVES]
-        if ours and others:
-            best = min(others, key=lambda row: row["loss"])
-            shown = [f"{score(row['score'], row['metric'])} · {row['loss']:.4f}" for row in (ours[0], best)]
-            unrun = {offer.level for peer, offer in not_run(rows("peers"), model) if peer != OURSELVES}
-            mark = "†" if level in unrun else ""
-            speeds = [f"{row['speed']['onnxruntime']['ratio']:.1f}" for row in (ours[0], best)]
-            seconds = [f"{row['cpu_seconds']:.0f}" for row in (ours[0], best)]
-            cells.append([model, level + mark, *shown, f"{best['peer']}, {best['method']}", *speeds, *seconds])
-    header = ("model", "level", "onnx-obc", "best of the others", "which", "×, ours", "theirs", "CPU s, ours", "theirs")
-    return markdown(header, cells, left=2)
+    """What the others reach at a few levels."""
+    return beside_others(rows("peers"), BESIDE_OTHERS)
+
+
+def others() -> str:
+    """The same at all of them."""
+    return beside_others(rows("peers"), LEVELS_OF_PEERS)
 
 
 def speeds() -> str:
@@ -130,7 +119,13 @@ def speeds() -> str:
     return markdown(header, cells)
 
 
-FIGURES: dict[str, Callable[[], str]] = {"demo": demo, "levels": levels, "peers": peers, "speeds": speeds}
+FIGURES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "levels": levels,
+    "peers": peers,
+    "others": others,
+    "speeds": speeds,
+}
 
 
 def plot(path: Path) -> None:

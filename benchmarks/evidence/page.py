@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.harness import RESULTS, Row, Rows
+from benchmarks.common.harness import Row
 from benchmarks.common.subjects import NAMES
-from benchmarks.common.tables import machine, markdown
+from benchmarks.common.tables import machine
 from benchmarks.evidence import budgets, first_layers
 from benchmarks.evidence.methods import EPOCHS, TABLES
 from benchmarks.evidence.tables import Cell, as_table, best, grid_of
-from benchmarks.peers.catalogue import LEVELS, OURSELVES
-from benchmarks.peers.page import FIGURES, reference
+from benchmarks.front import others
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 PICTURES = PAGE.parent / "results"
@@ -47,7 +46,19 @@ that differs from the papers: [to compare with](recipe.md#to-compare-with). Seco
 model, on a machine that did other things as well.
 
 {chr(10).join(part for part in parts if part)}
-{_peers()}{_figure_2(rows)}
+## Beside other people's quantizers
+
+[All rows](../benchmarks/results/peers.md), where others are better, and what failed. Here, at each level, the method of
+theirs with the lowest output loss, after 256 calibration samples; bold: the lower loss; ×: of the dense file's speed in
+onnxruntime; †: not every method of the others was run there.
+
+<!-- others -->
+
+{others()}
+
+<!-- / -->
+
+{_figure_2(rows)}
 ## What else has its counterpart
 
 | OBC | here |
@@ -126,36 +137,6 @@ from its own losses; magnitude: one threshold for all layers. *L-OBS, one thresh
 Hessians of the 512 samples that a database keeps. Solutions are not refined.
 
 {chr(10).join(parts)}"""
-
-
-def _peers() -> str:
-    """Ours and the peer with the lowest output loss, at every level that a peer offers."""
-    file = RESULTS / "peers.jsonl"
-    rows = Rows(file if file.exists() else None, ()).rows
-    cells = []
-    for model in NAMES:
-        for level in LEVELS:
-            there = [row for row in rows if (row["model"], row["level"]) == (model, level) and "loss" in row]
-            ours, others = reference(there, model, level), [row for row in there if row["peer"] != OURSELVES]
-            if ours is None or not others:
-                continue
-            other = min(others, key=lambda row: float(row["loss"]))
-            both = [f"{FIGURES[0].text(row)} · {row['loss']:.4f}" for row in (ours, other)]
-            leader = ours["loss"] > other["loss"]
-            both[leader] = f"**{both[leader]}**"
-            seconds = [f"{row['cpu_seconds']:.0f}" for row in (ours, other)]
-            cells.append((model, level, *both, f"{other['peer']}: {other['method']}", *seconds))
-    if not cells:
-        return ""
-    header = ("model", "level", "onnx-obc", "best of the others", "which", "CPU s, ours", "theirs")
-    return f"""## Beside other people's quantizers
-
-Six tools, {len(rows)} rows: [all of them](../benchmarks/results/peers.md), where they are better, and what failed.
-Here, at each level, the one with the lowest output loss, after 256 calibration samples.
-
-{markdown(header, cells, left=2)}
-
-"""
 
 
 def _figure_2(rows: Sequence[Row]) -> str:

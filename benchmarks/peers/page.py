@@ -102,6 +102,28 @@ def reference(rows: Sequence[Row], model: str, level: str) -> Row | None:
     return next((row for row in rows if (row["model"], row["level"], row["peer"], row["method"]) == keys), None)
 
 
+def beside_others(rows: Sequence[Row], levels: Sequence[str]) -> str:
+    """Ours beside the other tool's method of lowest output loss, at every level that both have; †: some method of the
+    others was not run there."""
+    cells = []
+    for model, level in product(NAMES, levels):
+        there = [row for row in rows if (row["model"], row["level"]) == (model, level) and "loss" in row]
+        ours, others = reference(there, model, level), [row for row in there if row["peer"] != OURSELVES]
+        if ours is None or not others:
+            continue
+        best = min(others, key=lambda row: float(row["loss"]))
+        pair = [f"{FIGURES[0].text(row)} · {row['loss']:.4f}" for row in (ours, best)]
+        lower = int(best["loss"] < ours["loss"])
+        pair[lower] = f"**{pair[lower]}**"
+        unrun = {offer.level for peer, offer in not_run(rows, model) if peer != OURSELVES}
+        speeds = [f"{row['speed']['onnxruntime']['ratio']:.1f}" for row in (ours, best)]
+        seconds = [f"{row['cpu_seconds']:.0f}" for row in (ours, best)]
+        mark = "†" if level in unrun else ""
+        cells.append((model, level + mark, *pair, f"{best['peer']}, {best['method']}", *speeds, *seconds))
+    header = ("model", "level", "onnx-obc", "best of the others", "which", "×, ours", "theirs", "CPU s, ours", "theirs")
+    return markdown(header, cells, left=2)
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows, with bold figures where a peer is better."""
     header = ("level", "tool", "method", *(figure.title for figure in FIGURES), "what failed")
