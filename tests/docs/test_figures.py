@@ -1,4 +1,4 @@
-"""The figures of the README and of docs/choosing.md are those of benchmarks/results."""
+"""The figures of the README, docs/choosing.md and docs/results.md are those of benchmarks/results."""
 
 from __future__ import annotations
 
