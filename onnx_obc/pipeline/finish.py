@@ -293,4 +293,4 @@ def _again(draft: Draft, solutions: Solutions, material: Material, recipe: Recip
     """A draft of other forms of the same solutions, which knows what these were chosen from."""
     judged = of_whole_models(draft.corrections)
     fresh = make_draft(material, solutions, recipe, feedback)
-    return replace(fresh, corrections=(*fresh.corrections, *judged))
+    return replace(fresh, corrections=(*judged, *fresh.corrections))
