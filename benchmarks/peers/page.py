@@ -116,7 +116,8 @@ def beside_others(rows: Sequence[Row], levels: Sequence[str]) -> str:
         lower = int(best["loss"] < ours["loss"])
         pair[lower] = f"**{pair[lower]}**"
         unrun = {offer.level for peer, offer in not_run(rows, model) if peer != OURSELVES}
-        speeds = [f"{row['speed']['onnxruntime']['ratio']:.1f}" for row in (ours, best)]
+        ratios = (row["speed"]["onnxruntime"].get("ratio") for row in (ours, best))
+        speeds = ["" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
         seconds = [f"{row['cpu_seconds']:.0f}" for row in (ours, best)]
         mark = "†" if level in unrun else ""
         cells.append((model, level + mark, *pair, f"{best['peer']}, {best['method']}", *speeds, *seconds))

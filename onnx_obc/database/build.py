@@ -52,12 +52,12 @@ from .files import (
     write_manifest,
 )
 from .orders import FILE as ORDERS
-from .orders import find_order, read_order, write_order
+from .orders import find_order, holds_order, read_order, write_order
 from .spread import capture_and_solve_with, hessian_file_bytes, solution_file_bytes
 
 DAMPINGS = 2  # rises when other dampings are chosen for the same Hessians
 MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
-PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", ORDERS, "ranges", *MADE}
+PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", ORDERS, "ranges", "trained", *MADE}
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def build(
     _clear(target, MADE if outdated else ())
     if not _holds(stored_model, key):
         save_model(folded.given, stored_model)
-    write_manifest(target, manifest)
+    write_manifest(target, manifest if earlier is None else replace(earlier, complete=False))
     if not has_arrays(target / "samples.safetensors", source):
         feeds = {"calibration": first_samples(calibrating, STORED), "held_out": held_out}
         write_samples(target / "samples.safetensors", feeds, source)
@@ -151,7 +151,8 @@ def build(
     if earlier is not None and _order_is_whole(target, earlier):
         order = earlier.orders
     else:
-        order = write_order(target, folded, find_order(folded, choices, calibrating, held_out, recipe, feedback))
+        settled = recipe.model_copy(update={"memory": _memory(recipe)})
+        order = write_order(target, folded, find_order(folded, choices, calibrating, held_out, settled, feedback))
     folded, _, _ = read_order(target, order, folded)
     layers, _ = find_layers(folded.model)
     manifest = replace(manifest, ordered=schedule.ordered, orders=order)
@@ -315,7 +316,7 @@ def _order_is_whole(folder: Path, manifest: Manifest) -> bool:
     """Whether an earlier build looked for an order of channels, and what it found is there; it writes how layers are
     solved at the same moment."""
     looked = manifest.ordered is not None
-    return looked and (manifest.orders is None or has_arrays(folder / ORDERS, manifest.orders))
+    return looked and (manifest.orders is None or holds_order(folder, manifest.orders))
 
 
 def _holds(path: Path, key: str) -> bool:
@@ -353,7 +354,7 @@ def _chunks(
     samples: Samples,
     recipe: Recipe,
 ) -> list[Chunk]:
-    """The runs over the data. They depend on the machine's memory, not on what of it is free: they can be repeated."""
+    """The runs over the data."""
     solving = [layer for layer in layers if len(choices[layer.name]) > 1]
     inputs = {Choice(Level(bits=c.level.bits), c.activation_bits, c.dynamic) for c in wanted}
     values: dict[str, None] = {}
@@ -363,8 +364,13 @@ def _chunks(
             values |= dict.fromkeys(quantizable(folded, recipe, profile))
     taps = [use.tap.value for layer in solving for use in layer.uses]
     shapes = probe(folded.model, [*values, *taps], samples, recipe.execution())
-    memory = recipe.memory * 2**30 if recipe.memory is not None else psutil.virtual_memory().total / 4
-    return plan_chunks(solving, list(values), shapes, samples, memory, recipe.damp is None)
+    return plan_chunks(solving, list(values), shapes, samples, _memory(recipe) * 2**30, recipe.damp is None)
+
+
+def _memory(recipe: Recipe) -> float:
+    """GiB that what is decided once may take. They depend on the machine's memory, not on what of it is free, so that
+    a build can be repeated."""
+    return recipe.memory if recipe.memory is not None else psutil.virtual_memory().total / 4 / 2**30
 
 
 def _clear(folder: Path, parts: Collection[str] = ()) -> None:

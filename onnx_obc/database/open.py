@@ -112,13 +112,13 @@ class Database:
             solutions, rival = profile, None
         else:
             solutions, rival = stitch(self, profile, recipe, feedback), _rival(self, profile, recipe)
+        in_groups = any(group_size(choice.level) is not None for choice in solutions.plan.choices.values())
         about = dict(self.manifest.calibration)
-        notes = [*about.pop("notes"), *self.notes]
+        notes = [*about.pop("notes"), *(self.notes if in_groups else ())]
         named = str(self.folder / "model.onnx") if source is None else source
         held_out = self.samples["held_out"]
         parts = TrainedParts(self.folder / "trained", self.manifest.model, self.manifest.samples)
         calibrating = self.samples["calibration"]
-        in_groups = any(group_size(choice.level) is not None for choice in solutions.plan.choices.values())
         tried = self.transforms if in_groups else ()
         material = Material(named, self.folded, calibrating, held_out, about, notes, examiner, tried, trained=parts)
         checks = [check_graph(self.dense, solutions.plan.model, held_out, recipe)] if recipe.verify else []

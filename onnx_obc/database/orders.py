@@ -6,12 +6,14 @@ An order changes nothing of what a model computes, and levels without groups of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..calibration.samples import Samples
+from ..core.arrays import Array
 from ..core.errors import DatabaseError, ModelError
 from ..core.level import NM, Block, Choice, Level
 from ..core.progress import Feedback
@@ -25,6 +27,7 @@ from .files import REPAIR, content_key, read_arrays, write_arrays
 
 FILE = "orders.safetensors"
 HALF = 0.5
+ELSEWHERE = "a database keeps that: build one in another folder to have them reordered"
 
 
 def find_order(
@@ -37,7 +40,8 @@ def find_order(
 ) -> Reordering:
     """The order for what each layer can become, judged at one level of each: the pattern with nearest to half zeros.
 
-    choices: by layer. See `pipeline.permutation.find_orders`.
+    choices: by layer. See `pipeline.permutation.find_orders`. What keeps it from being looked for is told by every
+    model of a database, which keeps the order that its first build left.
     """
     profile = {}
     for name, options in choices.items():
@@ -45,7 +49,8 @@ def find_order(
             profile[name] = min(grouped, key=lambda choice: abs(_zeros(choice.level) - HALF))
     if not profile:
         return Reordering(folded)
-    return find_orders(folded, make_plan(folded, recipe, profile), calibrating, held_out, recipe, feedback)
+    found = find_orders(folded, make_plan(folded, recipe, profile), calibrating, held_out, recipe, feedback)
+    return found if found.note is None else replace(found, note=f"{found.note}; {ELSEWHERE}")
 
 
 def write_order(folder: Path, folded: Folded, found: Reordering) -> str | None:
@@ -61,9 +66,18 @@ def write_order(folder: Path, folded: Folded, found: Reordering) -> str | None:
         "tried": [asdict(attempt) for attempt in found.tried],
         "notes": [] if found.note is None else [found.note],
     }
-    key = content_key(info, *arrays.values())
+    key = _key(arrays, info)
     write_arrays(folder / FILE, arrays, key, info)
     return key
+
+
+def holds_order(folder: Path, key: str) -> bool:
+    """Whether the file of this key is there, and whole."""
+    try:
+        _read(folder, key)
+    except DatabaseError:
+        return False
+    return True
 
 
 def read_order(
@@ -75,8 +89,7 @@ def read_order(
     """
     if key is None:
         return folded, (), ()
-    path = folder / FILE
-    arrays, info = read_arrays(path, key)
+    path, (arrays, info) = folder / FILE, _read(folder, key)
     named = enumerate(info["places"])
     places = [Order(value, axis, first, arrays[str(number)]) for number, (value, axis, first) in named]
     if any(not np.array_equal(np.sort(place.order), np.arange(len(place.order))) for place in places):
@@ -88,6 +101,18 @@ def read_order(
         raise DatabaseError(f"{path}: {what}; build the database again") from error
     tried = tuple(CorrectionReport(**{**attempt, "kinds": tuple(attempt["kinds"])}) for attempt in info["tried"])
     return reordered(folded, orders), tried, tuple(info["notes"])
+
+
+def _read(folder: Path, key: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """What `write_order` wrote. Raises DatabaseError where a byte of it is another one."""
+    arrays, info = read_arrays(folder / FILE, key)
+    if _key(arrays, info) != key:
+        raise DatabaseError(f"{folder / FILE} is damaged; {REPAIR}")
+    return arrays, info
+
+
+def _key(arrays: Mapping[str, Array], info: Mapping[str, Any]) -> str:
+    return content_key(info, *(arrays[name] for name in sorted(arrays, key=int)))
 
 
 def _zeros(level: Level) -> float:

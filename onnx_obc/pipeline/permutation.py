@@ -56,6 +56,8 @@ def permuted(
 
     plan: what its layers are to become. See `find_orders`.
     """
+    if not recipe.correct:
+        return folded, ()
     found = find_orders(folded, plan, calibrating, held_out, recipe, feedback)
     if found.note is not None:
         return replace(folded, notes=(*folded.notes, found.note)), ()
@@ -83,17 +85,19 @@ def find_orders(
     standard error of the difference. Not tried where these layers, solved, take more than `Recipe.memory_bytes`.
     """
     levels = {name: choice.level for name, choice in plan.choices.items()}
-    if not recipe.correct or recipe.solver not in OWN:
+    if recipe.solver not in OWN:
         return Reordering(folded)
     tables = {tie.layer: tie.table.weight_name for tie in plan.ties}
     readers = find_readers(folded.model, find_layers(folded.model)[0], levels, tables)
     if not readers:
         return Reordering(folded)
+    if not recipe.correct:
+        return Reordering(folded, note=f"channels were not reordered: --effort {recipe.effort} leaves them as they are")
     layers = {one.layer.name: one.layer for found in readers.values() for one in found}
     needed, memory = sum(layer.weight.size for layer in layers.values()) * HELD, recipe.memory_bytes()
     if needed > memory:
         solved = f"the solutions of {counted(len(layers), 'layer')} at once, {needed / 2**30:.1f} GiB"
-        note = f"channels were not reordered: it takes {solved}, and --memory allows {memory / 2**30:.1f}"
+        note = f"channels were not reordered: it takes {solved}, and {memory / 2**30:.1f} may be used (see --memory)"
         return Reordering(folded, note=note)
     with feedback.watch("correct"):
         samples, execution = first_samples(calibrating, CORRECTING), recipe.execution()

@@ -39,7 +39,7 @@ from .recipe import Recipe
 from .solve import Solutions
 from .write import write
 
-VERSION = 2  # rises when training comes to something else: parts that are kept are then trained anew
+VERSION = 3  # rises when training comes to something else: parts that are kept are then trained anew
 
 
 class TrainingWalk:
@@ -194,11 +194,14 @@ class TrainingWalk:
 
 def _start(solutions: Solutions, recipe: Recipe, steps: int) -> Iterator[object]:
     """All that training depends on, beside the model and the samples."""
+    plan = solutions.plan
     yield [VERSION, steps, SPARED, recipe.seed, recipe.target, recipe.ranges]
-    yield [(one.value, one.bits, one.symmetric, one.dynamic) for one in solutions.plan.activations]
+    yield [(one.value, one.bits, one.symmetric, one.dynamic) for one in plan.activations]
+    yield [recipe.embeddings, [table.name for table in plan.embeddings], [tie.table.name for tie in plan.ties]]
+    yield sorted(layer.name for layer in find_layers(plan.model)[0] if recipe.choose(layer.name) is None)
     for name, entry in solutions.solved.items():
         yield name
-        yield str(solutions.plan.choices[name])
+        yield str(plan.choices[name])
         yield entry.solution.weights
         yield entry.solution.bias
 

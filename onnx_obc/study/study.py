@@ -19,10 +19,12 @@ from ..calibration.samples import Samples
 from ..calibration.split import describe, split
 from ..core.errors import DatabaseError, ModelError, ObcError, RecipeError
 from ..core.level import NM, Choice, Level
+from ..core.options import names
 from ..core.progress import Feedback
 from ..core.solution import Solution
 from ..core.version import __version__
-from ..database.files import model_key
+from ..database.calibration import samples_key
+from ..database.files import content_key, model_key
 from ..database.open import Database, open_database
 from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs, read_model
@@ -130,6 +132,8 @@ def study_model(
         database = _database(options, folded)
         if database is not None:  # its channels may have another order
             folded, layers = database.folded, list(database.layers)
+            if other := ", ".join(_other_than(database, recipe, calibrating, held_out)):
+                notes.append(f"solutions from {options.database} were made with other {other} than this study")
         how = _Calibrated(folded, options, recipe, method_of(recipe), levels, calibrating, held_out, database, feedback)
     rows = {layer.name: LayerRow(layer.name, layer.op, layer.groups, layer.rows, layer.columns) for layer in layers}
     chunks: list[ChunkRow] = []
@@ -189,8 +193,9 @@ def _how(options: StudyOptions, recipe: Recipe, samples: Samples | None) -> dict
     """What it takes to repeat a study: versions, data, and the options that are not at their defaults."""
     data = {} if samples is None else {"calibration": samples.source}
     rows = {} if options.rows is None else {"rows": options.rows}
+    database = {} if options.database is None else {"database": str(options.database)}
     always = {"version": __version__, "seed": recipe.seed, "target": recipe.target, "prove": options.prove}
-    return {**always, **data, **rows, **recipe.changed(MethodOptions)}
+    return {**always, **data, **rows, **database, **recipe.changed(MethodOptions)}
 
 
 def _weight_row(layer: Layer, row: LayerRow, levels: Mapping[int, Level]) -> LayerRow:
@@ -273,4 +278,14 @@ def _database(options: StudyOptions, folded: Folded) -> Database | None:
     database = open_database(options.database)
     if database.manifest.model != model_key(folded.given):
         raise DatabaseError(f"{options.database} is a database of another model; name its own, or leave it out")
+    if (solver := database.manifest.recipe["solver"]) not in OWN:
+        raise DatabaseError(f"{options.database} was solved by {solver}, not by this tool; leave it out")
     return database
+
+
+def _other_than(database: Database, recipe: Recipe, calibrating: Samples, held_out: Samples) -> Iterator[str]:
+    """What of a database was not made as the study would."""
+    if database.manifest.samples != content_key(samples_key(calibrating), samples_key(held_out)):
+        yield "samples"
+    made, here = {**Recipe().model_dump(mode="json"), **database.manifest.recipe}, recipe.model_dump(mode="json")
+    yield from (name for name in names(MethodOptions) if made[name] != here[name])

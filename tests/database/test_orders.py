@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from digits import build as graph
 from digits import listing
@@ -14,7 +16,8 @@ from onnx import TensorProto, helper
 
 from onnx_obc import DatabaseError, Recipe, build, open_database
 from onnx_obc.core.level import Choice, parse_choice
-from onnx_obc.correction.transforms.channel_orders import ORDERS
+from onnx_obc.correction.transforms.channel_orders import ORDERS, in_same_order
+from onnx_obc.database import build as building
 from onnx_obc.database.files import content_key, read_arrays, write_arrays
 from onnx_obc.database.open import Database
 from onnx_obc.database.orders import FILE
@@ -72,7 +75,10 @@ def test_the_model_is_the_same_in_another_order_which_costs_its_layer_less(whole
 
     build(two_products(), {"x": X}, LEVELS, tmp_path / "as-given", Recipe(device="cpu", threads=1, effort="fast"))
     as_given = open_database(tmp_path / "as-given")
-    assert as_given.manifest.orders is None and not (tmp_path / "as-given" / FILE).exists()
+    assert all(
+        np.array_equal(one, value.const_value.numpy())
+        for one, value in zip(before, as_given.graph.graph.initializers.values(), strict=True)
+    )
     assert loss(database, "second") < loss(as_given, "second")
     assert loss(database, "first") == pytest.approx(loss(as_given, "first"), rel=1e-5)  # its input is the model's own
 
@@ -109,11 +115,32 @@ def test_a_database_without_patterns_stays_in_the_models_order(tmp_path: Path) -
     assert built.manifest.orders is None and not built.captured and (built.reused, built.solved) == (2, 2)
 
 
-@pytest.mark.parametrize("damage", ["flip", "gone"])
+def test_a_build_killed_while_it_adds_levels_goes_on_in_the_same_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = tmp_path / "whole", tmp_path / "killed"
+    for folder in folders:
+        build(two_products(), {"x": X}, "8w8a", folder, RECIPE)
+    build(two_products(), {"x": X}, "2:4", folders[0], RECIPE)
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "_schedule", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(two_products(), {"x": X}, "2:4", folders[1], RECIPE)
+    with pytest.raises(DatabaseError, match="is not finished"):
+        open_database(folders[1])
+    built = build(two_products(), {"x": X}, "2:4", folders[1], RECIPE)
+    assert (built.reused, built.captured) == (2, False) and listing(folders[0]) == listing(folders[1])
+
+
+def interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["flip", "header", "gone"])
 def test_damage_is_found_and_mended_by_building_again(damage: str, copy: Path, whole: Path) -> None:
     file = copy / FILE
     data = bytearray(file.read_bytes())
-    data[-3] ^= 1
+    data[-3 if damage == "flip" else data.index(b"places")] ^= 1
     file.write_bytes(data) if damage == "flip" else file.unlink()
     with pytest.raises(DatabaseError, match=r"orders\.safetensors is (damaged|missing).*run the same onnx-obc build"):
         open_database(copy)
@@ -130,16 +157,42 @@ def test_orders_that_fit_no_channels_are_refused(change: str, said: str, copy: P
         arrays = {name: np.zeros_like(order) for name, order in arrays.items()}
     else:
         info["places"] = [["nowhere", axis, first] for _, axis, first in info["places"]]
-    other = content_key(info, *arrays.values())
+    other = content_key(info, *(arrays[str(number)] for number in range(len(arrays))))
     write_arrays(copy / FILE, arrays, other, info)
     (copy / "manifest.json").write_text(manifest.replace(str(key), other))
     with pytest.raises(DatabaseError, match=said):
         open_database(copy)
 
 
-def test_what_memory_does_not_allow_is_told_by_every_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [{"memory": 1e-6}, {"effort": "fast"}])
+def test_what_kept_channels_from_being_reordered_is_told_where_it_might_have_helped(
+    option: dict[str, object], tmp_path: Path
+) -> None:
     folder = tmp_path / "db"
-    build(two_products(), {"x": X}, "2:4", folder, RECIPE.model_copy(update={"memory": 1e-6}))
+    build(two_products(), {"x": X}, "2:4,8w8a", folder, RECIPE.model_copy(update=option))
+    built = build(two_products(), {"x": X}, "2:4,8w8a", folder, RECIPE)
+    assert built.solved == 0
     database = open_database(folder)
-    result = database.write(dict.fromkeys(database.choices, PATTERN), RECIPE)
-    assert any("channels were not reordered" in note for note in result.report.notes)
+
+    def told(choice: Choice) -> bool:
+        report = database.write(dict.fromkeys(database.choices, choice), RECIPE).report
+        return any("not reordered" in note and "in another folder" in note for note in report.notes)
+
+    assert told(PATTERN) and not told(parse_choice("8w8a"))
+
+
+def test_it_does_not_depend_on_free_memory(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    little = psutil.virtual_memory()._replace(available=1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(psutil, "virtual_memory", lambda: little)
+        build(two_products(), {"x": X}, LEVELS, tmp_path / "db", RECIPE)
+    assert (tmp_path / "db" / FILE).read_bytes() == (whole / FILE).read_bytes()
+
+
+def test_the_dense_model_follows_a_written_one(whole: Path) -> None:
+    """Its values can then be compared channel by channel."""
+    database = open_database(whole)
+    follows = in_same_order(database.dense, database.graph)
+    hidden = [open_session(m, ["b"]).run({"x": X})["b"] for m in (database.dense, follows, database.graph)]
+    assert not np.allclose(hidden[0], hidden[2], atol=1e-3)
+    np.testing.assert_allclose(hidden[1], hidden[2], atol=1e-5)

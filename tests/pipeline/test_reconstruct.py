@@ -405,6 +405,32 @@ def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monke
 
 
 @pytest.mark.slow
+def test_parts_trained_behind_a_table_are_those_of_its_integers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [
+        make("Cast", ["number"], ["ids"], to=onnx.TensorProto.INT64),
+        make("Gather", ["table", "ids"], ["x"], "table"),
+        make("MatMul", ["x", "w1"], ["a"], "first"),
+        make("Relu", ["a"], ["r"]),
+        make("MatMul", ["r", "w2"], ["c"], "second"),
+        make("Add", ["c", "x"], ["y"]),
+    ]
+    weights = {"table": random(50, 32), "w1": random(32, 32) / 5, "w2": random(32, 32, seed=1) / 5}
+    model = build(nodes, {"number": ("N", 6)}, {"y": ("N", 6, 32)}, weights)
+    numbers = {"number": np.random.default_rng(0).integers(0, 50, (200, 6)).astype(np.float32)}
+    recipe = Recipe(reconstruction=True, device="cpu")
+    build_database(model, numbers, "int3-asym", tmp_path / "db", recipe)
+    database = open_database(tmp_path / "db")
+    profile = {name: parse_choice("int3-asym") for name in database.choices}
+    trained = []
+    for embeddings in ("float", "int4", "int4"):
+        database.write(profile, recipe.model_copy(update={"embeddings": embeddings}))
+        trained.append(len(list((tmp_path / "db/trained").iterdir())))
+    assert trained == [1, 2, 2]
+
+
+@pytest.mark.slow
 def test_a_pair_of_the_users_own_without_zero_point() -> None:
     model = blocks()
     pair = [make("QuantizeLinear", ["y", "step"], ["q"]), make("DequantizeLinear", ["q", "step"], ["out"])]

@@ -149,9 +149,17 @@ def test_solutions_come_from_a_database(tmp_path: Path) -> None:
     stored = study_model(model(), samples(), StudyOptions(bits=(4,), rows=6, database=tmp_path / "db"))
     for a, b in zip(plain.layers, stored.layers, strict=True):
         assert a.studied == b.studied
+    told = f"solutions from {tmp_path / 'db'} were made with other refine than this study"
+    assert told in stored.notes and stored.how["database"] == str(tmp_path / "db")
     other = model(random(12, 16, seed=9))
     with pytest.raises(DatabaseError, match="another model"):
         study_model(other, samples(), StudyOptions(database=tmp_path / "db"))
+
+
+def test_only_solutions_of_this_tool_are_recalled(tmp_path: Path) -> None:
+    build_database(model(), samples(), "int4", tmp_path / "db", Recipe(solver="baseline"))
+    with pytest.raises(DatabaseError, match="was solved by baseline, not by this tool; leave it out"):
+        study_model(model(), samples(), StudyOptions(bits=(4,), database=tmp_path / "db"))
 
 
 def test_a_database_of_a_model_in_half_precision_with_its_channels_reordered(tmp_path: Path) -> None:
