@@ -45,12 +45,15 @@ class Bias:
 
 
 class Scale:
-    """The scale of an activation in training; its zero point stays, so that both ends of its range move alike."""
+    """The scale of an activation in training; its zero point stays, so that both ends of its range move alike.
 
-    def __init__(self, start: float, device: str) -> None:
+    most: what it may be multiplied by at most.
+    """
+
+    def __init__(self, start: float, most: float, device: str) -> None:
         import torch
 
-        self._start = start
+        self._start, self._most = start, most
         self._factor = torch.nn.Parameter(torch.zeros((), device=device))
 
     def groups(self) -> list[tuple[torch.Tensor, float]]:
@@ -60,6 +63,10 @@ class Scale:
     def now(self) -> torch.Tensor:
         """The scale."""
         return self._start * (1 + self._factor)
+
+    def keep_in_range(self) -> None:
+        """Do not go beyond the largest factor."""
+        self._factor.data.clamp_(max=self._most - 1)
 
     def stretch(self) -> float:
         """What it was multiplied by."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,14 +55,14 @@ class Example:
 class Training:
     """How a part is trained. steps: of Adam, its rate falls along a cosine. seed: of the order of samples. threads: at
     most; the result does not depend on them. shared_scale: the rows of a layer keep one scale. scales: the initializers
-    of the part that are scales of activations to train."""
+    of the part that are scales of activations to train, and what each may be multiplied by at most."""
 
     steps: int
     seed: int = 0
     device: str = "cpu"
     threads: int | None = None
     shared_scale: bool = False
-    scales: tuple[str, ...] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ def reconstruct(
         for place in graph.places
         if place.bias is not None and place.layer in names
     }
-    scales = {name: Scale(graph.scale_values[name], device) for name in training.scales}
+    scales = {name: Scale(graph.scale_values[name], most, device) for name, most in training.scales.items()}
     groups = [g for latent in (*latents.values(), *biases.values(), *scales.values()) for g in latent.groups()]
     optimizer = torch.optim.Adam([{"params": [p], "lr": travel / training.steps} for p, travel in groups])
     parameters = [p for p, _ in groups]
@@ -196,7 +196,7 @@ def reconstruct(
                 parameter.grad = sum(given[1:], start=given[0]) / numbers if given else None
             optimizer.step()
             falling.step()
-            for latent in latents.values():
+            for latent in (*latents.values(), *scales.values()):
                 latent.keep_in_range()
             if step in looks and (now := error(held_out)) < best:
                 best, kept = now, [p.detach().clone() for p in parameters]

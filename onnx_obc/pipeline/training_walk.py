@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -28,7 +29,7 @@ from ..correction.units import Unit, chain_units, layers_of
 from ..graph.edit import add_initializer, names_of, submodel, take_name
 from ..graph.fold import remove_unused
 from ..graph.layers import find_layers
-from ..graph.write import WrittenWeight, activation_pairs, rewrite, unquantized
+from ..graph.write import ActivationPair, WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
 from ..targets.registry import TARGETS
 from .correct import sites_of
@@ -39,7 +40,8 @@ from .recipe import Recipe
 from .solve import Solutions
 from .write import write
 
-VERSION = 3  # rises when training comes to something else: parts that are kept are then trained anew
+VERSION = 4  # rises when training comes to something else: parts that are kept are then trained anew
+CLOSE = 1e-6  # of a range, by which it stays below the end of a Clip, whatever the rounding
 
 
 class TrainingWalk:
@@ -128,7 +130,7 @@ class TrainingWalk:
                 raise ModelError(f"samples of what leads to {unit.output} cannot be taken apart")
             examples = [replace(example, count=0) for example in examples]
         training, spared = spare(examples)
-        scales = tuple(name for name in self._own_scales(unit) if name in graph.scales)
+        scales = {name: _largest_stretch(self._pairs[name]) for name in self._own_scales(unit) if name in graph.scales}
         shared = TARGETS[recipe.target].shared_scale
         settings = Training(self._steps, recipe.seed, solving_device(recipe.device), recipe.threads, shared, scales)
         dense = {name: self.solved[name].layer.matrix() for name in solutions}
@@ -204,6 +206,20 @@ def _start(solutions: Solutions, recipe: Recipe, steps: int) -> Iterator[object]
         yield str(plan.choices[name])
         yield entry.solution.weights
         yield entry.solution.bias
+
+
+def _largest_stretch(pair: ActivationPair) -> float:
+    """What the range of an activation may be multiplied by, 1 or more: it stays within the Clip that makes its value.
+    Beyond, engines keep that Clip, and the layer in front of it in float."""
+    clip = pair.quantize.inputs[0].producer() if pair.quantize.inputs[0] is not None else None
+    if clip is None or clip.op_type != "Clip" or clip.domain != "":
+        return math.inf
+    most = math.inf
+    for bound, end in zip(clip.inputs[1:], pair.span(), strict=False):
+        limit = None if bound is None else ir.convenience.get_const_tensor(bound)
+        if limit is not None and end != 0:
+            most = min(most, limit.numpy().item() / end)
+    return max(most * (1 - CLOSE), 1.0)
 
 
 def _sources(unit: Unit) -> list[str]:

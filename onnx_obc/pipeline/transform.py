@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ..calibration.samples import Samples
 from ..calibration.split import CORRECTING, first_samples
 from ..core.progress import Feedback
-from ..correction.transforms.scale_migration import best_factors, look_at_channels, migrate, movable
+from ..correction.transforms.scale_migration import BITS, best_factors, look_at_channels, migrate, movable
 from ..graph.layers import find_layers
 from ..targets.registry import TARGETS
 from .attempts import CorrectionReport, compared
@@ -18,8 +18,6 @@ from .plan import Folded, Plan, make_plan
 from .recipe import Recipe
 from .solve import capture_ranges
 from .write import write_rounded
-
-BITS = 8  # of inputs that scale is moved out of
 
 
 def transformed(

@@ -439,3 +439,23 @@ def test_a_pair_of_the_users_own_without_zero_point() -> None:
     model.graph.output[0].name = "out"
     report = compress(model, X, Recipe(weights="int2", effort="best", solver="baseline")).report
     assert ("reconstruction",) in tried(report) and all(check.passed for check in report.checks)
+
+
+@pytest.mark.slow
+def test_trained_ranges_stay_within_the_clips_that_make_their_values() -> None:
+    """Beyond them onnxruntime keeps the Clip, and computes the layer in front of it in float."""
+    nodes = [
+        make("Conv", ["x", "w1"], ["a"], "first", pads=[1] * 4),
+        make("Clip", ["a", "zero", "six"], ["b"]),
+        make("Conv", ["b", "w2"], ["c"], "second", pads=[1] * 4),
+        make("Clip", ["c", "zero", "six"], ["d"]),
+        make("Conv", ["d", "w3"], ["y"], "third", pads=[1] * 4),
+    ]
+    weights = {f"w{n}": 2 * random(8, 8, 3, 3, seed=n) for n in range(1, 4)}
+    weights |= {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    model = build(nodes, {"x": ("N", 8, 6, 6)}, {"y": ("N", 8, 6, 6)}, weights, opset=18)
+    report = compress(model, X, Recipe(sparsity="2:4", reconstruction=True, measure_speed=False)).report
+    (attempt,) = (attempt for attempt in report.corrections if attempt.kinds == ("reconstruction",))
+    assert attempt.kept and report.activations["x"][1] != 6
+    assert all(low == 0 and high <= 6 for low, high in (report.activations[value] for value in ("b", "d")))
+    assert report.engine is not None and report.engine["in_integers"] == report.engine["quantized"] == 3

@@ -19,6 +19,7 @@ from ...graph.edit import add_initializer, free_name, names_of
 from ...graph.layers import Layer, Use
 from ...runtime.session import Execution, open_session
 
+BITS = 8  # of the inputs that scale is moved out of
 EXPONENTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # α of s = (max |x|)^α / (max |w|)^(1 − α)
 LEAST = 1e-4  # of the largest channel's range: what a channel that is hardly used counts as
 
@@ -91,8 +92,9 @@ def _together(parts: Sequence[tuple[Channels, int]]) -> Channels:
     )
 
 
-def best_factors(channels: Channels, weights: Sequence[Float32], bits: int = 8) -> Float64 | None:
-    """The factors s, (channels,), with which rounding inputs and weights costs the outputs least; None for s = 1.
+def best_factors(channels: Channels, weights: Sequence[Float32]) -> Float64 | None:
+    """The factors s, (channels,), with which rounding inputs and weights to 8 bits costs the outputs least; None for
+    s = 1. Weights of fewer bits are taken for ones of 8: a solver makes up for most of what rounding them costs.
 
     weights: those that read the input, (rows, channels) each. The cost is the variance of uniform rounding noise: of
     the input Δ²/12 · Σ s²‖w‖², of the weights Σ Δ²/12 · Σ E[x²]/s², Δ the steps that the ranges leave. Candidates are
@@ -109,8 +111,8 @@ def best_factors(channels: Channels, weights: Sequence[Float32], bits: int = 8) 
 
     def cost(s: Float64) -> float:
         low, high = min((channels.low / s).min(), 0.0), max((channels.high / s).max(), 0.0)
-        step = (high - low) / (2**bits - 1)
-        rows = np.abs(weight * s).max(axis=1) / (2 ** (bits - 1) - 1)  # (rows,) steps
+        step = (high - low) / (2**BITS - 1)
+        rows = np.abs(weight * s).max(axis=1) / (2 ** (BITS - 1) - 1)  # (rows,) steps
         return float(step**2 * (np.square(s) * energy).sum() + np.square(rows).sum() * (channels.square / s**2).sum())
 
     candidates = [largest**alpha / peak ** (1 - alpha) for alpha in EXPONENTS]
