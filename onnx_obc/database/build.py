@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -56,8 +55,8 @@ from .orders import find_order, holds_order, read_order, write_order
 from .spread import capture_and_solve_with, hessian_file_bytes, solution_file_bytes
 
 DAMPINGS = 2  # rises when other dampings are chosen for the same Hessians
-MADE = {"layers", "hessians", "sensitivity", "timings"}  # from the data
-PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", ORDERS, "ranges", "trained", *MADE}
+FOLDERS = {"ranges", "hessians", "layers", "sensitivity", "timings", "trained"}
+PARTS = {"model.onnx", "model.onnx.data", "samples.safetensors", ORDERS, *FOLDERS}
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ def build(
     see `level_sets.read_levels`. recipe: its target, solver options and `skip` rules count. workers: who does the work,
     as `open_workers` names them; this process alone by default. The database is the same.
 
-    What is in the folder already and was made from the same things is kept; what was made from others is made anew. An
-    interrupted build goes on where it stopped, and ends in the same bytes. Levels of an earlier build from the same
-    model, data and options stay. Raises DatabaseError if the folder holds something else, and what `compress` raises.
+    What is in the folder already is kept, and what is damaged made anew. An interrupted build goes on where it stopped,
+    and ends in the same bytes. Levels of an earlier build stay. Raises DatabaseError if the folder holds other files, or
+    a database of another model, other data or other options, and what `compress` raises.
     """
     recipe, feedback, target = recipe or Recipe(), feedback or Feedback(), Path(folder)
     check_recipe(recipe)
@@ -112,12 +111,9 @@ def build(
     calibrating, held_out = split(samples)
     about, notes = describe(samples, calibrating, held_out)
     options, source = _options(recipe), content_key(samples_key(calibrating), samples_key(held_out))
-    outdated = earlier is not None and (
-        earlier.samples != source or {**_options(Recipe()), **earlier.recipe} != options  # options may be new
-    )
-    if outdated:
-        earlier = None
     if earlier is not None:
+        if other := _other_than(earlier, source, options):
+            raise DatabaseError(f"{target} was built with {other}; name another folder, or delete that one")
         wanted = tuple(dict.fromkeys([*(parse_choice(text) for text in earlier.levels), *wanted]))
     choices = possible_choices(layers, wanted, recipe)
     if not any(len(options) > 1 for options in choices.values()):
@@ -139,7 +135,7 @@ def build(
         target.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
-    _clear(target, MADE if outdated else ())
+    _clear(target)
     if not _holds(stored_model, key):
         save_model(folded.given, stored_model)
     write_manifest(target, manifest if earlier is None else replace(earlier, complete=False))
@@ -327,6 +323,14 @@ def _holds(path: Path, key: str) -> bool:
         return False
 
 
+def _other_than(earlier: Manifest, samples: str, options: Mapping[str, object]) -> str:
+    """What else an earlier build was made with than these, in words; empty if with the same."""
+    made = {**_options(Recipe()), **earlier.recipe}  # options may be new
+    told = ["other samples"] if earlier.samples != samples else []
+    told += [f"{name} {made[name]}, not {options[name]}" for name in options if made[name] != options[name]]
+    return " and ".join(told)
+
+
 def _options(recipe: Recipe) -> dict[str, object]:
     """What of a recipe a database depends on."""
     plain = recipe.model_dump(mode="json")
@@ -373,10 +377,8 @@ def _memory(recipe: Recipe) -> float:
     return recipe.memory if recipe.memory is not None else psutil.virtual_memory().total / 4 / 2**30
 
 
-def _clear(folder: Path, parts: Collection[str] = ()) -> None:
-    """Remove what a build that was killed left under temporary names, and whole parts."""
-    for name in parts:
-        shutil.rmtree(folder / name, ignore_errors=True)
+def _clear(folder: Path) -> None:
+    """Remove what a build that was killed left under temporary names."""
     for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         remove_abandoned(place)
 

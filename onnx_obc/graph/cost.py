@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -34,8 +34,7 @@ def layer_costs(
 ) -> dict[str, Cost]:
     """The cost of every layer by name, from shapes that ONNX infers on a copy of the model.
 
-    run: the shapes of the values before and after layers in a run on so many `samples`; they are taken instead, and
-    whatever lies along axis 0 beside the samples counts too.
+    run: the shapes of the values before and after layers in a run on so many `samples`; they are taken instead.
     """
     if run is not None:
         return {layer.name: _cost(layer, run, samples) for layer in layers}
@@ -48,7 +47,8 @@ def layer_costs(
         if value.shape is not None:
             sizes = (size if isinstance(size, int) else size.value for size in value.shape)
             shapes[str(value.name)] = tuple(x if isinstance(x, int) or x in named else None for x in sizes)
-    return {layer.name: _cost(layer, shapes) for layer in layers}
+    batch = {x.shape[0].value for x in model.graph.inputs if x.shape and not isinstance(x.shape[0], int)} - {None}
+    return {layer.name: _cost(layer, shapes, batch=batch) for layer in layers}
 
 
 def flops(
@@ -61,25 +61,21 @@ def flops(
 ) -> int:
     """Operations of one use for one sample: 2 · rows · columns · positions, summed over the groups.
 
-    Axis 0 of the input is the batch and not counted, unless the product sums over it, or `samples` says how many of
-    what lies along it are samples. Conv has a position for every output pixel, ConvTranspose for every input pixel, a
-    product for every vector that is multiplied.
+    The shapes are those of so many `samples`, wherever these lie; None: axis 0 of the input is the batch and not
+    counted, unless the product sums over it. Conv has a position for every output pixel, ConvTranspose for every input
+    pixel, a product for every vector that is multiplied.
     """
     unfold = tap.unfold
-    parts = 1 if samples is None else max(input_shape[0] // samples, 1)  # of a sample, along axis 0
-    if isinstance(unfold, Window):
-        if unfold.transposed:  # every input pixel meets the whole kernel
-            return 2 * unfold.groups * rows * columns * parts * math.prod(input_shape[2:])
-        return 2 * unfold.groups * rows * columns * parts * math.prod(output_shape[2:])
-    sizes = list(input_shape)
+    sizes = [1 if samples is None else input_shape[0], *input_shape[1:]]
+    if isinstance(unfold, Window):  # where it is transposed, every input pixel meets the whole kernel
+        pixels = sizes[0] * math.prod((input_shape if unfold.transposed else output_shape)[2:])
+        return math.ceil(2 * unfold.groups * rows * columns * pixels / (samples or 1))
     axis = unfold.along(len(sizes))
-    if axis != 0:
-        sizes[0] = parts
     del sizes[axis]
     vectors = [sizes.pop()] if sizes else [1]  # what is left of the matrix that is multiplied
     lead = [1] * max(0, len(unfold.batch) - len(sizes)) + sizes
     batch = [1] * (len(lead) - len(unfold.batch)) + list(unfold.batch)
-    return 2 * rows * columns * math.prod(vectors) * math.prod(map(max, lead, batch))
+    return math.ceil(2 * rows * columns * math.prod(vectors) * math.prod(map(max, lead, batch)) / (samples or 1))
 
 
 def density(level: Level) -> float:
@@ -132,7 +128,10 @@ def table_bytes(values: int, bits: int, scales: int, float_bytes: int) -> int:
     return math.ceil(values * bits / 8) + float_bytes * scales
 
 
-def _cost(layer: Layer, shapes: Mapping[str, Shape], samples: int | None = None) -> Cost:
+def _cost(
+    layer: Layer, shapes: Mapping[str, Shape], samples: int | None = None, batch: Collection[str | None] = ()
+) -> Cost:
+    """batch: the names of the dimension that samples lie along, where `shapes` has names."""
     parameters = layer.groups * layer.rows * layer.columns
     free: dict[str, None] = {}
     total = 0
@@ -140,8 +139,10 @@ def _cost(layer: Layer, shapes: Mapping[str, Shape], samples: int | None = None)
         before, after = shapes.get(use.tap.value), shapes.get(str(use.node.outputs[0].name))
         if before is None or after is None:
             return Cost(parameters, None)
-        total += flops(use.tap, layer.rows, layer.columns, _fixed(before), _fixed(after), samples)
-        free |= dict.fromkeys(_free(use.tap, before, after))
+        elsewhere = any(size in batch for size in before[1:])  # axis 0 is another one: counted as in a run on 1 sample
+        count = 1 if elsewhere else samples
+        total += flops(use.tap, layer.rows, layer.columns, _fixed(before), _fixed(after), count)
+        free |= dict.fromkeys(name for name in _free(use.tap, before, after) if name not in batch)
     return Cost(parameters, total, tuple(free))
 
 

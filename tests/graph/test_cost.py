@@ -56,6 +56,24 @@ def test_products(x: Any, w: tuple[int, ...], left: bool, expected: int, free: t
     assert cost == Cost(int(np.prod(w)), 2 * expected, free)
 
 
+def test_samples_along_another_axis() -> None:
+    """(x Lᵀ) as L xᵀ, and tokens first: neither the run's samples nor the axis that they lie along change the count."""
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 2, 0]),
+        node("MatMul", ["w", "t"], ["l"], "left"),
+        node("Transpose", ["l"], ["r"], perm=[0, 2, 1]),
+        node("MatMul", ["r", "v"], ["y"], "right"),
+    ]
+    proto = build(nodes, {"x": ("N", 5, 16)}, {"y": None}, {"w": random(12, 16), "v": random(12, 8)})
+    model = ir.from_proto(proto)
+    layers, _ = find_layers(model)
+    expected = {"left": Cost(12 * 16, 2 * 5 * 12 * 16), "right": Cost(12 * 8, 2 * 5 * 12 * 8)}
+    assert layer_costs(model, layers) == expected
+    for count in (1, 32):
+        run = {"t": (5, 16, count), "l": (5, 12, count), "r": (5, count, 12), "y": (5, count, 8)}
+        assert layer_costs(model, layers, run, count) == expected
+
+
 def test_uses_add_up() -> None:
     nodes = [node("Conv", ["x", "w"], ["y"]), node("Conv", ["x", "w"], ["z"], strides=[2, 2])]
     cost = cost_of(nodes, (1, 2, 4, 4), {"w": random(2, 2, 1, 1)}, ("y", "z"))
