@@ -88,8 +88,8 @@ def build(
     as `open_workers` names them; this process alone by default. The database is the same.
 
     What is in the folder already is kept, and what is damaged made anew. An interrupted build goes on where it stopped,
-    and ends in the same bytes. Levels of an earlier build stay. Raises DatabaseError if the folder holds other files, or
-    a database of another model, other data or other options, and what `compress` raises.
+    and ends in the same bytes. Levels of an earlier build stay. Raises DatabaseError if the folder holds other files,
+    or a database of another model, other data or other options, and what `compress` raises.
     """
     recipe, feedback, target = recipe or Recipe(), feedback or Feedback(), Path(folder)
     check_recipe(recipe)
