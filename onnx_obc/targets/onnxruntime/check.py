@@ -118,7 +118,7 @@ def _weights(promise: ExpectedKernel) -> tuple[str, str, str] | None:
     if node.op_type in ("Conv", "ConvTranspose"):
         return (
             "weights-only",
-            f"onnxruntime computes {node.op_type} in float where the weight alone is an integer: it is smaller, not faster",
+            f"onnxruntime computes {node.op_type} in float where the weight alone is an integer: smaller, not faster",
             "quantize its input too for speed",
         )
     if not in_few_bits(node):
