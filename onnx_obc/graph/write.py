@@ -68,13 +68,6 @@ class ActivationPair:
     quantize: ir.Node
     dequantize: tuple[ir.Node, ...]
 
-    def span(self) -> tuple[float, float]:
-        """The least and the largest value that its integers can have."""
-        scale, zero = (value.const_value for value in self.quantize.inputs[1:3] if value is not None)
-        assert scale is not None and zero is not None, "a range of calibration data is constant"
-        step, offset = scale.numpy().item(), int(zero.numpy().item())
-        return step * (int(zero.dtype.min) - offset), step * (int(zero.dtype.max) - offset)
-
 
 class Writer:
     """Writes into one model, and knows the names that are taken in it."""

@@ -97,6 +97,17 @@ def dequantized_bits(value: ir.Value | None) -> int | None:
     return None if dtype is None or not dtype.is_integer() else int(dtype.bitwidth)
 
 
+def code_span(quantize: ir.Node) -> tuple[float, float] | None:
+    """The least and the largest value that a QuantizeLinear with one constant scale can give; None of any other."""
+    dtype, scale = codes_type(quantize.outputs[0]), constant_behind(quantize.inputs[1])
+    if dtype is None or not dtype.is_integer() or scale is None or scale.size != 1:
+        return None
+    point = constant_behind(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
+    zero = 0 if point is None else int(point.numpy().item())
+    step = float(scale.numpy().item())
+    return step * (int(dtype.min) - zero), step * (int(dtype.max) - zero)
+
+
 def codes_type(codes: ir.Value) -> ir.DataType | None:
     """The type of what a QuantizeLinear gives or a DequantizeLinear reads; None where the file does not say."""
     if codes.dtype is not None:

@@ -84,11 +84,14 @@ def broken(what: str) -> ir.Model:
         nodes.append(helper.make_node("Transpose", ["xd"], ["xt"], perm=[0, 1, 3, 2]))
     data = "xt" if what == "moved input" else "xd"
     nodes.append(helper.make_node("Conv", [data, "wd", bias], ["c"], name="conv"))
+    if "Clip" in what:
+        weights["low"], weights["high"] = np.float32(-20), np.float32(12 if what == "narrow Clip" else 12.75)
+        nodes.append(helper.make_node("Clip", ["c", "low", "high"], ["clipped"]))
     if what == "output":
         nodes.append(helper.make_node("Relu", ["c"], ["y"]))
     else:
         nodes += [
-            helper.make_node("QuantizeLinear", ["c", "xs", "xz"], ["cq"]),
+            helper.make_node("QuantizeLinear", ["clipped" if "Clip" in what else "c", "xs", "xz"], ["cq"]),
             helper.make_node("DequantizeLinear", ["cq", "xs", "xz"], ["y"]),
         ]
     return ir.from_proto(build(nodes, {"x": (1, 4, 8, 8)}, {"y": (1, 4, 6, 6)}, weights))
@@ -96,7 +99,11 @@ def broken(what: str) -> ir.Model:
 
 @pytest.mark.parametrize(
     ("what", "rule"),
-    [("output", "output"), ("bias", "bias"), ("axis", "axis"), ("", ""), ("moved input", ""), ("constant bias", "")],
+    [
+        *((rule, rule) for rule in ("output", "bias", "axis")),
+        *((what, "") for what in ("", "moved input", "constant bias", "wide Clip")),
+        ("narrow Clip", "clip"),
+    ],
 )
 def test_every_rule_is_named_and_true(tmp_path: Path, what: str, rule: str) -> None:
     model = broken(what)
@@ -241,3 +248,14 @@ def test_models_of_a_fixed_batch_and_such_that_take_no_random_numbers(
         assert run_cli("check", tmp_path / "m.onnx", "--target", "onnxruntime") == 0
         said = capsys.readouterr()
         assert ("not run" in said.err) == (other[0] == 3)
+
+
+def test_integers_of_few_bits_beside_quantized_inputs(tmp_path: Path) -> None:
+    weights = {"w": random(16, 8)}
+    model = build(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], {"x": ("N", 16)}, {"y": ("N", 8)}, weights
+    )
+    compress(model, {"x": random(60, 16)}, Recipe(weights="int3", effort="fast"), tmp_path / "q.onnx")
+    found = check_file(tmp_path / "q.onnx", "onnxruntime", {"x": random(2, 16)})
+    assert [(finding.node, finding.rule) for finding in found.findings] == [("product", "few-bits")]
+    assert [entry.kept for entry in found.executions] == [False]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ...core.machine import saturates
 from ...core.plural import counted
-from ..expected import THROUGH, ExpectedKernel, constant_behind, dequantizer, expected_kernels
+from ..expected import THROUGH, ExpectedKernel, code_span, constant_behind, dequantizer, expected_kernels
 from ..finding import Finding
 from .rules import clipping, in_few_bits
 
@@ -104,6 +104,12 @@ def _conv(node: ir.Node) -> tuple[str, str, str] | None:
             f"its output goes to {readers}, not to QuantizeLinear alone",
             "put a QuantizeLinear and a DequantizeLinear behind it",
         )
+    if (clip := _end(node).producer()) is not None and clip.op_type == "Clip" and _narrower_than_codes(clip):
+        return (
+            "clip",
+            "the Clip behind it ends inside the range of the QuantizeLinear that follows: onnxruntime keeps both",
+            "let that range end where the Clip does",
+        )
     weight = dequantizer(node.inputs[1])
     axis = weight.attributes.get_int("axis", 1) if weight is not None else 0
     scale = None if weight is None else constant_behind(weight.inputs[1])
@@ -113,8 +119,14 @@ def _conv(node: ir.Node) -> tuple[str, str, str] | None:
 
 
 def _weights(promise: ExpectedKernel) -> tuple[str, str, str] | None:
-    """The same for a product whose weight alone is an integer."""
+    """The same for a product whose weight alone is an integer, or whose integers are not all of 8 bits."""
     node = promise.node
+    if promise.data_bits is not None:
+        return (
+            "few-bits",
+            "onnxruntime multiplies integers of 8 bits by such alone: others are dequantized, and multiplied in float",
+            "use 8 bits for both, or --activations none",
+        )
     if node.op_type in ("Conv", "ConvTranspose"):
         return (
             "weights-only",
@@ -174,6 +186,17 @@ def _goes_to_quantize(node: ir.Node) -> bool:
     end = _end(node)
     uses = list(end.uses())
     return bool(uses) and not end.is_graph_output() and all(use.node.op_type == "QuantizeLinear" for use in uses)
+
+
+def _narrower_than_codes(clip: ir.Node) -> bool:
+    """Whether the integers that a Clip's output becomes reach further than the Clip."""
+    for use in clip.outputs[0].uses():
+        span = code_span(use.node)
+        for bound, end, sign in zip(clip.inputs[1:], span or (), (-1, 1), strict=False):
+            limit = constant_behind(bound)
+            if limit is not None and sign * limit.numpy().item() < sign * end:
+                return True
+    return False
 
 
 def _saturating(promised: Sequence[ExpectedKernel]) -> list[Finding]:
