@@ -113,12 +113,12 @@ integer weights of few bits in order, reorders channels for patterns, and trains
 where weights have zeros or inputs 4 bits; `best` trains them at every level, 100 steps each and 400, and goes on with
 what is better on held-out samples. (Rows of `best` of ResNet-56 and EfficientNet-Lite0 are older, 400 steps alone, but
 for 8w8a, 4:8 and 2:4 with 8w8a of the latter. Where `normal` trains too, held-out samples prefer these, but for 4w4a of
-EfficientNet-Lite0: there `best` now comes to what `normal` does; in those of 8w8a and 2:4+8w8a trained ranges of inputs
-still could pass the Clip in front of them, which they may not any more.) 8w8a was solved into a database before, so that its
-seconds are those of all that follows; all others are made by one command each. Nothing ran beside EfficientNet-Lite0's
-int4-asym and 2:4 at `normal`, and next to nothing beside its 2:4+8w8a at `best`; other work ran beside all others, so
-that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md. EfficientNet-Lite0 is
-scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
+EfficientNet-Lite0: there `best` now comes to what `normal` does; in those of 8w8a and 2:4+8w8a trained ranges of
+inputs still could pass the Clip in front of them, which they may not any more.) 8w8a was solved into a database
+before, so that its seconds are those of all that follows; all others are made by one command each. Nothing ran beside
+EfficientNet-Lite0's int4-asym and 2:4 at `normal`, and next to nothing beside its 2:4+8w8a at `best`; other work ran
+beside all others, so that seconds are an upper bound. Models, calibration and evaluation are those of accuracy.md.
+EfficientNet-Lite0 is scored on 500 images: differences under 1.5 points are noise there, and the loss is not.
 
 {markdown(header, cells, left=2)}
 """
