@@ -179,7 +179,11 @@ def budgets_words(reports: Sequence[PlainReport]) -> str:
     """How much smaller the models of several budgets are, and how much faster, where that was measured."""
     ratios = [ratio for report in reports if (ratio := smaller(report)) is not None]
     speeds = [report.speed.ratio for report in reports if report.speed is not None]
-    parts = [f"{_between(ratios)} smaller"] if ratios else []
+    parts = []
+    if ratios and min(ratios) >= 1:
+        parts.append(f"{_between(ratios)} smaller")
+    elif ratios:
+        parts.append(f"files of {1 / max(ratios):.2f} to {1 / min(ratios):.2f} of the dense one's size")
     parts += [f"{_between(speeds)} as fast"] if speeds else []
     return f"{len(reports)} budgets: {', '.join(parts) or 'sizes below'}"
 

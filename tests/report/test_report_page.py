@@ -135,6 +135,13 @@ def test_several_budgets_stand_on_one_page() -> None:
     assert page.words.count("onnx-obc models/net.onnx") == 1  # one command made them
 
 
+def test_budgets_whose_files_grow_are_not_called_smaller() -> None:
+    plain = budgets("bops=8x", "bops=12x")
+    for report, size in zip(plain, (3_000_000, 5_000_000), strict=True):
+        report["file_bytes_before"], report["file_bytes_after"] = 4_000_000, size
+    assert "2 budgets: files of 0.75 to 1.25 of the dense one's size" in page_of(plain).words
+
+
 def test_one_of_a_list_is_a_report() -> None:
     assert page_of([make_report(3)]).text == page_of(make_report(3)).text
 
