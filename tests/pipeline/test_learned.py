@@ -11,7 +11,7 @@ import pytest
 from digits import CALIBRATION, MODEL, refused, run_cli, top1
 from small_graphs import build as build_graph
 
-from onnx_obc import (
+from onnx_obc import DatabaseError, (
     CalibrationError,
     DataOptions,
     ModelError,
@@ -150,8 +150,9 @@ def test_a_database_of_learned_solutions(solver: str, tmp_path: Path) -> None:
     built = build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", recipe, data=FEW)
     again = build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", recipe, data=FEW)
     assert built.solved == 40 and (again.solved, again.reused) == (0, 40)
-    more = build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", Recipe(solver=solver, iterations=11), data=FEW)  # type: ignore[arg-type]
-    assert more.solved == 40  # other options, other solutions
+    other = recipe.model_copy(update={"iterations": 11})
+    with pytest.raises(DatabaseError, match="was built with iterations 10, not 11"):
+        build(MODEL, CALIBRATION, "int8,int4", tmp_path / "db", other, data=FEW)
     database = open_database(tmp_path / "db")
     solved = [database.solved(layer, database.choices[layer.name][-1]) for layer in database.layers]
     assert all((entry.solution.bias is not None) == (solver == "adaquant") for entry in solved)
