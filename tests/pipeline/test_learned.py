@@ -11,8 +11,9 @@ import pytest
 from digits import CALIBRATION, MODEL, refused, run_cli, top1
 from small_graphs import build as build_graph
 
-from onnx_obc import DatabaseError, (
+from onnx_obc import (
     CalibrationError,
+    DatabaseError,
     DataOptions,
     ModelError,
     Recipe,
