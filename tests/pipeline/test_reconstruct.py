@@ -405,9 +405,7 @@ def test_an_interrupted_training_goes_on_from_its_database(tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_parts_trained_behind_a_table_are_those_of_its_integers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_trained_behind_a_table_are_those_of_its_integers(tmp_path: Path) -> None:
     nodes = [
         make("Cast", ["number"], ["ids"], to=onnx.TensorProto.INT64),
         make("Gather", ["table", "ids"], ["x"], "table"),
