@@ -87,7 +87,7 @@ def debug_command(
                 dense, compressed, calib, DebugOptions(threshold), data=options, execution=execution, feedback=feedback
             )
         chosen = gaining(found, fix or 0)
-        if recipe is not None and chosen:
+        if recipe is not None:
             write_file(recipe, recipe_text(found, chosen).encode())
         if report is not None:
             write_debug_json(found, report)
@@ -103,9 +103,9 @@ def debug_command(
 
 
 def _about_recipe(recipe: Path, count: int, dense: Path) -> str:
-    """What the recipe is for, or why there is none."""
+    """What the recipe is for, or that it is for nothing."""
     if not count:
-        return f"{recipe} was not written: no layer's return gains anything"
+        return f"written: {recipe}, without a rule of its own: no layer's return gains anything"
     return (
         f"written: {recipe}, which returns {counted(count, 'layer')}; next: onnx-obc {dense} OUTPUT --calib DATA "
         f"--recipe {recipe}"

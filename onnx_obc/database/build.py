@@ -19,7 +19,6 @@ from ..core.errors import DatabaseError, ModelError, OutputError, RecipeError
 from ..core.files import remove_abandoned, write_file
 from ..core.level import FLOAT, Choice, Level, parse_choice
 from ..core.level_sets import read_levels
-from ..core.options import names
 from ..core.progress import Feedback
 from ..core.version import __version__
 from ..graph.layers import Layer, find_layers
@@ -27,7 +26,7 @@ from ..graph.model import input_specs, read_model
 from ..graph.save import save_model
 from ..pipeline.layer import SOLVER, Solved
 from ..pipeline.learned import check_learning, learned_on_dense
-from ..pipeline.options import LEARNED, MethodOptions, UniformOptions
+from ..pipeline.options import LEARNED, UniformOptions
 from ..pipeline.plan import Folded, check_rules, possible, possible_choices, prepare, quantizable
 from ..pipeline.recipe import Recipe
 from ..pipeline.schedule import Schedule
@@ -36,7 +35,7 @@ from ..pipeline.tasks import Workers
 from ..pipeline.workers import open_workers
 from ..solver import Method
 from ..targets.registry import TARGETS
-from .calibration import samples_key, write_ranges, write_samples
+from .calibration import write_ranges, write_samples
 from .files import (
     SCHEMA,
     LayerEntry,
@@ -52,6 +51,7 @@ from .files import (
 )
 from .orders import FILE as ORDERS
 from .orders import find_order, holds_order, read_order, write_order
+from .origin import options_of, other_than, split_key
 from .spread import capture_and_solve_with, hessian_file_bytes, solution_file_bytes
 
 DAMPINGS = 2  # rises when other dampings are chosen for the same Hessians
@@ -110,9 +110,9 @@ def build(
     samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense)
     calibrating, held_out = split(samples)
     about, notes = describe(samples, calibrating, held_out)
-    options, source = _options(recipe), content_key(samples_key(calibrating), samples_key(held_out))
+    source = split_key(calibrating, held_out)
     if earlier is not None:
-        if other := _other_than(earlier, source, options):
+        if other := other_than(earlier, source, recipe):
             raise DatabaseError(f"{target} was built with {other}; name another folder, or delete that one")
         wanted = tuple(dict.fromkeys([*(parse_choice(text) for text in earlier.levels), *wanted]))
     choices = possible_choices(layers, wanted, recipe)
@@ -125,7 +125,7 @@ def build(
         complete=False,
         model=key,
         samples=source,
-        recipe=options,
+        recipe=options_of(recipe),
         calibration={**about, "notes": notes},
         levels=tuple(map(str, wanted)),
         ranges={},
@@ -321,20 +321,6 @@ def _holds(path: Path, key: str) -> bool:
         return path.is_file() and model_key(read_model(path)) == key
     except ModelError:
         return False
-
-
-def _other_than(earlier: Manifest, samples: str, options: Mapping[str, object]) -> str:
-    """What else an earlier build was made with than these, in words; empty if with the same."""
-    made = {**_options(Recipe()), **earlier.recipe}  # options may be new
-    told = ["other samples"] if earlier.samples != samples else []
-    told += [f"{name} {made[name]}, not {options[name]}" for name in options if made[name] != options[name]]
-    return " and ".join(told)
-
-
-def _options(recipe: Recipe) -> dict[str, object]:
-    """What of a recipe a database depends on."""
-    plain = recipe.model_dump(mode="json")
-    return {**{name: plain[name] for name in names(MethodOptions)}, "skip": [rule.match for rule in recipe.layers]}
 
 
 def _entries(layers: Sequence[Layer], choices: Mapping[str, Sequence[Choice]]) -> dict[str, LayerEntry]:

@@ -22,8 +22,9 @@ def gaining(debug: Debug, most: int) -> list[Return]:
 def recipe_text(debug: Debug, returns: Sequence[Return]) -> str:
     """A recipe file that leaves these layers in float, or gives them int8 weights. Of the others, those that are float
     in the compressed file stay so, and the rest becomes what most of them are there."""
+    what = "the layers whose return gains most" if returns else "no layer's return gains anything"
     lines = [
-        f"# {plain(debug.compressed)}: the layers whose return gains most.",
+        f"# {plain(debug.compressed)}: {what}.",
         f"# Output loss {debug.loss:.3g} on {shortened(plain(debug.source))}; what each return alone lowers it to:",
         *(f"# {plain(row.layer)}: {row.loss:.3g} ({row.fault})" for row in returns),
     ]

@@ -178,16 +178,15 @@ def _float_tables(
     if recipe.embeddings != "float" or all(choice.level.bits is None for choice in choices.values()):
         return []
     tables = [x for x in find_embeddings(model) if x.name not in tied and not _skipped(x.name, recipe)]
-    share = share_of_tables(tables, layers)
+    share = share_beside(sum(table.float_bytes * prod(table.shape) for table in tables), layers)
     remedy = "; --embeddings int8 makes them smaller" if TARGETS[recipe.target].embeddings else ""
     return [] if share is None else [f"embeddings stay float, {share} that weights had{remedy}"]
 
 
-def share_of_tables(tables: Sequence[Embedding], layers: Sequence[Layer]) -> str | None:
-    """`47 of the 90 MB`: of tables in float, among them and the layers' weights; None if that is little."""
-    mine = sum(table.float_bytes * prod(table.shape) for table in tables)
-    both = mine + sum(weight_bytes(layer, FLOAT) for layer in layers)
-    return f"{mine / 1e6:.3g} of the {both / 1e6:.3g} MB" if mine >= NOTED * both else None
+def share_beside(float_bytes: int, layers: Sequence[Layer]) -> str | None:
+    """`47 of the 90 MB`: of so many bytes in float, among them and the layers' weights; None if that is little."""
+    both = float_bytes + sum(weight_bytes(layer, FLOAT) for layer in layers)
+    return f"{float_bytes / 1e6:.3g} of the {both / 1e6:.3g} MB" if float_bytes >= NOTED * both else None
 
 
 def _ties(

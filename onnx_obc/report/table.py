@@ -71,9 +71,12 @@ def layer_table(
     )
     reasons = Counter(reason for layer in layers for reason in impossible[layer.name])
     lines = [Text(f"{reason}: {counted(count, 'layer')}") for reason, count in reasons.items()]
-    known = sum(cost.flops for cost in found if cost.flops is not None)
+    known = [cost.flops for cost in found if cost.flops is not None]
     parameters = sum(cost.parameters for cost in found)
-    lines.append(Text(f"{counted(len(layers), 'layer')}, {parameters:,} parameters, {known:,} FLOPs a sample"))
+    part = f" in {counted(len(known), 'layer')}: of the others shapes are not known" if len(known) < len(found) else ""
+    lines.append(
+        Text(f"{counted(len(layers), 'layer')}, {parameters:,} parameters, {sum(known):,} FLOPs a sample{part}")
+    )
     lines.append(Text("a weight matrix is groups × rows × columns"))
     if free:
         sizes = ", ".join(f"{name} = 1" for name in free if name != "?") or "every dimension 1"

@@ -27,6 +27,7 @@ from ..core.progress import Feedback, Stopwatch
 from ..database.build import build, check_recipe
 from ..database.files import read_manifest
 from ..database.open import Database, open_database
+from ..graph.half import float_bytes
 from ..graph.layers import find_embeddings, find_layers
 from ..graph.model import input_specs, read_model
 from ..graph.save import check_beside, check_output
@@ -36,7 +37,7 @@ from ..pipeline.examine import Examiner, open_examiner
 from ..pipeline.finish import Destination, Result, hand_over
 from ..pipeline.gates import check_gates
 from ..pipeline.options import FinishOptions, RunOptions
-from ..pipeline.plan import check_rules, possible_choices, prepare, share_of_tables
+from ..pipeline.plan import check_rules, possible_choices, prepare, share_beside
 from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
 from ..targets.registry import TARGETS
 from .budget import Budget
@@ -114,13 +115,23 @@ def retarget(
 
 
 def _beside_the_layers(budget: Budget, database: Database, recipe: Recipe) -> tuple[str, ...]:
-    """A note for a budget of size where a good part of the model is float tables, which it does not count."""
-    if budget.kind != "size" or recipe.embeddings != "float":
+    """A note for a budget of size where a good part of the model's weights stays float, which it does not count."""
+    if budget.kind != "size":
         return ()
-    found = find_embeddings(database.graph)
-    tied = {tie.table.name for tie in find_ties(found, database.layers)}  # of which the plan's notes tell
-    share = share_of_tables([table for table in found if table.name not in tied], database.layers)
-    return () if share is None else (f"the budget counts the layers' weights only: {share} are embeddings",)
+    tables = find_embeddings(database.graph)
+    counted = {layer.weight_name for layer in database.layers}
+    counted |= {tie.table.name for tie in find_ties(tables, database.layers)}  # of which the plan's notes tell
+    sizes = {"embeddings": 0, "other weights": 0}
+    for name, value in database.graph.graph.initializers.items():
+        weight = value.const_value
+        if weight is None or name in counted or len(weight.shape) < 2 or not weight.dtype.is_floating_point():
+            continue
+        table = any(table.name == name for table in tables)
+        if not (table and recipe.embeddings != "float"):
+            sizes["embeddings" if table else "other weights"] += float_bytes(database.graph) * weight.size
+    told = " and ".join(what for what, size in sizes.items() if size)
+    share = share_beside(sum(sizes.values()), database.layers)
+    return () if share is None else (f"the budget counts the layers' weights only: {share} are {told}",)
 
 
 def _in_words(profile: Profile) -> str:

@@ -82,7 +82,8 @@ class BudgetRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer. studied: how many of its rows were solved. budgets: empty where `reason` says why."""
+    """A layer. studied: how many of its rows were solved; recalled: how many of its solutions a database had. budgets:
+    empty where `reason` says why."""
 
     name: str
     op: str
@@ -91,6 +92,7 @@ class LayerRow:
     columns: int
     kurtosis: float | None = None
     studied: int = 0
+    recalled: int = 0
     positions: int = 0
     damping: float | None = None
     budgets: tuple[BudgetRow, ...] = ()

@@ -19,13 +19,13 @@ from ..calibration.samples import Samples
 from ..calibration.split import describe, split
 from ..core.errors import DatabaseError, ModelError, ObcError, RecipeError
 from ..core.level import NM, Choice, Level
-from ..core.options import names
+from ..core.plural import counted
 from ..core.progress import Feedback
 from ..core.solution import Solution
 from ..core.version import __version__
-from ..database.calibration import samples_key
-from ..database.files import content_key, model_key
+from ..database.files import model_key
 from ..database.open import Database, open_database
+from ..database.origin import other_than, split_key
 from ..graph.layers import Layer, find_layers
 from ..graph.model import input_specs, read_model
 from ..pipeline.layer import Prepared, method_of, prepare_layer, trusted_method
@@ -132,8 +132,8 @@ def study_model(
         database = _database(options, folded)
         if database is not None:  # its channels may have another order
             folded, layers = database.folded, list(database.layers)
-            if other := ", ".join(_other_than(database, recipe, calibrating, held_out)):
-                notes.append(f"solutions from {options.database} were made with other {other} than this study")
+            if other := other_than(database.manifest, split_key(calibrating, held_out), recipe):
+                notes.append(f"{options.database}, of which solutions are taken, was built with {other}")
         how = _Calibrated(folded, options, recipe, method_of(recipe), levels, calibrating, held_out, database, feedback)
     rows = {layer.name: LayerRow(layer.name, layer.op, layer.groups, layer.rows, layer.columns) for layer in layers}
     chunks: list[ChunkRow] = []
@@ -147,6 +147,9 @@ def study_model(
             _calibrated(layers, rows, chunks, whole, notes, how)
     except KeyboardInterrupt:
         interrupted = True
+    if options.database is not None:
+        recalled = sum(row.recalled for row in rows.values())
+        notes.append(f"{counted(recalled, 'solution')} came from {options.database}")
     return Study(
         model=str(model) if isinstance(model, str | Path) else "",
         bits=options.bits,
@@ -235,11 +238,13 @@ def _layer_row(layer: Layer, row: LayerRow, prepared: Prepared, how: _Calibrated
     if layer.columns > WIDE:
         method = replace(method, solver="ordered")
     planned = plan_layer(prepared.weight, layer.channels, how.levels)
-    recall = _recall(layer, picked, how.database)
+    recalled: list[Level] = []
+    recall = _recall(layer, picked, how.database, recalled)
     whole = len(picked) == layer.rows
     part = Rows(prepared.weight[:, picked], prepared.damped, layer.channels, whole, recall)
     budgets = study_layer(part, planned, how.options.size, row.budgets, method)
-    row = replace(row, studied=layer.groups * len(picked), budgets=budgets, notes=tuple(_notes(layer, prepared, how)))
+    studied, notes = layer.groups * len(picked), tuple(_notes(layer, prepared, how))
+    row = replace(row, studied=studied, recalled=len(recalled), budgets=budgets, notes=notes)
     options = how.options
     drawn = draw_problems(layer, prepared, budgets, options.size, options.chunk, generator) if options.prove else []
     return row, drawn
@@ -259,14 +264,15 @@ def _notes(layer: Layer, prepared: Prepared, how: _Calibrated) -> Iterator[str]:
         yield "not refined: too few positions to trust small gains"
 
 
-def _recall(layer: Layer, picked: Sequence[int], database: Database | None) -> Recall:
-    """The solutions of a database, of the rows that are studied."""
+def _recall(layer: Layer, picked: Sequence[int], database: Database | None, recalled: list[Level]) -> Recall:
+    """The solutions of a database, of the rows that are studied; `recalled` gets the levels that it had."""
     known = {} if database is None else database.entries[layer.name].solutions
 
     def recall(level: Level) -> Solution | None:
         settled = level.sparsity is None or isinstance(level.sparsity, NM)  # row by row, whatever the other rows
         if database is None or str(level) not in known or not (settled or len(picked) == layer.rows):
             return None
+        recalled.append(level)
         return take_rows(database.solved(layer, Choice(level)).solution, picked)
 
     return recall
@@ -281,11 +287,3 @@ def _database(options: StudyOptions, folded: Folded) -> Database | None:
     if (solver := database.manifest.recipe["solver"]) not in OWN:
         raise DatabaseError(f"{options.database} was solved by {solver}, not by this tool; leave it out")
     return database
-
-
-def _other_than(database: Database, recipe: Recipe, calibrating: Samples, held_out: Samples) -> Iterator[str]:
-    """What of a database was not made as the study would."""
-    if database.manifest.samples != content_key(samples_key(calibrating), samples_key(held_out)):
-        yield "samples"
-    made, here = {**Recipe().model_dump(mode="json"), **database.manifest.recipe}, recipe.model_dump(mode="json")
-    yield from (name for name in names(MethodOptions) if made[name] != here[name])

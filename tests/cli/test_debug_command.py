@@ -69,7 +69,8 @@ def test_the_same_file_twice(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("debug", MODEL, MODEL, *DATA, "--fix", 1) == 0
     said = capsys.readouterr().out
     assert "Both files compute the same" in said and "no layer's return gains anything" in said
-    assert not list(Path().iterdir())
+    assert [path.name for path in Path().iterdir()] == [f"{MODEL.stem}-fix.yaml"]
+    assert all(rule.skip for rule in read_recipe(f"{MODEL.stem}-fix.yaml").layers)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def make_layer(name: str, bits: Sequence[int], samples: int, random: np.random.G
     if not samples:
         return LayerRow(name, "Conv", 1, rows, columns, kurtosis, budgets=tuple(budgets))
     studied = min(rows, 64)
-    return LayerRow(name, "Conv", 1, rows, columns, kurtosis, studied, 4096, 1e-3, tuple(budgets))
+    return LayerRow(name, "Conv", 1, rows, columns, kurtosis, studied, 0, 4096, 1e-3, tuple(budgets))
 
 
 def without(layer: LayerRow, reason: str) -> LayerRow:

@@ -143,14 +143,16 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_solutions_come_from_a_database(tmp_path: Path) -> None:
-    build_database(model(), samples(), "int4,int8", tmp_path / "db", Recipe(refine="none"))
+    build_database(model(), samples(), "int4-asym,int8", tmp_path / "db", Recipe(refine="none"))
     options = StudyOptions(bits=(4,), rows=6)
     plain = study_model(model(), samples(), options)
     stored = study_model(model(), samples(), StudyOptions(bits=(4,), rows=6, database=tmp_path / "db"))
     for a, b in zip(plain.layers, stored.layers, strict=True):
         assert a.studied == b.studied
-    told = f"solutions from {tmp_path / 'db'} were made with other refine than this study"
-    assert told in stored.notes and stored.how["database"] == str(tmp_path / "db")
+    told = f"{tmp_path / 'db'}, of which solutions are taken, was built with refine none, not auto"
+    assert told in stored.notes and f"2 solutions came from {tmp_path / 'db'}" in stored.notes
+    assert [layer.recalled for layer in stored.layers] == [1, 1] and not any(layer.recalled for layer in plain.layers)
+    assert stored.how["database"] == str(tmp_path / "db")
     other = model(random(12, 16, seed=9))
     with pytest.raises(DatabaseError, match="another model"):
         study_model(other, samples(), StudyOptions(database=tmp_path / "db"))
