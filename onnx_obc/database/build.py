@@ -50,7 +50,7 @@ from .files import (
     write_manifest,
 )
 from .orders import FILE as ORDERS
-from .orders import find_order, holds_order, read_order, write_order
+from .orders import find_order, read_order, write_order
 from .origin import options_of, other_than, split_key
 from .spread import capture_and_solve_with, hessian_file_bytes, solution_file_bytes
 
@@ -312,7 +312,7 @@ def _order_is_whole(folder: Path, manifest: Manifest) -> bool:
     """Whether an earlier build looked for an order of channels, and what it found is there; it writes how layers are
     solved at the same moment."""
     looked = manifest.ordered is not None
-    return looked and (manifest.orders is None or holds_order(folder, manifest.orders))
+    return looked and (manifest.orders is None or has_arrays(folder / ORDERS, manifest.orders))
 
 
 def _holds(path: Path, key: str) -> bool:

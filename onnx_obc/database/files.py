@@ -40,7 +40,7 @@ from ..core.solution import Grid, Solution
 from ..graph.tensors import tensors
 from ..targets.names import TargetName
 
-SCHEMA = 2  # rises when what is kept is written or computed otherwise: only solutions have a version of their own
+SCHEMA = 3  # rises when what is kept is written or computed otherwise: only solutions have a version of their own
 HEADER = "onnx_obc"  # the one entry of a file's metadata: several would be written in random order
 REPAIR = "run the same onnx-obc build again: it makes anew what is missing and keeps the rest"
 
@@ -135,7 +135,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], key: str, info: Mappin
 def arrays_bytes(arrays: Mapping[str, Array], key: str, info: Mapping[str, Any]) -> bytes:
     """A file of arrays with what is known of them. Equal contents give equal bytes."""
     whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
-    header = {"key": key, "checksum": _checksum(whole), "info": info}
+    header = {"key": key, "checksum": _checksum(whole, info), "info": info}
     return save(whole, {HEADER: json.dumps(header, sort_keys=True, allow_nan=False)})
 
 
@@ -152,7 +152,7 @@ def read_arrays(path: Path, key: str | None = None) -> tuple[dict[str, Array], d
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     except (SafetensorError, OSError, ValueError) as error:
         raise DatabaseError(f"{path} is damaged ({error}); {REPAIR}") from error
-    if _checksum(arrays) != header["checksum"]:
+    if _checksum(arrays, header["info"]) != header["checksum"]:
         raise DatabaseError(f"{path} is damaged: its checksum is wrong; {REPAIR}")
     return arrays, header["info"]
 
@@ -293,8 +293,8 @@ def _header(path: Path) -> dict[str, Any] | None:
     return header if whole else None
 
 
-def _checksum(arrays: Mapping[str, Array]) -> str:
-    return content_key(*(part for name in sorted(arrays) for part in (name, arrays[name])))
+def _checksum(arrays: Mapping[str, Array], info: Mapping[str, Any]) -> str:
+    return content_key(info, *(part for name in sorted(arrays) for part in (name, arrays[name])))
 
 
 def _attributes(node: ir.Node) -> list[tuple[str, str]]:

@@ -71,15 +71,6 @@ def write_order(folder: Path, folded: Folded, found: Reordering) -> str | None:
     return key
 
 
-def holds_order(folder: Path, key: str) -> bool:
-    """Whether the file of this key is there, and whole."""
-    try:
-        _read(folder, key)
-    except DatabaseError:
-        return False
-    return True
-
-
 def read_order(
     folder: Path, key: str | None, folded: Folded
 ) -> tuple[Folded, tuple[CorrectionReport, ...], tuple[str, ...]]:
@@ -89,7 +80,8 @@ def read_order(
     """
     if key is None:
         return folded, (), ()
-    path, (arrays, info) = folder / FILE, _read(folder, key)
+    path = folder / FILE
+    arrays, info = read_arrays(path, key)
     named = enumerate(info["places"])
     places = [Order(value, axis, first, arrays[str(number)]) for number, (value, axis, first) in named]
     if any(not np.array_equal(np.sort(place.order), np.arange(len(place.order))) for place in places):
@@ -101,14 +93,6 @@ def read_order(
         raise DatabaseError(f"{path}: {what}; build the database again") from error
     tried = tuple(CorrectionReport(**{**attempt, "kinds": tuple(attempt["kinds"])}) for attempt in info["tried"])
     return reordered(folded, orders), tried, tuple(info["notes"])
-
-
-def _read(folder: Path, key: str) -> tuple[dict[str, Array], dict[str, Any]]:
-    """What `write_order` wrote. Raises DatabaseError where a byte of it is another one."""
-    arrays, info = read_arrays(folder / FILE, key)
-    if _key(arrays, info) != key:
-        raise DatabaseError(f"{folder / FILE} is damaged; {REPAIR}")
-    return arrays, info
 
 
 def _key(arrays: Mapping[str, Array], info: Mapping[str, Any]) -> str:

@@ -212,12 +212,12 @@ def test_other_versions_are_refused(schema: int, said: str, copy: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "foreign"])
+@pytest.mark.parametrize("damage", ["flip", "header", "cut", "gone", "foreign"])
 def test_damage_is_found_and_mended_by_building_again(damage: str, copy: Path, whole: Path) -> None:
     first, second = sorted(copy.glob("layers/*/int8.safetensors"))[:2]
     data = bytearray(first.read_bytes())
-    if damage == "flip":
-        data[-3] ^= 1
+    if damage in ("flip", "header"):
+        data[-3 if damage == "flip" else data.index(b"loss_greedy")] ^= 1
         first.write_bytes(data)
     elif damage == "cut":
         first.write_bytes(data[:-10])
