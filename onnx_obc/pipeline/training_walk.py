@@ -31,7 +31,7 @@ from ..graph.fold import remove_unused
 from ..graph.layers import find_layers
 from ..graph.write import ActivationPair, WrittenWeight, activation_pairs, rewrite, unquantized
 from ..runtime.stepper import Stepper
-from ..targets.expected import code_span
+from ..targets.expected import stretch_to_clip
 from ..targets.registry import TARGETS
 from .correct import sites_of
 from .layer import Solved, solving_device
@@ -215,12 +215,7 @@ def _largest_stretch(pair: ActivationPair) -> float:
     clip = pair.quantize.inputs[0].producer() if pair.quantize.inputs[0] is not None else None
     if clip is None or clip.op_type != "Clip" or clip.domain != "":
         return math.inf
-    most = math.inf
-    for bound, end in zip(clip.inputs[1:], code_span(pair.quantize) or (), strict=False):
-        limit = None if bound is None else ir.convenience.get_const_tensor(bound)
-        if limit is not None and end != 0:
-            most = min(most, limit.numpy().item() / end)
-    return max(most * (1 - CLOSE), 1.0)
+    return max(stretch_to_clip(clip, pair.quantize) * (1 - CLOSE), 1.0)
 
 
 def _sources(unit: Unit) -> list[str]:

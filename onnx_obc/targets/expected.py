@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,6 +107,19 @@ def code_span(quantize: ir.Node) -> tuple[float, float] | None:
     zero = 0 if point is None else int(point.numpy().item())
     step = float(scale.numpy().item())
     return step * (int(dtype.min) - zero), step * (int(dtype.max) - zero)
+
+
+def stretch_to_clip(clip: ir.Node, quantize: ir.Node) -> float:
+    """What the range of a QuantizeLinear could be multiplied by until it ends where the Clip in front of it does.
+
+    Below 1 it reaches further than the Clip; infinite where nothing bounds it.
+    """
+    most = math.inf
+    for bound, end in zip(clip.inputs[1:], code_span(quantize) or (), strict=False):
+        limit = constant_behind(bound)
+        if limit is not None and end != 0:
+            most = min(most, limit.numpy().item() / end)
+    return most
 
 
 def codes_type(codes: ir.Value) -> ir.DataType | None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ...core.machine import saturates
 from ...core.plural import counted
-from ..expected import THROUGH, ExpectedKernel, code_span, constant_behind, dequantizer, expected_kernels
+from ..expected import THROUGH, ExpectedKernel, constant_behind, dequantizer, expected_kernels, stretch_to_clip
 from ..finding import Finding
 from .rules import clipping, in_few_bits
 
@@ -190,13 +190,7 @@ def _goes_to_quantize(node: ir.Node) -> bool:
 
 def _narrower_than_codes(clip: ir.Node) -> bool:
     """Whether the integers that a Clip's output becomes reach further than the Clip."""
-    for use in clip.outputs[0].uses():
-        span = code_span(use.node)
-        for bound, end, sign in zip(clip.inputs[1:], span or (), (-1, 1), strict=False):
-            limit = constant_behind(bound)
-            if limit is not None and sign * limit.numpy().item() < sign * end:
-                return True
-    return False
+    return any(stretch_to_clip(clip, use.node) < 1 for use in clip.outputs[0].uses())
 
 
 def _saturating(promised: Sequence[ExpectedKernel]) -> list[Finding]:
