@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ..calibration.options import DataOptions
 from ..core.errors import OutputError, RecipeError, plain
 from ..core.plural import counted
-from .options import DATA, DEBUG, RUN, DebugDataOptions, Flag, Html, Report, given
+from .options import DATA, DEBUG, RUN, DebugDataOptions, Flag, Html, Report, check_threads, given
 from .results import check_not_read, check_results, files_of, told_what_was_written
 
 MOST_FIXED = 10
@@ -70,8 +70,7 @@ def debug_command(
         raise RecipeError(f"--fix {fix}: a recipe returns 1 to {MOST_FIXED} layers; write e.g. --fix 3")
     if output is not None and fix is None:
         raise RecipeError(f"--output {output} is where the recipe of --fix goes; say how many layers, e.g. --fix 3")
-    if threads is not None and threads < 1:
-        raise RecipeError(f"--threads {threads}: ask for at least 1")
+    check_threads(threads)
     recipe = (output or Path(f"{compressed.stem}-fix.yaml")) if fix is not None else None
     results = [path for path in (recipe, html, report) if path is not None]
     check_results(results, [], dense)

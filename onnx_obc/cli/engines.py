@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from ..calibration.options import DataOptions
 from ..core.errors import CalibrationError, ModelError, RecipeError, plain, shortened
-from .options import DATA, RUN, CalibrationOptions, Flag, Html, Output, Report, Target
+from .options import DATA, RUN, CalibrationOptions, Flag, Html, Output, Report, Target, check_threads
 from .results import check_not_read, check_results, files_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def check_command(
     from ..report.table import show
     from ..targets.check import check_file
 
+    check_threads(threads)
     check_results([report, html], [], source)
     _check_not_read([report, html], calib, data)
     found = check_file(source, target, _any_feed(read_model(source), calib, data), threads)
@@ -116,6 +117,7 @@ def bench_command(
 
     if len(files) < 2:
         raise RecipeError("bench compares files: name two or more")
+    check_threads(threads)
     if rounds < 1:
         raise RecipeError(f"--rounds {rounds}: ask for at least 1")
     for path in files:
@@ -169,7 +171,7 @@ def time_command(
     from ..core.level_sets import read_levels
     from ..graph.model import read_model
     from ..graph.save import check_output
-    from ..pipeline.plan import possible_choices, prepare
+    from ..pipeline.plan import check_any, possible_choices, prepare
     from ..pipeline.recipe import make_recipe
     from ..pipeline.speed import subject_of
     from ..report.engines import timing_table
@@ -186,6 +188,7 @@ def time_command(
     subject = subject_of(prepare(model))
     wanted = read_levels(levels, zero_points=TARGETS[recipe.target].zero_points(None))
     choices = possible_choices(subject.layers, wanted, recipe)
+    check_any(choices, levels)
     feed = read_feed(model, calib, data)
     with progress_bar(quiet) as feedback:
         found = time_layers(subject, choices, feed, recipe, feedback.progress)

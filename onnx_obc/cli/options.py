@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_h
 from cyclopts import Group, Parameter
 
 from ..calibration import options as data
+from ..core.errors import RecipeError
 from ..core.options import Doc
 from ..pipeline import options as recipe
 from ..targets.names import TargetName
@@ -140,6 +141,12 @@ def chosen_recipe(path: Path | None, skip: Sequence[str], *options: object) -> R
     base = Recipe() if path is None else read_recipe(path)
     rules = (*(SkipOption(match=pattern) for pattern in skip), *base.layers)
     return make_recipe({**dict(base), **given(*options), "layers": rules}, source="command line")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise RecipeError for a number of threads that no runtime can be given."""
+    if threads is not None and threads < 1:
+        raise RecipeError(f"--threads {threads}: ask for at least 1")
 
 
 def given(*options: object) -> dict[str, Any]:

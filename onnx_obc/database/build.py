@@ -27,7 +27,7 @@ from ..graph.save import save_model
 from ..pipeline.layer import SOLVER, Solved
 from ..pipeline.learned import check_learning, learned_on_dense
 from ..pipeline.options import LEARNED, UniformOptions
-from ..pipeline.plan import Folded, check_rules, possible, possible_choices, prepare, quantizable
+from ..pipeline.plan import Folded, check_any, check_rules, possible, possible_choices, prepare, quantizable
 from ..pipeline.recipe import Recipe
 from ..pipeline.schedule import Schedule
 from ..pipeline.solve import Work, capture_and_solve, method_and_schedule
@@ -116,8 +116,7 @@ def build(
             raise DatabaseError(f"{target} was built with {other}; name another folder, or delete that one")
         wanted = tuple(dict.fromkeys([*(parse_choice(text) for text in earlier.levels), *wanted]))
     choices = possible_choices(layers, wanted, recipe)
-    if not any(len(options) > 1 for options in choices.values()):
-        raise RecipeError(f"no layer can take any of {levels}; choose other levels, or see onnx-obc inspect")
+    check_any(choices, levels)
     entries = _entries(layers, choices)
     manifest = Manifest(
         schema=SCHEMA,

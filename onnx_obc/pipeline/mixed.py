@@ -106,14 +106,15 @@ def mix_precisions(
 
     count = smallest(lambda size: attempt(order[:size], corrected), min(guess, most), most) if most else None
     if count is not None:
-        chosen = list({option.layer: option for option in order[:count]}.values())
+        chosen, needed = list({option.layer: option for option in order[:count]}.values()), order[count - 1].layer
     else:
-        chosen = _all_but_the_least(options)
+        chosen, needed = _all_but_the_least(options), None
         if not chosen or not attempt(chosen, corrected):
             reached = "no layer can be left in float" if last is None else last.reached
             single = "with a single layer compressed, the one that alone does least"
             return Mixed(None, f"{failed.wanted} is out of reach: {single}, {reached}")
-    for option in sorted(chosen[:-1], key=lambda option: -option.cost)[:PUT_BACK]:
+    others = [option for option in chosen if option.layer != needed]  # bisection has shown that one to be needed
+    for option in sorted(others, key=lambda option: -option.cost)[:PUT_BACK]:
         without = [other for other in chosen if other is not option]
         if attempt(without, corrected):
             chosen = without

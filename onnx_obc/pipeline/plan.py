@@ -289,3 +289,9 @@ def possible_choices(
                     options[fitted(layer, choice, recipe.target)[0]] = None
         found[layer.name] = tuple(options)
     return found
+
+
+def check_any(choices: Mapping[str, Sequence[Choice]], levels: str) -> None:
+    """Raise RecipeError if no layer has a choice besides staying dense. levels: as the user wrote them."""
+    if all(len(found) < 2 for found in choices.values()):
+        raise RecipeError(f"no layer can take any of {levels}; choose other levels, or see onnx-obc inspect")

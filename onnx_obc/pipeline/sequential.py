@@ -88,11 +88,11 @@ class _Runs:
         return self._ahead.pop(name) if name in self._kept else self._ahead.get(name) or self._dense.advance([name])
 
     def look_ahead(self, names: Sequence[str], once: Sequence[str]) -> Sequence[Feed]:
-        """Values of the dense model, on every feed: `names` can be asked for again until the next call, those of `once`
-        one time, whenever that is."""
+        """Values of the dense model, on every feed: `names` can be asked for again until the next call, the others of
+        `once` one time, whenever that is."""
         run = self._dense.advance(list(dict.fromkeys((*names, *once))))
         waiting = {name: values for name, values in self._ahead.items() if name in self._kept}
-        self._kept = frozenset((*waiting, *once))
+        self._kept = frozenset((*waiting, *once)) - frozenset(names)
         self._ahead = {**dict.fromkeys(names, run), **waiting, **dict.fromkeys(once, run)}
         return run
 

@@ -28,7 +28,7 @@ from .costs import Costs, cost_table
 from .dynamic import Switches, choose, choose_cheapest
 from .global_magnitude import one_threshold
 from .latency.table import Timings
-from .reach import check_reach, check_smaller, in_words
+from .reach import check_reach, check_smaller
 from .sensitivity import Task, output_sensitivity, task_sensitivity
 from .spdy import spdy_search
 
@@ -115,7 +115,7 @@ def find_profile(
         return _smallest(database, budget, losses, options, recipe, progress, examiner)
     costs = _costs(database, budget.kind, options.timings)
     limit = budget.fraction * costs.dense - costs.fixed
-    check_reach(budget, costs.least, levels_of(database))
+    check_reach(budget, costs.least, database.choices.values())
     names = list(database.choices)
     if recipe.solver == "gmp":
         magnitudes = [np.abs(layer.matrix()) for layer in database.layers]
@@ -140,11 +140,6 @@ def find_profile(
 
         picked, _ = spdy_search(values, solve, evaluate, recipe.seed, progress=lambda done: progress("search", done, 0))
     return _profile(database, picked, losses, options.timings)
-
-
-def levels_of(database: Database) -> str:
-    """The levels of a database, in a message."""
-    return f"of {database.folder}, {in_words(database.manifest.levels)}"
 
 
 def fastest_profiles(database: Database, losses: Mapping[str, Float64], timings: Timings) -> list[Profile]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..core.errors import RecipeError
 from ..core.level import Choice
@@ -20,14 +20,13 @@ def check_budgets(
     layers: Sequence[Layer],
     costs: Mapping[str, Cost],
     choices: Sequence[Sequence[Choice]],
-    levels: str,
     target: Target,
     timings: Timings | None = None,
 ) -> None:
     """Raise RecipeError for a budget that costs alone show to be out of reach.
 
-    choices: of each layer. levels: which there are, in words. Of a budget of loss that is where no level makes a layer
-    smaller; of one of latency, where the user's table lacks a time.
+    choices: of each layer. Of a budget of loss that is where no level makes a layer smaller; of one of latency, where
+    the user's table lacks a time.
     """
     for budget in budgets:
         if budget.kind == "latency":
@@ -36,15 +35,18 @@ def check_budgets(
         elif budget.kind == "drop":
             check_smaller(budget, cost_table("size", layers, costs, choices, target).least)
         else:
-            check_reach(budget, cost_table(budget.kind, layers, costs, choices, target).least, levels)
+            check_reach(budget, cost_table(budget.kind, layers, costs, choices, target).least, choices)
 
 
-def check_reach(budget: Budget, least: float, levels: str) -> None:
-    """Raise RecipeError if a budget asks for less than the `least` that is left, relative to the dense model."""
+def check_reach(budget: Budget, least: float, choices: Iterable[Sequence[Choice]]) -> None:
+    """Raise RecipeError if a budget asks for less than the `least` that is left, relative to the dense model.
+
+    choices: of each layer.
+    """
     if least > budget.fraction * (1 + 1e-9):
         raise RecipeError(
-            f"--budget {budget} cannot be met: {_reach(budget, least)} with the levels {levels}; ask for less, or "
-            "give more levels"
+            f"--budget {budget} cannot be met: {_reach(budget, least)} with the levels {in_words(choices)}; "
+            "ask for less, or give more levels"
         )
 
 
@@ -57,9 +59,9 @@ def check_smaller(budget: Budget, least: float) -> None:
         )
 
 
-def in_words(levels: Sequence[str]) -> str:
-    """The first few of the levels other than float."""
-    named = [level for level in levels if level != "float"]
+def in_words(choices: Iterable[Sequence[Choice]]) -> str:
+    """The first few of the levels other than float that layers can take. choices: of each layer."""
+    named = [level for level in dict.fromkeys(str(choice) for found in choices for choice in found) if level != "float"]
     return ", ".join(named[:4]) + (" …" if len(named) > 4 else "")
 
 

@@ -42,10 +42,10 @@ from ..pipeline.recipe import Recipe, SkippedInBuild, make_recipe
 from ..targets.registry import TARGETS
 from .budget import Budget
 from .global_magnitude import sparsity_of
-from .latency.find import find_in_time, table_of
+from .latency.find import check_timing, find_in_time, table_of
 from .latency.find import in_words as speed_in_words
-from .profile import Profile, SearchOptions, find_profile, levels_of, sensitivities
-from .reach import check_budgets, in_words
+from .profile import Profile, SearchOptions, find_profile, sensitivities
+from .reach import check_budgets
 
 # Fields of a recipe that a search decides: the others were decided when the database was built.
 SEARCHED = (*names(FinishOptions), *names(RunOptions))
@@ -75,11 +75,9 @@ def retarget(
     database = database if isinstance(database, Database) else open_database(database)
     chosen = _recipe(database, recipe or {})
     choices = [database.choices[layer.name] for layer in database.layers]
-    levels = levels_of(database)
     _check_pattern(chosen, [choice for found in choices for choice in found])
-    check_budgets(budgets, database.layers, database.costs, choices, levels, database.target, options.timings)
-    check_trainable(chosen)
-    check_gates(chosen, database.dense, options.evaluation is not None)
+    check_budgets(budgets, database.layers, database.costs, choices, database.target, options.timings)
+    _check_wishes(budgets, chosen, database.dense, options)
     if examiner is None:
         held_out, execution = database.samples["held_out"], chosen.execution()
         examiner = open_examiner(database.dense, options.evaluation, held_out, execution, progress)
@@ -163,8 +161,7 @@ def compress_to_budget(
             check_beside(dense, check_output(output, model))
     recipe = recipe or Recipe()
     levels = options.levels or ("unstructured" if recipe.solver == "gmp" else default_levels(budgets[0], recipe.target))
-    check_trainable(recipe)
-    check_gates(recipe, dense, options.evaluation is not None)
+    _check_wishes(budgets, recipe, dense, options)
     over = {name: value for name, value in dict(recipe).items() if name in (*SEARCHED, "layers")}
     folded = prepare(dense, recipe.cast)
     samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense)
@@ -197,7 +194,20 @@ def _check_reachable(
     if any(len(found) > 1 for found in choices.values()):  # if not, `build` says so
         costs = run_costs(graph, layers, split(samples)[0], recipe.execution())
         found, target = list(choices.values()), TARGETS[recipe.target]
-        check_budgets(budgets, layers, costs, found, in_words(named), target, options.timings)
+        check_budgets(budgets, layers, costs, found, target, options.timings)
+
+
+def _check_wishes(budgets: Sequence[Budget], recipe: Recipe, dense: ir.Model, options: SearchOptions) -> None:
+    """Raise RecipeError or EngineError, before any work, for what does not go together or nothing here could judge."""
+    check_trainable(recipe)
+    check_gates(recipe, dense, options.evaluation is not None)
+    if recipe.fix_slow:
+        raise RecipeError("--fix-slow returns layers to float, which a budget may not pay for; use --budget latency=…")
+    if any(budget.kind == "latency" for budget in budgets):
+        check_timing(options, recipe)
+    elif options.timings is not None or options.other_machine:
+        name = "--timings" if options.timings is not None else "--other-machine"
+        raise RecipeError(f"{name} has no effect without --budget latency=…; add it, or leave the option out")
 
 
 def _check_pattern(recipe: Recipe, choices: Sequence[Choice]) -> None:
@@ -210,7 +220,9 @@ def default_levels(budget: Budget, target: str) -> str:
     """The level set for a budget where none was named; for latency what the runtime is faster with."""
     if budget.kind == "latency":
         return TARGETS[target].latency_levels
-    return {"size": "weight-only", "drop": "weight-only", "flops": "unstructured"}.get(budget.kind, "gpu")
+    if budget.kind in ("size", "drop"):
+        return TARGETS[target].size_levels
+    return "unstructured" if budget.kind == "flops" else "gpu"
 
 
 def output_names(output: Path, budgets: Sequence[Budget]) -> list[Path]:

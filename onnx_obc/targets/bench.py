@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..core.arrays import Feed
 from ..core.machine import this_machine, workers
+from ..core.progress import Progress
 from ..graph.save import file_bytes
 from ..runtime.sqnr import agreement_db, is_float
 from .engine import Loaded, batch_of
@@ -23,7 +24,6 @@ from .registry import TARGETS
 ROUNDS = 15
 TURN_SECONDS = 0.2  # that a file runs before it is another one's turn
 MOST_RUNS = 100  # in a turn
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Target:
     divided_inputs: whether a product's input may be divided channel by channel in front of it.
     half_integers: whether products of integers are fused where they stand between floats of half precision.
     zeros: what pruned weights gain there, besides a compressed file that is smaller, as a sentence.
-    latency_levels: the level set for budgets of latency where the user names none.
+    latency_levels: the level set for budgets of latency where the user names none; size_levels: for those of size and
+    loss.
     build_elsewhere(file, feed, its name) → how to run a file on a machine that has the engine; None: nothing to say.
     """
 
@@ -74,4 +75,5 @@ class Target:
     half_integers: bool = True
     zeros: str = "zeros make nothing faster"
     latency_levels: str = "8w8a"
+    size_levels: str = "weight-only"
     build_elsewhere: Callable[[Path, Feed, str], Finding] | None = None

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from digits import CALIBRATION, MODEL, refused, run_cli, top1
 from small_graphs import build as build_graph
+from small_graphs import random
 
 from onnx_obc import (
     CalibrationError,
@@ -201,3 +202,20 @@ def test_damaged_data_is_refused() -> None:
     images[3] = np.nan
     with pytest.raises((CalibrationError, ModelError), match="NaN"):
         compress(MODEL, {"image": images}, Recipe(solver="adaround", iterations=5))
+
+
+@pytest.mark.slow
+def test_a_block_of_layers_that_follow_one_another_is_learned_in_order() -> None:
+    """Its second layer reads what statistics are brought back of, which is then asked for twice."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w1", "b1"], ["a"], "first", pads=[1] * 4),
+        onnx.helper.make_node("Conv", ["a", "w2", "b2"], ["c"], "second"),
+        onnx.helper.make_node("Add", ["c", "x"], ["d"]),
+        onnx.helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    weights = {"w1": random(8, 8, 3, 3) / 8, "w2": random(8, 8, 1, 1, seed=1) / 3, "b1": random(8), "b2": random(8)}
+    graph = build_graph(nodes, {"x": ("N", 8, 6, 6)}, {"y": ("N", 8, 6, 6)}, weights)
+    recipe = Recipe(weights="int4", activations="none", solver="brecq", iterations=5, sequential=True)
+    report = compress(graph, {"x": random(80, 8, 6, 6)}, recipe).report
+    assert [layer.solver for layer in report.layers] == ["brecq", "brecq"]
+    assert all(check.passed for check in report.checks)

@@ -72,5 +72,5 @@ def test_levels_that_a_database_has_already_count(tmp_path: Path) -> None:
 def test_a_search_refuses_all_budgets_before_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(free_sizes("h", "w"), DATA, "8w8a", tmp_path / "db")
     monkeypatch.setattr("onnx_obc.search.retarget.sensitivities", lambda *args: pytest.fail("the work has begun"))
-    with pytest.raises(RecipeError, match=r"bops=40x cannot be met: 16x at most with the levels of .*db, 8w8a"):
+    with pytest.raises(RecipeError, match=r"bops=40x cannot be met: 16x at most with the levels 8w8a"):
         retarget(tmp_path / "db", [parse_budget("size=0.5x"), parse_budget("bops=40x")], [None, None])

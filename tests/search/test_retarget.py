@@ -22,7 +22,9 @@ from onnx_obc import (
     parse_budget,
     retarget,
 )
+from onnx_obc.core.errors import EngineError
 from onnx_obc.search.budget import Budget
+from onnx_obc.search.latency.table import Timings
 from onnx_obc.search.retarget import default_levels, load_task, output_names
 
 X = np.random.default_rng(1).standard_normal((80, 4)).astype(np.float32)
@@ -42,6 +44,7 @@ def test_one_budget_keeps_the_name_and_several_give_names_of_their_own(tmp_path:
     [
         ("bops=12x", "onnxruntime", "gpu"),
         ("size=0.2x", "onnxruntime", "weight-only"),
+        ("drop=1%", "deepsparse", "cpu"),
         ("flops=3x", "tensorrt", "unstructured"),
         ("latency=2x", "onnxruntime", "8w8a"),
         ("latency=2x", "deepsparse", "cpu"),
@@ -50,6 +53,35 @@ def test_one_budget_keeps_the_name_and_several_give_names_of_their_own(tmp_path:
 )
 def test_the_levels_that_fit_a_budget(budget: str, target: str, levels: str) -> None:
     assert default_levels(parse_budget(budget), target) == levels
+
+
+@pytest.mark.parametrize(
+    ("budget", "recipe", "options", "said"),
+    [
+        ("size=0.5x", {"fix_slow": True}, {}, "--fix-slow returns layers to float, which a budget may not pay for"),
+        ("size=0.5x", {}, {"other_machine": True}, "--other-machine has no effect without --budget latency"),
+        ("size=0.5x", {}, {"timings": Timings({})}, "--timings has no effect without --budget latency"),
+        ("latency=2x", {"float16": True}, {}, "budgets of latency time models in float32"),
+        ("latency=2x", {}, {"timings": Timings({}, batch=7)}, "batches of 7, not 1; say --timing-batch 7"),
+        ("latency=2x", {"threads": 1}, {"timings": Timings({}, threads=64)}, "64 threads, not 1; say --threads 64"),
+        ("latency=2x", {}, {"timings": Timings({}, runtime="openvino 1")}, "the table is for openvino 1, but"),
+    ],
+)
+def test_what_no_budget_can_have_is_refused_before_any_work(
+    budget: str, recipe: dict[str, Any], options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    wanted = SearchOptions(levels="8w8a", database=tmp_path / "db", **options)
+    with pytest.raises(RecipeError, match=said):
+        compress_to_budget(small(), {"x": X}, [parse_budget(budget)], [None], Recipe(**recipe), wanted)
+    assert not (tmp_path / "db").exists()
+
+
+def test_without_the_engine_no_budget_of_latency_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_OBC_TRTEXEC", str(tmp_path / "nothing"))
+    wanted = SearchOptions(database=tmp_path / "db")
+    with pytest.raises(EngineError, match="no trtexec"):
+        compress_to_budget(small(), {"x": X}, [parse_budget("latency=2x")], [None], Recipe(target="tensorrt"), wanted)
+    assert not (tmp_path / "db").exists()
 
 
 def test_what_the_database_was_built_with_cannot_be_changed(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def test_on_random_numbers_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "two or more" in refused(capsys, "bench", MODEL)
     assert "at least 1" in refused(capsys, "bench", MODEL, MODEL, "--rounds", 0)
+    assert "--threads 0: ask for at least 1" in refused(capsys, "bench", MODEL, MODEL, "--threads", 0)
+    assert "--threads -3" in refused(capsys, "check", MODEL, "--target", "onnxruntime", "--threads", -3)
     assert "does not exist" in refused(capsys, "bench", MODEL, tmp_path / "none.onnx")
     other = tmp_path / "other.onnx"
     onnx.save(small(), other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -129,6 +130,10 @@ def test_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = check_file(MODEL, "tensorrt", FEED)
     (note,) = [finding for finding in found.findings if finding.rule == "trtexec"]
     assert "trtexec --onnx=" in note.message and not found.ran
+    spaced = tmp_path / "my model.onnx"
+    spaced.write_bytes(MODEL.read_bytes())
+    (note,) = [finding for finding in check_file(spaced, "tensorrt", FEED).findings if finding.rule == "trtexec"]
+    assert shlex.split(note.message.partition("TensorRT is: ")[2])[1] == f"--onnx={spaced}"
     monkeypatch.setenv(SETTING, str(MODEL))  # a file, but no program
     monkeypatch.setattr("onnx_obc.targets.tensorrt.engine.has_gpu", lambda: False)
     with pytest.raises(EngineError, match="CUDA finds none"):

@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from ...core.arrays import Feed, Float64
 from ...core.errors import RecipeError
 from ...core.level import Choice
 from ...core.machine import this_machine, workers
+from ...core.plural import counted
 from ...core.progress import Progress
 from ...database.open import Database, stitch
+from ...graph.narrow import narrow
 from ...pipeline.recipe import Recipe
 from ...pipeline.speed import Subject, subject_of, time_file, timing_feed
 from ...pipeline.write import write
@@ -21,6 +25,7 @@ from ...targets.bench import bench
 from ...targets.registry import TARGETS, save_for
 from ..budget import Budget
 from ..profile import Profile, SearchOptions, fastest_profiles, find_profile
+from ..reach import in_words as levels_in_words
 from .layer_times import RUN_SECONDS, time_layers
 from .table import Timings, check_timings, read_timings, write_timings
 
@@ -28,6 +33,7 @@ SEARCHES = 5  # for a profile that is fast enough
 ROUNDS = SEARCHES + 2  # with the fastest there are
 TOLERANCE = 0.15  # between predicted and measured; beyond it layers are timed again where they stand
 STEP = 1.2  # largest factor by which the target is tightened after a model that was too slow
+TIMED_FORM = "dq"  # whose tables have no form in their names
 SHORT = 0.03  # by how much a model may be slower than was asked for
 
 
@@ -62,11 +68,11 @@ def find_in_time(
     too slow, more is asked for. If nothing helps, the fastest there are by the table are measured too. Raises
     RecipeError if no profile was measured to be as fast as asked; EngineError as `time_layers`.
 
-    With a table from another machine nothing is measured.
+    With a table from another machine nothing is measured, nor with one by hand that is said to be from one.
     """
     assert options.timings is not None
     table, subject = options.timings, subject_of(database.folded)
-    if table.machine != this_machine():
+    if options.other_machine if not table.machine else table.machine != this_machine():
         first = find_profile(database, budget, losses, options, recipe, progress)
         return Measured(first, 1 / first.costs["latency"], None, 1, 0)
     feed = timing_feed(database.folded, database.samples["calibration"], recipe.timing_batch)
@@ -75,7 +81,7 @@ def find_in_time(
     tried: list[tuple[float, Measured]] = []
     with tempfile.TemporaryDirectory(prefix="onnx-obc-") as folder:
         dense, path = Path(folder) / "dense.onnx", Path(folder) / "model.onnx"
-        save_for(recipe.target, recipe.form, database.graph, dense)
+        save_for(recipe.target, recipe.form, _narrowed(database.graph, database), dense)
 
         def measure(profile: Profile, turn: int) -> float:
             _write(database, profile.choices, recipe, path)
@@ -106,7 +112,8 @@ def find_in_time(
         most = max([1.0, *(ratio for ratio, _ in tried)])
         raise RecipeError(
             f"--budget {budget} cannot be met: {most:.2f}x at most was measured in {table.runtime} on this machine "
-            f"with the levels of {database.folder}; ask for less, or build levels that it runs faster"
+            f"with the levels {levels_in_words(database.choices.values())}; ask for less, or give levels that it runs "
+            "faster"
         )
     return min(fast, key=lambda found: found.profile.predicted)
 
@@ -117,24 +124,44 @@ def in_words(found: Measured, timings: Timings) -> dict[str, Any]:
     return figures | {"runtime": timings.runtime, "batch": timings.batch, "machine": timings.machine}
 
 
+def check_timing(options: SearchOptions, recipe: Recipe) -> None:
+    """Raise, before any work, what keeps a budget of latency from being met here.
+
+    RecipeError if the user's table is for another runtime, batch, machine or number of threads, or the recipe asks for
+    what no table knows; EngineError if the runtime is to be timed and is not here.
+    """
+    if recipe.float16:
+        raise RecipeError("--float16: budgets of latency time models in float32; leave it out, or export in float16")
+    table = options.timings
+    if table is not None:
+        check_timings(table, recipe.target, None if options.other_machine else this_machine())
+        if table.batch and table.batch != recipe.timing_batch:
+            raise RecipeError(
+                f"--timings: the table is for batches of {table.batch}, not {recipe.timing_batch}; "
+                f"say --timing-batch {table.batch}, or measure again"
+            )
+        threads = workers(recipe.threads)
+        if table.threads and table.threads != threads and not options.other_machine:
+            raise RecipeError(
+                f"--timings: the table is for {counted(table.threads, 'thread')}, not {threads}; "
+                f"say --threads {table.threads}, or measure again"
+            )
+    if table is None or not options.other_machine:
+        TARGETS[recipe.target].engine.version()
+
+
 def table_of(database: Database, options: SearchOptions, recipe: Recipe, progress: Progress) -> Timings:
     """The table to search with: the user's, or one measured here, once, and kept in the database.
 
-    Raises RecipeError if the user's is for another runtime, batch or machine, EngineError if it cannot be measured.
+    Raises EngineError if it cannot be measured. See `check_timing`, which comes first.
     """
     if options.timings is not None:
-        check_timings(options.timings, recipe.target, None if options.other_machine else this_machine())
-        if options.timings.batch and options.timings.batch != recipe.timing_batch:
-            raise RecipeError(
-                f"--timings: the table is for batches of {options.timings.batch}, not {recipe.timing_batch}; "
-                f"say --timing-batch {options.timings.batch}, or measure again"
-            )
         return options.timings
     threads = workers(recipe.threads)
-    path = database.folder / "timings" / f"{recipe.target}-batch{recipe.timing_batch}-threads{threads}.json"
-    version = TARGETS[recipe.target].engine.version()
-    if path.exists():
-        kept = read_timings(path)
+    form = "" if recipe.form == TIMED_FORM else f"-{recipe.form}"
+    name = f"{recipe.target}-batch{recipe.timing_batch}-threads{threads}{form}.json"
+    path, version = database.folder / "timings" / name, TARGETS[recipe.target].engine.version()
+    if (kept := _kept(path)) is not None:
         complete = all(
             str(choice) in kept.layers.get(name, {}) for name, found in database.choices.items() for choice in found
         )
@@ -146,11 +173,25 @@ def table_of(database: Database, options: SearchOptions, recipe: Recipe, progres
     return measured
 
 
+def _kept(path: Path) -> Timings | None:
+    """The table that was measured before; None where there is none, or it is damaged."""
+    try:
+        return read_timings(path) if path.exists() else None
+    except RecipeError:
+        return None
+
+
 def _write(database: Database, choices: Mapping[str, Choice], recipe: Recipe, path: Path) -> None:
     """Write a profile from stored solutions, for the engine: neither corrected nor checked."""
     solutions = stitch(database, choices, recipe.model_copy(update={"sequential": False}))
     write(solutions, recipe)
-    save_for(recipe.target, recipe.form, solutions.plan.model, path)
+    save_for(recipe.target, recipe.form, _narrowed(solutions.plan.model, database), path)
+
+
+def _narrowed(model: ir.Model, database: Database) -> ir.Model:
+    """The model in the precision of the user's file: half, where that is."""
+    types = database.folded.types
+    return model if types is None else narrow(model, types)
 
 
 def _in_place(

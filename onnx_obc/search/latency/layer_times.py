@@ -9,7 +9,7 @@ time of the whole model as it runs without a profiler.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from ...core.arrays import Feed
 from ...core.errors import RecipeError
 from ...core.level import FLOAT, Block, Choice, Unstructured
 from ...core.machine import this_machine, workers
+from ...core.progress import Progress
 from ...pipeline.recipe import Recipe
 from ...pipeline.speed import Subject, time_file
 from ...pipeline.write import write_quickly
@@ -27,7 +28,6 @@ from .table import Timings
 
 RUN_SECONDS = 1.0  # that a file is timed for, and as long under the profiler
 TIMED = 6  # sparsities of a ladder that are timed; those in between are interpolated
-Progress = Callable[[str, int, int], None]
 
 
 def time_layers(

@@ -23,4 +23,5 @@ TARGET = Target(
     divided_inputs=False,
     zeros="zeros are skipped, in blocks of 4 together with integers",
     latency_levels="cpu",
+    size_levels="cpu",
 )

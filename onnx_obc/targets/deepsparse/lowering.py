@@ -38,7 +38,7 @@ def lower(model: ir.Model) -> ir.Model:
     """A copy of a Q/DQ model in which products of 8-bit integers are integer operators.
 
     Nodes keep their names: the integer operator has that of the product it comes from. Products of another form stay
-    between Q/DQ, where DeepSparse runs them slowly; `targets.deepsparse.examine` names them.
+    between Q/DQ, where DeepSparse runs them slowly; `rules.check` names them.
     """
     copy = model.clone()
     taken = set(names_of(copy))

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -200,6 +201,6 @@ def _read(path: Path) -> Any:
 
 def build_elsewhere(path: Path, feed: Feed, name: str) -> Finding:
     """How to build the file where there is a GPU."""
-    command = " ".join(trtexec_command(path, {name: tuple(array.shape) for name, array in feed.items()}))
-    command = command.replace(str(path), name)
-    return Finding("note", "trtexec", "", f"not built here; where TensorRT is: {command}")
+    command = trtexec_command(path, {name: tuple(array.shape) for name, array in feed.items()})
+    told = shlex.join(part.replace(str(path), name) for part in command)
+    return Finding("note", "trtexec", "", f"not built here; where TensorRT is: {told}")

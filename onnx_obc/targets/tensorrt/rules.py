@@ -18,10 +18,9 @@ from ...core.level import Choice
 from ...graph.layers import Layer
 from ...graph.scales import runs_in_integers, scale_layout
 from ...graph.write import Activation
-from .check import FEW_CHANNELS, INT4_BLOCKS
+from .check import CHANNEL_AXIS, FEW_CHANNELS, INT4_BLOCKS
 
 # The axis that the per-channel scales of a weight must lie along.
-CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
 
 def unsupported(layer: Layer, choice: Choice) -> str | None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from digits import CALIBRATION, MODEL, refused, run_cli
+from half_models import in_half
 from onnx import helper
 from small_graphs import build as onnx_model
 from small_graphs import random
@@ -93,6 +95,37 @@ def test_a_table_of_another_machine_predicts_only(database: Database, speed: dic
     assert found.measured is None and speed["times"] == 0
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_of_a_table_by_hand_the_user_says_whether_it_is_of_this_machine(
+    elsewhere: bool, database: Database, speed: dict[str, float]
+) -> None:
+    options = SearchOptions(sensitivity="layer", timings=by_hand(database, ""), other_machine=elsewhere)
+    losses = sensitivities(database, options, Recipe(), QUIET)
+    found = find_in_time(database, parse_budget("latency=1.5x"), losses, options, Recipe(), QUIET)
+    assert found.measured == (None if elsewhere else 1.5) and speed["times"] == (0 if elsewhere else 1)
+
+
+@pytest.mark.slow
+def test_a_model_in_half_precision_is_timed_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], "in"), helper.make_node("Relu", ["h"], ["y"])]
+    model = in_half(
+        onnx_model(nodes, {"x": ("N", 8)}, {"y": ("N", 16)}, {"w": random(8, 16)}), onnx.TensorProto.FLOAT16
+    )
+    build(model, {"x": random(80, 8).astype(np.float16)}, "8w8a", tmp_path / "db", Recipe(refine="none"))
+    database, timed = open_database(tmp_path / "db"), []
+
+    def fake(files: tuple[Path, ...], *args: object) -> Benchmark:
+        timed.extend(onnx.load(file).graph.input[0].type.tensor_type.elem_type for file in files)
+        one = Timed("", 1.0, 1.5, 1.0, 1.0, 30.0, None, 1)
+        return Benchmark("onnxruntime 0.0", "", 1, 1, 1, (one, one))
+
+    monkeypatch.setattr("onnx_obc.search.latency.find.bench", fake)
+    options = SearchOptions(sensitivity="layer", timings=by_hand(database, this_machine(), gain=1.5))
+    losses = sensitivities(database, options, Recipe(), QUIET)
+    find_in_time(database, parse_budget("latency=1.5x"), losses, options, Recipe(), QUIET)
+    assert timed == [onnx.TensorProto.FLOAT16] * 2
+
+
 @pytest.mark.slow
 def test_the_table_is_measured_once_and_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnx_obc.search.latency.layer_times.RUN_SECONDS", 0.01)
@@ -104,6 +137,8 @@ def test_the_table_is_measured_once_and_kept(database: Database, monkeypatch: py
     path = database.folder / "timings" / "onnxruntime-batch2-threads1.json"
     write_timings(replace(first, machine="a toaster"), path)  # the database was copied from elsewhere
     monkeypatch.setattr("onnx_obc.search.latency.find.time_layers", lambda *_: first)
+    assert table_of(database, options, recipe, QUIET) == first == read_timings(path)
+    path.write_text("{")
     assert table_of(database, options, recipe, QUIET) == first == read_timings(path)
 
 
@@ -172,6 +207,8 @@ def test_bad_input(database: Database, tmp_path: Path, capsys: pytest.CaptureFix
         tmp_path / "o.onnx",
         "--sensitivity",
         "layer",
+        "--threads",
+        1,
     )
     write_timings(by_hand(database, "a toaster, 1 cores"), table)
     assert "a toaster" in refused(capsys, *search, "--timings", table)

@@ -126,3 +126,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert read_timings(out).batch == 2
     assert "OUTPUT is missing" in refused(capsys, "time", MODEL)
     assert "names no level" in refused(capsys, "time", MODEL, "-o", out, "--levels", ",")
+    assert "no layer can take any of int3" in refused(
+        capsys, "time", MODEL, "-o", out, "--levels", "int3", "--target", "openvino"
+    )
