@@ -197,7 +197,7 @@ def capture(
     session = replace(session, outputs=tuple(names))
 
     def take(batch: Batch) -> None:  # a function, so that its values are gone before the next batch is run
-        values = session.run(batch.feed)
+        values = samples.outputs(session.run, batch)
         for tap in owners:
             if tap not in sums:
                 shape = shape_of(tap.unfold, values[tap.value].shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.arrays import Array, Feed
-from ..core.errors import CalibrationError
+from ..core.errors import CalibrationError, ModelError
 from .options import KINDS
 
 NEAR = 0.65  # of 1, how alike two names are that one can be a slip of: x and xx, not data and calibration
@@ -72,6 +72,24 @@ class Samples:
     def feeds(self) -> Iterator[Feed]:
         """All feeds, in order."""
         return (batch.feed for batch in self.read(0, self.count))
+
+    def outputs(self, run: Callable[[Feed], Feed], batch: Batch) -> Feed:
+        """What a model makes of one of these batches. Raises ModelError that names the samples that it fails on."""
+        try:
+            return run(batch.feed)
+        except ModelError as error:
+            raise ModelError(f"{self._failing(run, batch)}: {error}") from error
+
+    def _failing(self, run: Callable[[Feed], Feed], batch: Batch) -> str:
+        """The first sample of a batch that a model fails on alone; the batch where samples cannot be told apart."""
+        names = [self.name_of(batch.first + index) for index in range(batch.count)]
+        if self.step == 1 and all(array.ndim and len(array) == batch.count for array in batch.feed.values()):
+            for index, name in enumerate(names):
+                try:
+                    run({key: array[index : index + 1] for key, array in batch.feed.items()})
+                except ModelError:
+                    return name
+        return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
     def part(self, start: int, stop: int) -> Samples:
         """Only the samples start … stop−1, counted from 0; both are multiples of `step`."""

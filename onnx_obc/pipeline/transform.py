@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from ..calibration.samples import Samples
 from ..calibration.split import CORRECTING, first_samples
+from ..core.arrays import Array
 from ..core.progress import Feedback
 from ..correction.transforms.scale_migration import BITS, best_factors, look_at_channels, migrate, movable
 from ..graph.layers import find_layers
+from ..runtime.session import open_session
 from ..targets.registry import TARGETS
 from .attempts import CorrectionReport, compared
 from .permutation import permuted
@@ -48,15 +51,7 @@ def _migrated(
         return folded, ()
     with feedback.watch("correct"):
         samples = first_samples(calibrating, CORRECTING)
-        feeds = list(samples.feeds())
-        total = len(feeds)
-        channels = look_at_channels(
-            folded.model,
-            list(readers),
-            feeds,
-            recipe.execution(),
-            lambda done: feedback.progress("transform", done, total),
-        )
+        channels = look_at_channels(list(readers), _runs(folded.model, list(readers), samples, recipe, feedback))
         factors = {}
         for value, layers in readers.items():
             weights = [layer.matrix()[0] for layer in layers]  # (rows, channels) float32 each
@@ -70,6 +65,16 @@ def _migrated(
         models = (_rounded(each, samples, recipe, feedback) for each in (folded, other))
         tried = compared("scale migration", len(factors), models, folded.dense, held_out, recipe.execution(), True)
     return (other if tried.kept else folded), (tried,)
+
+
+def _runs(
+    model: ir.Model, values: Sequence[str], samples: Samples, recipe: Recipe, feedback: Feedback
+) -> Iterator[Mapping[str, Array]]:
+    """Values of a model, batch by batch."""
+    session = open_session(model, values, recipe.device, recipe.threads)
+    for batch in samples.read(0, samples.count):
+        yield samples.outputs(session.run, batch)
+        feedback.progress("transform", batch.count, samples.count)
 
 
 def _rounded(folded: Folded, samples: Samples, recipe: Recipe, feedback: Feedback) -> ir.Model:

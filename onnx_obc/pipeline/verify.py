@@ -240,8 +240,9 @@ def check_graph(dense: ir.Model, prepared: ir.Model, samples: Samples, recipe: R
     VerificationError otherwise, since all that follows would be for nothing.
     """
     reference, session = (open_session(m, device=recipe.device, threads=recipe.threads) for m in (dense, prepared))
-    feed = next(samples.read(0, samples.step)).feed
-    expected, found = reference.run(feed), session.run(feed)
+    batch = next(samples.read(0, samples.step))
+    feed, expected = batch.feed, samples.outputs(reference.run, batch)
+    found = session.run(feed)
     worst = worst_sqnr(expected, found)
     if worst >= SAME_DB:
         return Check("graph", True, f"folded, it computes what the model does ({worst:.0f} dB)")
@@ -274,7 +275,7 @@ def compare_outputs(
     integers: set[str] = set()
     total = OutputLoss(scores)
     for batch in samples.read(0, samples.count):
-        expected = reference.run(batch.feed)
+        expected = samples.outputs(reference.run, batch)
         try:
             found = session.run(batch.feed)
         except ModelError as error:

@@ -77,7 +77,7 @@ def retarget(
     choices = [database.choices[layer.name] for layer in database.layers]
     _check_pattern(chosen, [choice for found in choices for choice in found])
     check_budgets(budgets, database.layers, database.costs, choices, database.target, options.timings)
-    _check_wishes(budgets, chosen, database.dense, options)
+    _check_options(budgets, chosen, database.dense, options)
     if examiner is None:
         held_out, execution = database.samples["held_out"], chosen.execution()
         examiner = open_examiner(database.dense, options.evaluation, held_out, execution, progress)
@@ -161,7 +161,7 @@ def compress_to_budget(
             check_beside(dense, check_output(output, model))
     recipe = recipe or Recipe()
     levels = options.levels or ("unstructured" if recipe.solver == "gmp" else default_levels(budgets[0], recipe.target))
-    _check_wishes(budgets, recipe, dense, options)
+    _check_options(budgets, recipe, dense, options)
     over = {name: value for name, value in dict(recipe).items() if name in (*SEARCHED, "layers")}
     folded = prepare(dense, recipe.cast)
     samples = open_samples(calibration, input_specs(folded.dense), data or DataOptions(seed=recipe.seed), folded.dense)
@@ -197,12 +197,12 @@ def _check_reachable(
         check_budgets(budgets, layers, costs, found, target, options.timings)
 
 
-def _check_wishes(budgets: Sequence[Budget], recipe: Recipe, dense: ir.Model, options: SearchOptions) -> None:
+def _check_options(budgets: Sequence[Budget], recipe: Recipe, dense: ir.Model, options: SearchOptions) -> None:
     """Raise RecipeError or EngineError, before any work, for what does not go together or nothing here could judge."""
     check_trainable(recipe)
     check_gates(recipe, dense, options.evaluation is not None)
     if recipe.fix_slow:
-        raise RecipeError("--fix-slow returns layers to float, which a budget may not pay for; use --budget latency=…")
+        raise RecipeError("--fix-slow returns layers to float, which a budget may not pay for; leave it out")
     if any(budget.kind == "latency" for budget in budgets):
         check_timing(options, recipe)
     elif options.timings is not None or options.other_machine:

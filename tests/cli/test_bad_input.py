@@ -199,13 +199,15 @@ def test_ids_that_the_model_does_not_know(folder: Path, capsys: pytest.CaptureFi
     ids = np.random.default_rng(0).integers(0, 64, (40, 6))
     ids[17, 3] = 64
     np.savez("x.npz", ids=ids)
-    line = "error: input 'ids' holds 64, and the table that 'lookup' looks it up in has rows 0 to 63: check the data, "
-    line += "and that the tokenizer is this model's"
-    for options in ((), ("--budget", "size=0.5x")):
-        assert refuse(capsys, *options) == line
-    assert refused(capsys, "bench", "in.onnx", "in.onnx", "--calib", "x.npz", "--batch", 40) == line
+    line = (
+        "input 'ids' holds 64, and the table that 'lookup' looks it up in has rows 0 to 63: check the data, and that "
+    )
+    line += "the tokenizer is this model's"
+    for options in ((), ("--weights", "int4", "--activations", "none"), ("--budget", "size=0.5x")):
+        assert refuse(capsys, *options) == f"error: sample 17 of x.npz: {line}"
+    assert refused(capsys, "bench", "in.onnx", "in.onnx", "--calib", "x.npz", "--batch", 40) == f"error: {line}"
     assert run_cli("check", "in.onnx", "--target", "onnxruntime", "--calib", "x.npz", "--batch", 40) == 0
-    assert f"not run: {line.removeprefix('error: ')}" in capsys.readouterr().out
+    assert f"not run: {line}" in capsys.readouterr().out
 
 
 def test_rows_of_a_table_that_the_model_computes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +219,8 @@ def test_rows_of_a_table_that_the_model_computes(folder: Path, capsys: pytest.Ca
     weights = {"axis": np.array(1), "table": np.ones((5, 4), np.float32), "w": np.ones((4, 8), np.float32)}
     onnx.save(build(nodes, {"ids": (TensorProto.INT64, ["N", "L"])}, {"y": ["N", "L", 8]}, weights), "in.onnx")
     np.savez("x.npz", ids=np.ones((40, 6), np.int64))
-    assert refuse(capsys).startswith("error: 'places' looks up row 5 of a table with rows 0 to 4: the data holds ids")
+    line = "error: sample 0 of x.npz: 'places' looks up row 5 of a table with rows 0 to 4: the data holds ids"
+    assert refuse(capsys).startswith(line)
 
 
 @pytest.mark.slow

@@ -8,16 +8,15 @@ that made the input, where these products alone read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from ...core.arrays import Array, Feed, Float32, Float64
+from ...core.arrays import Array, Float32, Float64
 from ...graph.edit import add_initializer, free_name, names_of
 from ...graph.layers import Layer, Use
-from ...runtime.session import Execution, open_session
 
 BITS = 8  # of the inputs that scale is moved out of
 EXPONENTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # α of s = (max |x|)^α / (max |w|)^(1 − α)
@@ -60,23 +59,18 @@ def _is_product(layer: Layer, use: Use) -> bool:
     return own and not node.attributes.get_int("transA", 0)
 
 
-def look_at_channels(
-    model: ir.Model,
-    values: Sequence[str],
-    feeds: Sequence[Feed],
-    execution: Execution,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, Channels]:
-    """The channels of values over feeds; the last axis holds them. Of a value that no feed reaches all are zero."""
-    session = open_session(model, device=execution.device, threads=execution.threads, outputs=list(values))
+def look_at_channels(values: Sequence[str], runs: Iterable[Mapping[str, Array]]) -> dict[str, Channels]:
+    """The channels of values over runs of a model; the last axis holds them. Of a value that none reaches all are zero.
+
+    runs: what each run makes of the values.
+    """
     seen: dict[str, list[tuple[Channels, int]]] = {value: [] for value in values}
-    for feed in feeds:
-        for value, array in session.run(feed).items():
+    for run in runs:
+        for value, array in run.items():
             x = array.reshape(-1, array.shape[-1])  # (positions, channels)
             if len(x):
                 square = np.square(x, dtype=np.float64).mean(axis=0)
                 seen[value].append((Channels(x.min(axis=0), x.max(axis=0), square), len(x)))
-        progress(1)
     return {value: _together(parts) for value, parts in seen.items()}
 
 

@@ -18,7 +18,7 @@ from onnx_obc.correction.transforms.scale_migration import (
     movable,
 )
 from onnx_obc.graph.layers import find_layers
-from onnx_obc.runtime.session import Execution
+from onnx_obc.runtime.session import open_session
 
 RNG = np.random.default_rng(0)
 OUTLIERS = np.where(np.arange(16) % 5 == 0, 30.0, 1.0).astype(np.float32)  # (channels,)
@@ -89,7 +89,8 @@ def test_inputs_that_cannot_give_scale() -> None:
 
 def test_channels_are_those_of_the_values() -> None:
     model, x = ir.from_proto(blocks("gelu")), feed("MatMul")
-    (found,) = look_at_channels(model, ["h"], [x, {"x": 2 * x["x"]}], Execution("cpu", 1)).values()
+    session = open_session(model, ["h"], "cpu", 1)
+    (found,) = look_at_channels(["h"], [session.run(feed) for feed in (x, {"x": 2 * x["x"]})]).values()
     h = np.concatenate([np.tanh(scale * x["x"] * OUTLIERS) * OUTLIERS for scale in (1, 2)]).reshape(-1, 16)
     np.testing.assert_allclose(found.low, h.min(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.high, h.max(axis=0), rtol=1e-5)
