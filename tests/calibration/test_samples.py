@@ -34,5 +34,5 @@ def test_the_first_that_fails_alone(step: int, other: np.ndarray, named: str) ->
 
 def test_a_single_sample() -> None:
     samples = Samples(8, "raw", lambda start, stop: iter(()))
-    with pytest.raises(ModelError, match="^sample 5: below zero$"):
+    with pytest.raises(ModelError, match=r"^sample 5: below zero$"):
         samples.outputs(run, Batch({"x": np.array(-1.0)}, 5, 1))
