@@ -58,7 +58,8 @@ def quality_notes(
         ranges = "; or try --activations dynamic, with ranges of each input" if dynamic and static else ""
         notes.append(
             f"outputs keep {worst:.1f} dB, models at {level} usually {usual:.0f} or more; the layers with the largest "
-            f"relative loss: {named}; give them more bits by a rule of a recipe, or --skip them{ranges}"
+            f"relative loss: {named}; give them more bits by a rule of a recipe, or --skip them{ranges}; or let "
+            f"--min-quality {usual:.0f}dB leave the fewest layers in float that it takes"
         )
     return notes
 

@@ -50,8 +50,8 @@ def _migrated(
     if not readers:
         return folded, ()
     with feedback.watch("correct"):
-        samples = first_samples(calibrating, CORRECTING)
-        channels = look_at_channels(list(readers), _runs(folded.model, list(readers), samples, recipe, feedback))
+        # Of all samples: a channel that is quiet in most would get a factor with which it is the loudest in the others.
+        channels = look_at_channels(list(readers), _runs(folded.model, list(readers), calibrating, recipe, feedback))
         factors = {}
         for value, layers in readers.items():
             weights = [layer.matrix()[0] for layer in layers]  # (rows, channels) float32 each
@@ -62,6 +62,7 @@ def _migrated(
         model = folded.model.clone()
         migrate(model, movable(find_layers(model)[0], quantized), factors)
         other = replace(folded, model=model)
+        samples = first_samples(calibrating, CORRECTING)
         models = (_rounded(each, samples, recipe, feedback) for each in (folded, other))
         tried = compared("scale migration", len(factors), models, folded.dense, held_out, recipe.execution(), True)
     return (other if tried.kept else folded), (tried,)

@@ -322,7 +322,7 @@ def _fault(name: str, wanted: Any, found: Any) -> str | None:
     if found.shape != wanted.shape or (found.dtype != wanted.dtype and not precision):
         return f"{name} is {found.dtype}{list(found.shape)}, not {wanted.dtype}{list(wanted.shape)}"
     if is_float(wanted) and np.any(~np.isfinite(found) & np.isfinite(wanted)):
-        return f"{name} holds NaN or infinity where the dense model does not"
+        return f"{name} holds NaN or infinity where the dense model does not: onnx-obc debug says from where on"
     return None
 
 

@@ -99,14 +99,18 @@ def dequantized_bits(value: ir.Value | None) -> int | None:
 
 
 def code_span(quantize: ir.Node) -> tuple[float, float] | None:
-    """The least and the largest value that a QuantizeLinear with one constant scale can give; None of any other."""
+    """The least and the largest value that a QuantizeLinear with one constant scale can give; None of any other.
+
+    In single precision, as engines have them: 255 steps of 6/255 end at 6.
+    """
     dtype, scale = codes_type(quantize.outputs[0]), constant_behind(quantize.inputs[1])
     if dtype is None or not dtype.is_integer() or scale is None or scale.size != 1:
         return None
     point = constant_behind(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
     zero = 0 if point is None else int(point.numpy().item())
-    step = float(scale.numpy().item())
-    return step * (int(dtype.min) - zero), step * (int(dtype.max) - zero)
+    step = np.float32(scale.numpy().item())
+    low, high = (float(step * np.float32(int(end) - zero)) for end in (dtype.min, dtype.max))
+    return low, high
 
 
 def stretch_to_clip(clip: ir.Node, quantize: ir.Node) -> float:

@@ -86,13 +86,16 @@ def broken(what: str) -> ir.Model:
     nodes.append(helper.make_node("Conv", [data, "wd", bias], ["c"], name="conv"))
     if "Clip" in what:
         weights["low"], weights["high"] = np.float32(-20), np.float32(12 if what == "narrow Clip" else 12.75)
+        if what == "Clip to 6":  # 255 steps of 6/255 are a little more in double precision
+            weights |= {"low": np.float32(0), "high": np.float32(6), "ys": np.float32(6 / 255), "yz": np.uint8(0)}
         nodes.append(helper.make_node("Clip", ["c", "low", "high"], ["clipped"]))
+    grid = ("ys", "yz") if what == "Clip to 6" else ("xs", "xz")
     if what == "output":
         nodes.append(helper.make_node("Relu", ["c"], ["y"]))
     else:
         nodes += [
-            helper.make_node("QuantizeLinear", ["clipped" if "Clip" in what else "c", "xs", "xz"], ["cq"]),
-            helper.make_node("DequantizeLinear", ["cq", "xs", "xz"], ["y"]),
+            helper.make_node("QuantizeLinear", ["clipped" if "Clip" in what else "c", *grid], ["cq"]),
+            helper.make_node("DequantizeLinear", ["cq", *grid], ["y"]),
         ]
     return ir.from_proto(build(nodes, {"x": (1, 4, 8, 8)}, {"y": (1, 4, 6, 6)}, weights))
 
@@ -101,7 +104,7 @@ def broken(what: str) -> ir.Model:
     ("what", "rule"),
     [
         *((rule, rule) for rule in ("output", "bias", "axis")),
-        *((what, "") for what in ("", "moved input", "constant bias", "wide Clip")),
+        *((what, "") for what in ("", "moved input", "constant bias", "wide Clip", "Clip to 6")),
         ("narrow Clip", "clip"),
     ],
 )

@@ -220,8 +220,8 @@ def check_names(names: Iterable[str], inputs: list[InputSpec], where: str) -> No
             )
     if extra:
         raise CalibrationError(
-            f"{where} has {', '.join(map(repr, extra))}, which the model does not take; leave it out "
-            f"(inputs: {', '.join(wanted)})"
+            f"{where} has {', '.join(map(repr, extra))}, which the model does not take; leave it out, or call it "
+            f"'labels' if it is what a metric needs (inputs: {', '.join(wanted)})"
         )
 
 

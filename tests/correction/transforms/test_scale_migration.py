@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -135,6 +137,20 @@ def test_outputs_come_closer_in_the_pipeline(target: str) -> None:
     assert report.output_loss is not None and without.output_loss is not None
     assert report.output_loss < 0.7 * without.output_loss and without.corrections[0].kinds != ("scale migration",)
     assert all(check.passed for check in report.checks)
+
+
+def test_factors_are_those_of_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By some of them alone, a channel that is loud in others would get a factor that makes it the loudest there."""
+    seen = []
+
+    def spy(values: list[str], runs: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Channels]:
+        kept = list(runs)
+        seen.append(sum(len(array) for run in kept for array in run.values()) / len(values))
+        return look_at_channels(values, kept)
+
+    monkeypatch.setattr("onnx_obc.pipeline.transform.look_at_channels", spy)
+    compress(blocks("gelu"), {"x": random(300, 3, 16)}, Recipe(device="cpu", threads=1, measure_speed=False))
+    assert seen == [270]  # of 300, 30 are held out
 
 
 @pytest.mark.parametrize("recipe", [Recipe(activations="none"), Recipe(target="deepsparse")])
