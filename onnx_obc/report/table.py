@@ -18,6 +18,7 @@ from .console import PlainConsole
 if TYPE_CHECKING:
     from ..graph.cost import Cost
     from ..graph.layers import Layer, LeftOut
+    from ..pipeline.attempts import CorrectionReport
     from ..pipeline.layer import EmbeddingReport, LayerReport
     from ..pipeline.report import Report
 
@@ -124,7 +125,7 @@ def report_table(report: Report, width: int) -> RenderableType:
     for attempt in report.corrections:
         where = "other samples" if report.calibration["held_out"] else "the calibration samples themselves"
         change = f"output loss {attempt.loss_before:.3g} → {attempt.loss_after:.3g} on {where}"
-        dropped = "" if attempt.kept else ": dropped"
+        dropped = "" if attempt.kept else f": dropped{_within_noise(attempt)}"
         what = ATTEMPTS.get(attempt.kinds) or f"corrected {' and '.join(attempt.kinds)}"
         lines.append(Text(f"{what} at {counted(attempt.sites, 'place')}, {change}{dropped}"))
     for output in report.outputs:
@@ -202,6 +203,13 @@ def _by_note(report: Report) -> list[tuple[str, str]]:
     counts = Counter(note for layer in report.layers for note in layer.notes)
     names = {note: layer.name for layer in report.layers for note in layer.notes}
     return [(note, names[note] if count == 1 else f"{count} layers") for note, count in counts.items()]
+
+
+def _within_noise(attempt: CorrectionReport) -> str:
+    """Why an attempt was dropped that lowered the loss, if it was for that."""
+    error = attempt.standard_error
+    chance = error is not None and 0 < attempt.loss_before - attempt.loss_after <= error
+    return f", as the gain is within its standard error of {error:.2g}" if chance else ""
 
 
 def _left_out(left: Sequence[LeftOut]) -> list[Text]:

@@ -26,7 +26,7 @@ from onnx_obc.calibration.data import open_samples
 from onnx_obc.calibration.samples import Batch, Samples, Shown
 from onnx_obc.calibration.thumbnails import picture_of
 from onnx_obc.cli.inspect import impossible_levels, inspect_model
-from onnx_obc.graph.cost import layer_costs
+from onnx_obc.graph.cost import Cost, layer_costs
 from onnx_obc.graph.layers import LeftOut, find_layers
 from onnx_obc.graph.model import InputSpec, read_model
 from onnx_obc.pipeline.attempts import CorrectionReport
@@ -147,6 +147,21 @@ def test_the_table_at_any_width(report: Report) -> None:
         render(report_table(long, width), width)
 
 
+@pytest.mark.parametrize(
+    ("after", "kept", "said"),
+    [
+        (0.9, True, "output loss 1 → 0.9 on other samples"),
+        (0.9, False, "output loss 1 → 0.9 on other samples: dropped, as the gain is within its standard error of 0.2"),
+        (0.7, False, "output loss 1 → 0.7 on other samples: dropped"),
+        (1.1, False, "output loss 1 → 1.1 on other samples: dropped"),
+    ],
+)
+def test_why_a_gain_was_dropped(report: Report, after: float, kept: bool, said: str) -> None:
+    tried = CorrectionReport(("bias",), 2, 1.0, after, 0.2, kept)
+    lines = render(report_table(replace(report, corrections=(tried,)), 200), 200)
+    assert f"corrected bias at 2 places, {said}" in lines
+
+
 def test_square_brackets_in_names_are_no_markup(report: Report) -> None:
     odd = replace(report, layers=(replace(report.layers[0], name="[red]a[/red]"),), notes=("[bold]",))
     lines = "\n".join(render(report_table(odd, 200), 200))
@@ -170,6 +185,8 @@ def test_the_layers_of_a_model(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "2:4: the number of columns = 6 is not a multiple of 4: 1 layer" in lines
     assert "1 layer, 48 parameters, 96 FLOPs a sample" in lines
+    unknown = render(layer_table(layers, {"product": Cost(48, None)}, impossible, left, 200), 200)
+    assert "1 layer, 48 parameters, 0 FLOPs a sample in 0 layers: of the others shapes are not known" in unknown
     ir.save(model, tmp_path / "m.onnx")
     assert render(inspect_model(tmp_path / "m.onnx")(200), 200) == lines
 
