@@ -82,7 +82,8 @@ def as_table(grid: dict[tuple[str, str], Cell], levels: Sequence[str], methods: 
             for level, cell in zip(levels, cells, strict=True)
         ]
         steps = next((f" ({cell.steps:,} steps)" for cell in there if cell.steps), "")
-        lines.append((method + steps, *texts, f"{np.nanmean([cell.seconds for cell in there]):.0f}"))
+        known = [cell.seconds for cell in there if not np.isnan(cell.seconds)]  # not of runs that were held up
+        lines.append((method + steps, *texts, f"{np.mean(known):.0f}" if known else "–"))
     return markdown(("method", *levels, "seconds"), lines)
 
 
