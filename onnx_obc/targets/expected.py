@@ -119,10 +119,13 @@ def stretch_to_clip(clip: ir.Node, quantize: ir.Node) -> float:
     Below 1 it reaches further than the Clip; infinite where nothing bounds it.
     """
     most = math.inf
-    for bound, end in zip(clip.inputs[1:], code_span(quantize) or (), strict=False):
-        limit = constant_behind(bound)
+    for bound, end, sign in zip(clip.inputs[1:], code_span(quantize) or (), (-1, 1), strict=False):
+        tensor = constant_behind(bound)
+        limit = None if tensor is None else tensor.numpy().item()
         if limit is not None and end != 0:
-            most = min(most, limit.numpy().item() / end)
+            most = min(most, limit / end)
+        elif limit is not None and sign * limit < 0:  # integers end at 0, and the Clip lets that not pass
+            most = min(most, 0.0)
     return most
 
 

@@ -20,8 +20,6 @@ from ...graph.scales import runs_in_integers, scale_layout
 from ...graph.write import Activation
 from .check import CHANNEL_AXIS, FEW_CHANNELS, INT4_BLOCKS
 
-# The axis that the per-channel scales of a weight must lie along.
-
 
 def unsupported(layer: Layer, choice: Choice) -> str | None:
     """Why TensorRT cannot take this layer so, or None."""
